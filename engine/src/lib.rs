@@ -1,0 +1,11 @@
+//! The heart that the tiers share: pure logic, and the stripe writer and chunk reader over small traits.
+//!
+//! It has no sockets, files, clock, threads or database, so that everything in it runs the same over the network,
+//! in memory and in a simulation.
+
+pub mod cluster;
+pub mod code;
+pub mod hash;
+pub mod ids;
+pub mod location;
+pub mod store;

@@ -1,0 +1,23 @@
+//! Compiles the .proto files, without protoc.
+
+use std::path::PathBuf;
+
+use prost::Message;
+
+const PUBLIC: [&str; 1] = ["proto/keepstone/v1/keepstone.proto"];
+const INTERNAL: [&str; 2] =
+    ["proto/keepstone/internal/v1/storage.proto", "proto/keepstone/internal/v1/meta.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    for file in PUBLIC.iter().chain(&INTERNAL) {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let public = protox::compile(PUBLIC, ["proto"])?;
+    let internal = protox::compile(INTERNAL, ["proto"])?;
+    // Server reflection tells clients of the public package only, and nothing of the cluster's inside.
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("keepstone.v1.descriptor"), public.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".").compile_fds(public)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(internal)?;
+    Ok(())
+}
