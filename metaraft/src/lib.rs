@@ -1,1 +1,6 @@
+//! The metadata cluster, and the client that finds its leaders.
+//!
+//! Raft groups by openraft: the root group holds the cluster map, the data groups hold accounts, trees, versions,
+//! contents and the chunk registry. openraft is named only in `raft`, RocksDB only there and in `raft`'s stores;
+//! what a command does is decided by the pure state machine in `state`.
 

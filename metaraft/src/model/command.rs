@@ -1,0 +1,542 @@
+//! Commands: everything that changes metadata, as one group's state machine takes it.
+//!
+//! A command is a list of steps, applied in order and all or none. Steps that concern one group are fused into one
+//! command; an operation over several groups is a row of commands in the order of `docs/metadata.md` (intent, retain,
+//! commit, release), so that a crash between any two leaves garbage and never a dangling reference.
+//!
+//! Invariants:
+//! - A command that fails changes nothing, and its failure is remembered like a success.
+//! - A request id is applied once; a repetition within [`super::REQUEST_MEMORY_MS`] gives the first outcome, an older
+//!   id is refused.
+//! - Every step is idempotent in itself where its doc says so, so that recovery may repeat it under a new request id.
+//!
+//! Encoding: postcard. New steps and fields are only ever added at the end, under a new [`super::MODEL_FORMAT`].
+
+use engine::cluster::{Location, SlotRange, StripeRecord};
+use engine::code::Code;
+use engine::cutter::Cutter;
+use engine::ids::{
+    AccountId, ChunkId, ClusterId, ContentId, DeviceId, DiskId, EntryId, Epoch, HolderId, NamespaceId, NodeId,
+    RequestId, SlotId, UploadId, VersionId, VolumeId,
+};
+use engine::location::ChunkLocation;
+use engine::manifest::{ContentList, ManifestEntry};
+use serde::{Deserialize, Serialize};
+
+use super::outcome::StepOutcome;
+use super::row::{AccountRow, DeviceRow, EntryKind};
+
+/// What a client of a group proposes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Names the request for repetitions.
+    pub request: RequestId,
+    /// What to do, all or none.
+    pub steps: Steps,
+}
+
+/// The steps of a command, by the kind of group they are for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Steps {
+    /// For the root group.
+    Root(Vec<RootStep>),
+    /// For a data group.
+    Data(Vec<DataStep>),
+}
+
+/// What the root group does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootStep {
+    /// Makes the installation. Idempotent for the same cluster id; refused for another.
+    ClusterInit {
+        /// The installation's id.
+        cluster: ClusterId,
+        /// The code of new volumes.
+        code: Code,
+        /// The shard map: every slot once.
+        slots: Vec<SlotRange>,
+        /// Metadata replicas and their addresses.
+        meta_nodes: Vec<(NodeId, String)>,
+    },
+    /// Registers a storage node, or changes its address or place. Idempotent.
+    StorageNodeRegister {
+        /// Its id.
+        node: NodeId,
+        /// `host:port`.
+        address: String,
+        /// Its failure domain.
+        location: Location,
+    },
+    /// Registers a disk, or moves it to another node or path. Idempotent.
+    DiskRegister {
+        /// Its id.
+        disk: DiskId,
+        /// The node it is in.
+        node: NodeId,
+        /// Its directory there.
+        path: String,
+    },
+    /// Creates volumes, if there are `existing` now; refused as [`StepError::Changed`] otherwise.
+    VolumesCreate {
+        /// How many volumes the planner saw.
+        existing: u64,
+        /// The code of each.
+        code: Code,
+        /// Members of each, by position.
+        members: Vec<Vec<DiskId>>,
+    },
+    /// Sets a setting; the value has been checked by the caller and is checked again.
+    SettingSet {
+        /// Its name.
+        name: String,
+        /// Its value, as text.
+        value: String,
+    },
+}
+
+/// What must be at the target for a commit to go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Base {
+    /// Nothing.
+    Absent,
+    /// A file with this current version.
+    Version(VersionId),
+    /// Nothing or a file, whichever version.
+    Any,
+}
+
+/// What to do with an entry that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnExisting {
+    /// Refuse: [`StepError::AlreadyExists`].
+    Refuse,
+    /// If it is a folder and a folder was asked for, answer with it.
+    TakeFolder,
+    /// If both are symlinks, point it elsewhere.
+    ReplaceSymlink,
+}
+
+/// A chunk to be registered, with those who refer to it from the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewChunk {
+    /// Its id.
+    pub chunk: ChunkId,
+    /// Where it lies. The first registration wins; a loser's place is dead space.
+    pub location: ChunkLocation,
+    /// Sessions that pin it, won or lost.
+    pub holders: Vec<HolderId>,
+}
+
+/// What a data group does. The slot that must be owned is that of the first id named in each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DataStep {
+    /// Takes ownership of slots that no group owns yet. Idempotent.
+    SlotsAdopt {
+        /// First slot.
+        first: SlotId,
+        /// Last slot, included.
+        last: SlotId,
+    },
+
+    // Accounts: in the account's slot, but for the email.
+    /// Points an email (lower case) to an account, if it is free; answers whose it is. Slot: the email's.
+    EmailReserve {
+        /// The email.
+        email: String,
+        /// Whose it shall be.
+        account: AccountId,
+    },
+    /// Makes an account. Idempotent for an equal row.
+    AccountCreate {
+        /// Its id.
+        account: AccountId,
+        /// Its row.
+        row: AccountRow,
+    },
+    /// Adds a device.
+    DeviceAdd {
+        /// Whose.
+        account: AccountId,
+        /// Its id.
+        device: DeviceId,
+        /// Its row; `created_ms` is set from the leader's time.
+        row: DeviceRow,
+    },
+    /// Revokes a device's token. Idempotent.
+    DeviceRevoke {
+        /// Whose.
+        account: AccountId,
+        /// Which.
+        device: DeviceId,
+    },
+
+    // Namespaces: in the namespace's slot.
+    /// Makes a namespace with its root folder (entry 1). Idempotent.
+    NamespaceCreate {
+        /// Its id.
+        namespace: NamespaceId,
+        /// Its owner.
+        owner: AccountId,
+        /// Bytes that all kept versions may take; 0 = no limit.
+        quota_bytes: u64,
+    },
+    /// Opens an upload session, and keeps its chunk list. Idempotent for an equal session.
+    UploadBegin {
+        /// Where it will be committed.
+        namespace: NamespaceId,
+        /// The session.
+        upload: UploadId,
+        /// Who refers to its chunks.
+        holder: HolderId,
+        /// Name of the content that it makes.
+        content: ContentId,
+        /// Bytes of the file.
+        size: u64,
+        /// How it is cut.
+        cutter: Cutter,
+        /// Its chunks, in order.
+        chunks: Vec<ManifestEntry>,
+        /// How long the session lives.
+        life_ms: u64,
+    },
+    /// The intent: counts the session's content as used by the namespace before anything is retained elsewhere, so
+    /// that it cannot vanish meanwhile. Answers [`StepOutcome::Held`]. Idempotent. Nothing is done for an empty file.
+    UploadHold {
+        /// The session's namespace.
+        namespace: NamespaceId,
+        /// The session.
+        upload: UploadId,
+    },
+    /// The commit: makes the file, or a new version, of a session that holds its content (empty files need not),
+    /// marks the content as retained, and ends the session. Answers [`StepOutcome::Entry`].
+    FileCommit {
+        /// The session's namespace.
+        namespace: NamespaceId,
+        /// The session.
+        upload: UploadId,
+        /// The folder.
+        parent: EntryId,
+        /// The file's name.
+        name: String,
+        /// What must be there.
+        base: Base,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time, nanoseconds since 1970.
+        mtime_ns: i64,
+        /// Who commits.
+        device: DeviceId,
+    },
+    /// Gives a session up. Answers [`StepOutcome::Aborted`]; the caller then releases. Idempotent.
+    UploadAbort {
+        /// The session's namespace.
+        namespace: NamespaceId,
+        /// The session.
+        upload: UploadId,
+    },
+    /// Makes a folder or a symlink. Answers [`StepOutcome::Entry`].
+    EntryCreate {
+        /// Where.
+        namespace: NamespaceId,
+        /// The folder.
+        parent: EntryId,
+        /// Its name.
+        name: String,
+        /// [`EntryKind::Folder`] or [`EntryKind::Symlink`].
+        kind: EntryKind,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time.
+        mtime_ns: i64,
+        /// If something is there.
+        existing: OnExisting,
+    },
+    /// Sets permission bits and modification time (a file's current version keeps its own copy of both).
+    EntrySetAttributes {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time.
+        mtime_ns: i64,
+    },
+    /// Moves or renames an entry that is at `from_parent`/`from_name` now. Cycles are refused. With `replace`, what
+    /// is at the target goes to the trash. Moving an entry onto itself changes nothing.
+    EntryMove {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// Its folder now.
+        from_parent: EntryId,
+        /// Its name now.
+        from_name: String,
+        /// Its folder to be.
+        to_parent: EntryId,
+        /// Its name to be.
+        to_name: String,
+        /// Whether something at the target may go to the trash.
+        replace: bool,
+    },
+    /// Makes a file or a symlink with the current content of another, in the same namespace.
+    EntryCopy {
+        /// Where.
+        namespace: NamespaceId,
+        /// Of which.
+        entry: EntryId,
+        /// The folder.
+        to_parent: EntryId,
+        /// The name.
+        to_name: String,
+        /// Whether something at the target may go to the trash.
+        replace: bool,
+        /// Who copies.
+        device: DeviceId,
+    },
+    /// Moves an entry, with all below it, to the trash: a few rows, however large it is. Answers
+    /// [`StepOutcome::Trashed`].
+    EntryDelete {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// Its folder now.
+        parent: EntryId,
+        /// Its name now.
+        name: String,
+        /// Whether a folder with entries may go.
+        recursive: bool,
+    },
+    /// Adds a new version with the content of an earlier one. Answers [`StepOutcome::Entry`].
+    VersionRestore {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which file.
+        entry: EntryId,
+        /// Which version.
+        version: VersionId,
+        /// Who restores.
+        device: DeviceId,
+    },
+    /// Takes an entry out of the trash. Answers [`StepOutcome::Entry`].
+    TrashRestore {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        trash: u64,
+        /// The folder.
+        to_parent: EntryId,
+        /// The name.
+        to_name: String,
+    },
+    /// Removes up to `entries_max` entries of a trashed tree for good, leaves first. Answers
+    /// [`StepOutcome::Purged`]; repeated by the caller until it is done. A purge that has begun cannot be restored.
+    TrashPurge {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        trash: u64,
+        /// At most so many now.
+        entries_max: u32,
+    },
+    /// Takes a release off the queue of those to be done, once its content's group has it. Idempotent.
+    ReleaseDone {
+        /// Whose queue.
+        namespace: NamespaceId,
+        /// The content.
+        content: ContentId,
+        /// The generation that was released.
+        generation: u64,
+    },
+
+    // Contents: in the content's slot.
+    /// Refers to a content from a namespace; makes the content, with `holder` as the one who refers to its chunks,
+    /// if it is not there. Answers [`StepOutcome::Retained`] with the holder in force: if it is another's, the
+    /// caller's pins are to be removed afterwards. Idempotent.
+    ContentRetain {
+        /// Which.
+        content: ContentId,
+        /// From where.
+        namespace: NamespaceId,
+        /// As [`StepOutcome::Held`] said; `None` where the namespace is in this very group and the hold is a step
+        /// before: it is read from there.
+        generation: Option<u64>,
+        /// The session's holder.
+        holder: HolderId,
+        /// Bytes.
+        size: u64,
+        /// Its chunks, or the top of their tree.
+        list: ContentList,
+    },
+    /// Refers no more. If it was the last reference the content dies: [`StepOutcome::Released`] has what is to be
+    /// released then, and it stays queued until [`DataStep::DeadContentForget`]. Idempotent.
+    ContentRelease {
+        /// Which.
+        content: ContentId,
+        /// From where.
+        namespace: NamespaceId,
+        /// The generation of the reference.
+        generation: u64,
+    },
+    /// Takes a dead content off the queue, once the references to its chunks are gone. Idempotent.
+    DeadContentForget {
+        /// Which.
+        content: ContentId,
+        /// Who referred.
+        holder: HolderId,
+    },
+
+    // Chunks: each in its own slot; all of one step in slots of one group.
+    /// Refers to chunks that are registered and not condemned. Answers [`StepOutcome::Pinned`]. Idempotent.
+    ChunksPin {
+        /// Who refers.
+        holder: HolderId,
+        /// To which.
+        chunks: Vec<ChunkId>,
+    },
+    /// Registers chunks of a stripe whose own row is committed. Answers [`StepOutcome::Registered`]. Idempotent.
+    ChunksRegister {
+        /// The epoch at which their stripe was written.
+        epoch: Epoch,
+        /// All of one stripe.
+        chunks: Vec<NewChunk>,
+    },
+    /// Refers no more; a chunk whose last reference goes is unreferenced from the leader's time on. Idempotent.
+    ChunksUnpin {
+        /// Who referred.
+        holder: HolderId,
+        /// To which.
+        chunks: Vec<ChunkId>,
+    },
+    /// Registers a stripe, in the slot of its id, before its chunks. Idempotent for an equal record.
+    StripeRegister {
+        /// What is known of it.
+        record: StripeRecord,
+    },
+    /// From now on registrations of this volume with an older epoch are refused. Idempotent, never lowers.
+    VolumeFence {
+        /// Which.
+        volume: VolumeId,
+        /// The oldest epoch that is taken.
+        epoch: Epoch,
+    },
+}
+
+/// The answer to a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommandOutcome {
+    /// One outcome per step.
+    Done(Vec<StepOutcome>),
+    /// Nothing was changed.
+    Failed {
+        /// Which step, counted from 0.
+        step: u32,
+        /// Why.
+        error: StepError,
+    },
+    /// The request id is older than requests are remembered, or further ahead than clocks may differ.
+    RequestOutOfTime {
+        /// The leader's time, milliseconds since 1970.
+        leader_ms: u64,
+    },
+    /// The bytes are not a command that this version of the software knows.
+    NotUnderstood,
+}
+
+/// Why a step, and with it its command, changed nothing. Variants differ where the caller's next move differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum StepError {
+    /// The slot is another group's: fetch the shard map and go there.
+    #[error("slot {slot} is not owned by this group")]
+    NotOwner {
+        /// Which.
+        slot: SlotId,
+    },
+    /// A step for the root group came to a data group, or the other way round.
+    #[error("step for another kind of group")]
+    WrongGroup,
+    /// The installation exists with another id, or does not exist yet.
+    #[error("cluster is not this one, or not made yet")]
+    WrongCluster,
+    /// What the decision was based on has changed: look again.
+    #[error("changed meanwhile: {what}")]
+    Changed {
+        /// What.
+        what: String,
+    },
+    /// The email belongs to an account.
+    #[error("email is taken")]
+    EmailTaken,
+    /// No such account, device, namespace, entry, version, trash item, session or content.
+    #[error("no such {what}")]
+    NotFound {
+        /// What, in the glossary's words.
+        what: String,
+    },
+    /// Something is there.
+    #[error("already exists")]
+    AlreadyExists {
+        /// Its kind, in words.
+        kind: String,
+    },
+    /// The file's current version is another than the base.
+    #[error("conflict: the current version is {current:?}")]
+    Conflict {
+        /// The current version; `None` if nothing is there.
+        current: Option<VersionId>,
+    },
+    /// A folder where a file was meant, or the other way round.
+    #[error("it is a {is}")]
+    WrongKind {
+        /// What it is.
+        is: String,
+    },
+    /// A folder with entries, deleted without `recursive`.
+    #[error("folder is not empty")]
+    NotEmpty,
+    /// A folder would be moved below itself.
+    #[error("a folder cannot be moved into itself")]
+    Cycle,
+    /// A name that no entry may have.
+    #[error("bad name: {why}")]
+    BadName {
+        /// Why.
+        why: String,
+    },
+    /// The tree would be deeper than [`super::DEPTH_MAX`].
+    #[error("too deep: at most {max} folders within one another")]
+    TooDeep {
+        /// The bound.
+        max: u32,
+    },
+    /// The namespace's quota would be exceeded.
+    #[error("quota exceeded: used_bytes={used_bytes} quota_bytes={quota_bytes} needed_bytes={needed_bytes}")]
+    Quota {
+        /// Used now.
+        used_bytes: u64,
+        /// Allowed.
+        quota_bytes: u64,
+        /// Asked for.
+        needed_bytes: u64,
+    },
+    /// The session has ended: committed, aborted or expired.
+    #[error("upload session has ended: {how}")]
+    UploadEnded {
+        /// How.
+        how: String,
+    },
+    /// A registration of an older epoch: fetch the cluster map and write the stripe again.
+    #[error("stale epoch: current_epoch={current}")]
+    StaleEpoch {
+        /// The oldest that is taken.
+        current: Epoch,
+    },
+    /// A value that can never be right.
+    #[error("invalid: {why}")]
+    Invalid {
+        /// Why.
+        why: String,
+    },
+}

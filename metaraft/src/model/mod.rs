@@ -1,0 +1,30 @@
+//! What the metadata groups hold and how it is changed and read: rows, commands, queries, settings, and their
+//! encoding.
+
+pub mod codec;
+pub mod command;
+pub mod outcome;
+pub mod query;
+pub mod row;
+pub mod settings;
+
+/// Version of the encoding of rows, commands and queries: the first byte of each.
+pub const MODEL_FORMAT: u8 = 1;
+
+/// How long the outcome of a request is remembered; requests that are older are refused.
+pub const REQUEST_MEMORY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// How far ahead of the leader's clock a request's time may be.
+pub const REQUEST_AHEAD_MS: u64 = 10 * 60 * 1000;
+
+/// Entries in one part of an upload session's chunk list.
+pub const UPLOAD_PART_ENTRIES: usize = 4096;
+
+/// Folders within one another.
+pub const DEPTH_MAX: u32 = 256;
+
+/// Bytes of a name.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Items in one query, and in one page.
+pub const QUERY_ITEMS_MAX: u32 = 10_000;

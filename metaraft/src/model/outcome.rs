@@ -1,0 +1,85 @@
+//! What the steps of a command answer.
+
+use engine::ids::{AccountId, ContentId, HolderId, VolumeId};
+use engine::manifest::ContentList;
+use serde::{Deserialize, Serialize};
+
+use super::row::EntryRow;
+
+/// The answer to one step, in the order of the command's steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StepOutcome {
+    /// Done, and nothing to say.
+    Done,
+    /// [`super::command::RootStep::VolumesCreate`].
+    VolumesCreated(Vec<VolumeId>),
+    /// [`super::command::DataStep::EmailReserve`]: whose it is now.
+    EmailReserved(AccountId),
+    /// [`super::command::DataStep::UploadHold`].
+    Held {
+        /// The reference's generation; 0 for an empty file.
+        generation: u64,
+        /// Whether the content's group has the reference already, so that retaining may be left out.
+        retained: bool,
+    },
+    /// An entry as it is now.
+    Entry(EntryRow),
+    /// [`super::command::DataStep::EntryDelete`].
+    Trashed {
+        /// Its number in the trash.
+        trash: u64,
+    },
+    /// [`super::command::DataStep::UploadAbort`].
+    Aborted {
+        /// Whose pins are to be removed; `None` if the session was unknown or had been committed.
+        holder: Option<HolderId>,
+        /// A reference that must be released, if the hold was the last use.
+        release: Option<Release>,
+    },
+    /// [`super::command::DataStep::TrashPurge`].
+    Purged {
+        /// Nothing is left of it.
+        done: bool,
+        /// Entries removed by this step.
+        entries: u64,
+        /// Bytes of their versions.
+        bytes: u64,
+        /// References to be released now: [`super::command::DataStep::ContentRelease`], then
+        /// [`super::command::DataStep::ReleaseDone`].
+        releases: Vec<Release>,
+    },
+    /// [`super::command::DataStep::ContentRetain`]: the holder in force.
+    Retained {
+        /// Who refers to the chunks.
+        holder: HolderId,
+    },
+    /// [`super::command::DataStep::ContentRelease`].
+    Released {
+        /// Set if the content died (now or before, and is still queued).
+        dead: Option<DeadContent>,
+    },
+    /// [`super::command::DataStep::ChunksPin`]: for each chunk, whether it is there and now pinned.
+    Pinned(Vec<bool>),
+    /// [`super::command::DataStep::ChunksRegister`]: for each chunk, whether this registration won.
+    Registered(Vec<bool>),
+}
+
+/// A reference of a namespace to a content, to be released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Release {
+    /// The content.
+    pub content: ContentId,
+    /// The reference's generation.
+    pub generation: u64,
+}
+
+/// A content without references: what refers to its chunks is to be removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadContent {
+    /// Its id.
+    pub content: ContentId,
+    /// Who refers to its chunks.
+    pub holder: HolderId,
+    /// Its chunks, or the top of their tree.
+    pub list: ContentList,
+}

@@ -1,0 +1,230 @@
+//! Queries: everything that is read, linearizable, from a group's leader.
+
+use engine::cluster::ClusterMap;
+use engine::ids::{
+    AccountId, ChunkId, ContentId, DeviceId, EntryId, HolderId, NamespaceId, SlotId, UploadId, VersionId,
+};
+use engine::location::ChunkLocation;
+use engine::manifest::ManifestEntry;
+use serde::{Deserialize, Serialize};
+
+use super::outcome::Release;
+use super::row::{
+    AccountRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow, TrashRow, UploadRow, VersionRow,
+};
+
+/// A question to one group. Lists are bounded by [`super::QUERY_ITEMS_MAX`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    // The root group.
+    /// Answers [`Reply::ClusterMap`], with health as its leader sees it.
+    ClusterMap,
+    /// Answers [`Reply::Settings`]: those that were set.
+    Settings,
+
+    // Accounts.
+    /// Answers [`Reply::AccountId`].
+    AccountByEmail {
+        /// Lower case.
+        email: String,
+    },
+    /// Answers [`Reply::Account`].
+    Account {
+        /// Whose.
+        account: AccountId,
+    },
+    /// Answers [`Reply::Devices`].
+    Devices {
+        /// Whose.
+        account: AccountId,
+    },
+    /// Answers [`Reply::Device`].
+    Device {
+        /// Whose.
+        account: AccountId,
+        /// Which.
+        device: DeviceId,
+    },
+
+    // Namespaces.
+    /// Answers [`Reply::Namespace`].
+    Namespace {
+        /// Which.
+        namespace: NamespaceId,
+    },
+    /// Walks paths from the root folder. Answers [`Reply::Resolved`], in order.
+    Resolve {
+        /// Where.
+        namespace: NamespaceId,
+        /// Names from the root folder on; no names = the root folder.
+        paths: Vec<Vec<String>>,
+    },
+    /// A page of a folder, by name. Answers [`Reply::Entries`].
+    Children {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which folder.
+        parent: EntryId,
+        /// Begin after this name.
+        after: Option<String>,
+        /// At most so many.
+        count_max: u32,
+    },
+    /// Answers [`Reply::Versions`], newest first.
+    Versions {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which file.
+        entry: EntryId,
+    },
+    /// Answers [`Reply::Version`].
+    Version {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which file.
+        entry: EntryId,
+        /// Which version.
+        version: VersionId,
+    },
+    /// A page of the trash, oldest first. Answers [`Reply::Trash`].
+    Trash {
+        /// Where.
+        namespace: NamespaceId,
+        /// Begin after this number; 0 = from the start.
+        after: u64,
+        /// At most so many.
+        count_max: u32,
+    },
+    /// Names from the root folder to each entry. Answers [`Reply::Paths`]; `None` where an ancestor is gone.
+    Paths {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entries: Vec<EntryId>,
+    },
+    /// Answers [`Reply::Uploads`], in order.
+    Uploads {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        uploads: Vec<UploadId>,
+    },
+    /// A part of a session's chunk list. Answers [`Reply::UploadPart`].
+    UploadPart {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        upload: UploadId,
+        /// Counted from 0, each of [`super::UPLOAD_PART_ENTRIES`] entries but the last.
+        part: u64,
+    },
+    /// Whether kept versions of the namespace hold these contents: what may be told to its owner. Answers
+    /// [`Reply::Flags`].
+    NamespaceHolds {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        contents: Vec<ContentId>,
+    },
+    /// Releases still to be done. Answers [`Reply::Releases`].
+    Releases {
+        /// Where.
+        namespace: NamespaceId,
+        /// At most so many.
+        count_max: u32,
+    },
+
+    // Contents and chunks.
+    /// Answers [`Reply::Contents`], in order.
+    Contents {
+        /// Which.
+        contents: Vec<ContentId>,
+    },
+    /// Where chunks lie; condemned ones lie nowhere. Answers [`Reply::Locations`], in order.
+    ChunksLocate {
+        /// Which.
+        chunks: Vec<ChunkId>,
+    },
+    /// Whether the holder refers to the chunks. Answers [`Reply::Flags`], in order.
+    ChunksPinned {
+        /// Who.
+        holder: HolderId,
+        /// To which.
+        chunks: Vec<ChunkId>,
+    },
+    /// Answers [`Reply::Counters`].
+    Counters,
+}
+
+/// How far a path leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// Names that were found, from the root on.
+    pub found: u32,
+    /// What the last found name is (the root folder if none was).
+    pub last: EntryRow,
+    /// The entry that holds, or would hold, the path's last name, if every name before it was found and it is a
+    /// folder. For the root folder: itself.
+    pub parent: Option<EntryId>,
+}
+
+/// The answer to a query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The map.
+    ClusterMap(Box<ClusterMap>),
+    /// Names and values.
+    Settings(Vec<(String, String)>),
+    /// Whose email it is.
+    AccountId(Option<AccountId>),
+    /// The account.
+    Account(Option<AccountRow>),
+    /// Its devices.
+    Devices(Vec<(DeviceId, DeviceRow)>),
+    /// The account and one device of it.
+    Device(Option<(AccountRow, DeviceRow)>),
+    /// The namespace.
+    Namespace(Option<NamespaceRow>),
+    /// Where paths lead.
+    Resolved(Vec<Resolved>),
+    /// A page of entries.
+    Entries {
+        /// By name.
+        entries: Vec<EntryRow>,
+        /// Whether there are further ones.
+        more: bool,
+    },
+    /// Versions.
+    Versions(Vec<VersionRow>),
+    /// One version.
+    Version(Option<VersionRow>),
+    /// A page of the trash.
+    Trash {
+        /// Oldest first.
+        items: Vec<TrashRow>,
+        /// Whether there are further ones.
+        more: bool,
+    },
+    /// Names from the root on.
+    Paths(Vec<Option<Vec<String>>>),
+    /// Sessions.
+    Uploads(Vec<Option<UploadRow>>),
+    /// A part of a chunk list.
+    UploadPart(Vec<ManifestEntry>),
+    /// Yes or no, in order.
+    Flags(Vec<bool>),
+    /// Releases.
+    Releases(Vec<Release>),
+    /// Contents.
+    Contents(Vec<Option<ContentRow>>),
+    /// Places.
+    Locations(Vec<Option<ChunkLocation>>),
+    /// The group's sums.
+    Counters(GroupCounters),
+    /// The namespace is not there.
+    NoNamespace,
+    /// The slot is another group's.
+    NotOwner(SlotId),
+    /// The query is not one that this version of the software knows, or it is for another kind of group.
+    NotUnderstood,
+}

@@ -1,0 +1,253 @@
+//! Rows: what the state machines of the groups hold, as queries answer with them.
+
+use engine::cutter::Cutter;
+use engine::ids::{
+    AccountId, ChunkId, ContentId, DeviceId, EntryId, HolderId, NamespaceId, UploadId, VersionId, VolumeId,
+};
+use engine::code::PositionSet;
+use engine::location::ChunkLocation;
+use engine::manifest::ContentList;
+use serde::{Deserialize, Serialize};
+
+/// The root folder of every namespace.
+pub const ROOT_ENTRY: EntryId = EntryId(1);
+
+/// An account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountRow {
+    /// Lower case.
+    pub email: String,
+    /// As people know them.
+    pub name: String,
+    /// In PHC string form (argon2).
+    pub password_hash: String,
+    /// Their own tree.
+    pub namespace: NamespaceId,
+    /// Whether they administrate the cluster.
+    pub admin: bool,
+    /// When it was made; set from the leader's time.
+    pub created_ms: u64,
+}
+
+/// A signed-in device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRow {
+    /// As its user named it.
+    pub name: String,
+    /// SHA-256 of the token's secret part.
+    pub token_hash: [u8; 32],
+    /// When it signed in.
+    pub created_ms: u64,
+    /// When its token was revoked.
+    pub revoked_ms: Option<u64>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceRow {
+    /// Whose.
+    pub owner: AccountId,
+    /// Bytes that all kept versions may take; 0 = no limit.
+    pub quota_bytes: u64,
+    /// Bytes of all kept versions, those in the trash too: exact, and free to compute.
+    pub used_bytes: u64,
+    /// The latest number in its journal.
+    pub sequence: u64,
+    /// The next entry's id.
+    pub next_entry: EntryId,
+    /// The next version's id.
+    pub next_version: VersionId,
+    /// The next number in the trash.
+    pub next_trash: u64,
+    /// The next generation of a content reference.
+    pub next_generation: u64,
+}
+
+/// What an entry is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A file, by its current version.
+    File(FileState),
+    /// A folder.
+    Folder,
+    /// A symlink and where it points, as bytes that are kept and never followed.
+    Symlink(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+impl EntryKind {
+    /// The word for it in messages.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Folder => "folder",
+            Self::Symlink(_) => "symlink",
+        }
+    }
+}
+
+/// A file's current version, beside its entry so that listings need nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileState {
+    /// The current version.
+    pub version: VersionId,
+    /// Its content.
+    pub content: ContentId,
+    /// Its bytes.
+    pub size: u64,
+    /// How it is cut.
+    pub cutter: Cutter,
+}
+
+/// A file, folder or symlink, at its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryRow {
+    /// Its id.
+    pub entry: EntryId,
+    /// The folder it is in (for the root folder: itself).
+    pub parent: EntryId,
+    /// Its name there (for the root folder: empty).
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Modification time, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// When it was made, by the leader's time.
+    pub created_ms: u64,
+    /// When it last changed, by the leader's time.
+    pub changed_ms: u64,
+    /// Its latest number in the namespace's journal.
+    pub sequence: u64,
+}
+
+/// A version of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRow {
+    /// Its id.
+    pub version: VersionId,
+    /// Its content.
+    pub content: ContentId,
+    /// Its bytes.
+    pub size: u64,
+    /// How it is cut.
+    pub cutter: Cutter,
+    /// Permission bits.
+    pub mode: u32,
+    /// Modification time.
+    pub mtime_ns: i64,
+    /// When it was committed.
+    pub created_ms: u64,
+    /// By which device.
+    pub device: DeviceId,
+}
+
+/// A deleted entry, with all that is still below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashRow {
+    /// Its number in the trash.
+    pub trash: u64,
+    /// The entry, with the parent and name it had.
+    pub entry: EntryRow,
+    /// When it was deleted.
+    pub deleted_ms: u64,
+    /// Whether a purge has begun.
+    pub purging: bool,
+}
+
+/// How far an upload session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UploadState {
+    /// Takes chunks.
+    Open,
+    /// Its content is counted as used, with this generation; the commit is under way.
+    Held {
+        /// Of the reference.
+        generation: u64,
+    },
+    /// The file is made.
+    Committed {
+        /// The entry.
+        entry: EntryId,
+        /// The version.
+        version: VersionId,
+    },
+    /// Given up.
+    Aborted,
+}
+
+/// An upload session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadRow {
+    /// Its id.
+    pub upload: UploadId,
+    /// Who refers to its chunks.
+    pub holder: HolderId,
+    /// The content that it makes.
+    pub content: ContentId,
+    /// Bytes.
+    pub size: u64,
+    /// How it is cut.
+    pub cutter: Cutter,
+    /// Entries in its chunk list, kept in parts of [`super::UPLOAD_PART_ENTRIES`].
+    pub chunk_count: u64,
+    /// When it began.
+    pub created_ms: u64,
+    /// When it ends by itself.
+    pub expires_ms: u64,
+    /// How far it is.
+    pub state: UploadState,
+}
+
+/// A content: what a version's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentRow {
+    /// Who refers to its chunks.
+    pub holder: HolderId,
+    /// Bytes.
+    pub size: u64,
+    /// Its chunks, or the top of their tree.
+    pub list: ContentList,
+}
+
+/// A registered chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRow {
+    /// Its id.
+    pub chunk: ChunkId,
+    /// Where it lies.
+    pub location: ChunkLocation,
+    /// Unique to this registration: the index of the log entry's command that made it.
+    pub generation: u64,
+    /// Since when nothing refers to it.
+    pub unreferenced_since_ms: Option<u64>,
+    /// Never handed out again.
+    pub condemned: bool,
+}
+
+/// How many stripes of a volume use, and lack, the same positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StripeCount {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Positions in use.
+    pub used: PositionSet,
+    /// Positions that were not durable when the stripes were acknowledged.
+    pub missing: PositionSet,
+    /// Stripes.
+    pub stripes: u64,
+}
+
+/// A data group's sums, kept with every change.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GroupCounters {
+    /// Bytes of the current versions of all files, those in the trash until it is purged.
+    pub bytes_logical: u64,
+    /// Plain bytes of distinct registered chunks.
+    pub bytes_unique: u64,
+    /// Registered chunks.
+    pub chunks: u64,
+    /// Stripes by volume and positions.
+    pub stripes: Vec<StripeCount>,
+}
