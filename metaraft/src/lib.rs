@@ -4,3 +4,5 @@
 //! contents and the chunk registry. openraft is named only in `raft`, RocksDB only there and in `raft`'s stores;
 //! what a command does is decided by the pure state machine in `state`.
 
+pub mod app;
+pub mod kv;
