@@ -3,9 +3,12 @@
 //! It has no sockets, files, clock, threads or database, so that everything in it runs the same over the network,
 //! in memory and in a simulation.
 
+pub mod chunk;
 pub mod cluster;
 pub mod code;
+pub mod cutter;
 pub mod hash;
 pub mod ids;
 pub mod location;
+pub mod manifest;
 pub mod store;
