@@ -227,7 +227,8 @@ pub enum DataStep {
         /// Who commits.
         device: DeviceId,
     },
-    /// Gives a session up. Answers [`StepOutcome::Aborted`]; the caller then releases. Idempotent.
+    /// Gives a session up. Answers [`StepOutcome::Aborted`]; the caller then releases, dismisses the holder
+    /// ([`DataStep::HolderDismiss`]) and removes its pins if it is not in force. Idempotent.
     UploadAbort {
         /// The session's namespace.
         namespace: NamespaceId,
@@ -354,7 +355,8 @@ pub enum DataStep {
     // Contents: in the content's slot.
     /// Refers to a content from a namespace; makes the content, with `holder` as the one who refers to its chunks,
     /// if it is not there. Answers [`StepOutcome::Retained`] with the holder in force: if it is another's, the
-    /// caller's pins are to be removed afterwards. Idempotent.
+    /// caller's pins are to be removed after the commit. Refused ([`StepError::Changed`]) once this generation has
+    /// been released or, where the content would be made, once the holder has been dismissed. Idempotent.
     ContentRetain {
         /// Which.
         content: ContentId,
@@ -421,6 +423,18 @@ pub enum DataStep {
         volume: VolumeId,
         /// The oldest epoch that is taken.
         epoch: Epoch,
+    },
+
+    /// Bars a session's holder from becoming the content's, unless it is: to be committed before the pins of a
+    /// session are removed, whenever [`StepOutcome::Retained`] has not told that the holder in force is another's
+    /// (the session was aborted, or retaining was left out because [`StepOutcome::Held`] said `retained`). A paused
+    /// gateway may still send a [`DataStep::ContentRetain`] of the session, and a retain that came before may have
+    /// made the content live by this holder. Answers [`StepOutcome::Dismissed`]. Idempotent. Slot: the content's.
+    HolderDismiss {
+        /// The session's content.
+        content: ContentId,
+        /// The session's holder.
+        holder: HolderId,
     },
 }
 

@@ -31,7 +31,8 @@ pub enum StepOutcome {
     },
     /// [`super::command::DataStep::UploadAbort`].
     Aborted {
-        /// Whose pins are to be removed; `None` if the session was unknown or had been committed.
+        /// Whose pins are to be removed, after [`super::command::DataStep::HolderDismiss`]; `None` if the session
+        /// was unknown or had been committed.
         holder: Option<HolderId>,
         /// A reference that must be released, if the hold was the last use.
         release: Option<Release>,
@@ -62,6 +63,12 @@ pub enum StepOutcome {
     Pinned(Vec<bool>),
     /// [`super::command::DataStep::ChunksRegister`]: for each chunk, whether this registration won.
     Registered(Vec<bool>),
+    /// [`super::command::DataStep::HolderDismiss`].
+    Dismissed {
+        /// The holder is the content's: its pins must stay, and go when the content dies. Otherwise it never will
+        /// be, and its pins may be removed.
+        in_force: bool,
+    },
 }
 
 /// A reference of a namespace to a content, to be released.

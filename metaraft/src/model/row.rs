@@ -218,7 +218,7 @@ pub struct ChunkRow {
     pub chunk: ChunkId,
     /// Where it lies.
     pub location: ChunkLocation,
-    /// Unique to this registration: the index of the log entry's command that made it.
+    /// Unique to this registration: the number that its group's count of registrations had reached.
     pub generation: u64,
     /// Since when nothing refers to it.
     pub unreferenced_since_ms: Option<u64>,
