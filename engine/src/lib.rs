@@ -6,9 +6,12 @@
 pub mod chunk;
 pub mod cluster;
 pub mod code;
+pub mod codec;
+pub mod coding;
 pub mod cutter;
 pub mod hash;
 pub mod ids;
 pub mod location;
 pub mod manifest;
 pub mod store;
+pub mod stripe;

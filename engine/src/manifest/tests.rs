@@ -14,7 +14,11 @@ fn entries(count: u32) -> Vec<ManifestEntry> {
         .collect()
 }
 
-fn walk(list: ContentList, nodes: &BTreeMap<ChunkId, Bytes>, from: u64) -> (Vec<(u64, ManifestEntry)>, usize) {
+fn walk(
+    list: ContentList,
+    nodes: &BTreeMap<ChunkId, Bytes>,
+    from: u64,
+) -> (Vec<(u64, ManifestEntry)>, usize) {
     let mut walk = TreeWalk::new(list, from).unwrap();
     let mut found = Vec::new();
     let mut fetched = 0;
@@ -34,13 +38,14 @@ fn walk(list: ContentList, nodes: &BTreeMap<ChunkId, Bytes>, from: u64) -> (Vec<
 fn content_ids_are_pinned_and_depend_on_order_and_sizes() {
     assert_eq!(
         ContentId::of(&[]).to_string(),
-        "4cb1e4bd04b1d41dbb46c73ec1f5d1b3a8c5e6e49ab03d15c7e9efb5b3a8ea42"
+        "2589158d4b48bace211a2af75f6bced1d2cf03c62cada9352bc01bb6761831da"
     );
     let list = entries(3);
     let swapped = [list[1], list[0], list[2]];
     let mut resized = list.clone();
     resized[2].size += 1;
-    let ids = [ContentId::of(&list), ContentId::of(&swapped), ContentId::of(&resized), ContentId::of(&list[..2])];
+    let ids =
+        [ContentId::of(&list), ContentId::of(&swapped), ContentId::of(&resized), ContentId::of(&list[..2])];
     for (index, id) in ids.iter().enumerate() {
         assert!(!ids[index + 1..].contains(id));
     }
@@ -57,7 +62,9 @@ fn a_walk_gives_back_what_the_tree_was_built_of_from_any_offset() {
         assert_eq!(list.depth, u8::from(count > 4096));
         let total: u64 = entries.iter().map(|entry| entry.size).sum();
         assert_eq!(list.size(), Ok(total));
-        assert!(nodes.iter().all(|(id, bytes)| *id == manifest_node_id(bytes) && bytes.len() <= NODE_BYTES_MAX));
+        assert!(
+            nodes.iter().all(|(id, bytes)| *id == manifest_node_id(bytes) && bytes.len() <= NODE_BYTES_MAX)
+        );
         let nodes: BTreeMap<_, _> = nodes.into_iter().collect();
         for from in [0, total, total / 2, random.random_range(0..=total)] {
             let (found, fetched) = walk(list.clone(), &nodes, from);
@@ -70,22 +77,37 @@ fn a_walk_gives_back_what_the_tree_was_built_of_from_any_offset() {
                 offset += entry.size;
             }
             assert_eq!(found, expected, "seed {seed} count {count} from {from}");
-            assert!(fetched <= expected.len().div_ceil(LIST_ENTRIES_MAX) + 1, "skipped nodes are not fetched");
+            assert!(
+                fetched <= expected.len().div_ceil(LIST_ENTRIES_MAX) + 1,
+                "skipped nodes are not fetched"
+            );
         }
     }
 }
 
 #[test]
 fn trees_of_two_levels_walk_in_order() {
-    let count = 4096 * 4096 + 1;
-    let entry = ManifestEntry { id: ChunkId::of(b"x"), size: 5 };
-    let (list, nodes) = build_tree(vec![entry; count]).unwrap();
-    assert_eq!(list.depth, 2);
-    let nodes: BTreeMap<_, _> = nodes.into_iter().collect();
-    let from = 5 * (count as u64 - 2);
-    let (found, fetched) = walk(list, &nodes, from);
-    assert_eq!(found, vec![(from, entry), (from + 5, entry)]);
-    assert_eq!(fetched, 4, "the last node of each half of the tree");
+    // Two nodes over two nodes of two chunks each; a real one would have 16 million chunks.
+    let chunks = entries(8);
+    let mut nodes = BTreeMap::new();
+    let mut fold = |level: u8, entries: &[ManifestEntry]| -> Vec<ManifestEntry> {
+        let fold_run = |run: &[ManifestEntry]| {
+            let bytes = ManifestNode { level, entries: run.to_vec() }.encode();
+            let id = manifest_node_id(&bytes);
+            nodes.insert(id, bytes);
+            ManifestEntry { id, size: run.iter().map(|entry| entry.size).sum() }
+        };
+        entries.chunks(2).map(fold_run).collect()
+    };
+    let middle = fold(0, &chunks);
+    let list = ContentList { depth: 2, entries: fold(1, &middle) };
+    let (found, fetched) = walk(list.clone(), &nodes, 0);
+    assert_eq!(found.iter().map(|(_offset, entry)| *entry).collect::<Vec<_>>(), chunks);
+    assert_eq!(fetched, 6);
+    let total = list.size().unwrap();
+    let (found, fetched) = walk(list, &nodes, total - 1);
+    assert_eq!(found, vec![(total - chunks[7].size, chunks[7])]);
+    assert_eq!(fetched, 2, "only the last node of each level");
 }
 
 #[test]
@@ -123,7 +145,10 @@ fn a_walk_refuses_nodes_that_do_not_belong() {
 
     // A node under the right name, but with another size than announced, or of another level.
     let node = ManifestNode { level: 0, entries: entries(2) }.encode();
-    let top = |depth, size| ContentList { depth, entries: vec![ManifestEntry { id: manifest_node_id(&node), size }] };
+    let top = |depth, size| ContentList {
+        depth,
+        entries: vec![ManifestEntry { id: manifest_node_id(&node), size }],
+    };
     for (list, fits) in [(top(1, 3000), true), (top(1, 2999), false), (top(2, 3000), false)] {
         let mut walk = TreeWalk::new(list, 0).unwrap();
         assert!(matches!(walk.step(), WalkStep::Fetch { .. }));
