@@ -1,1 +1,18 @@
+//! Fault injection and checkers: runs the real binary as processes, breaks them and their disks, and looks whether
+//! the promises hold.
+//!
+//! Everything here goes through what a user or an operator has: the binary (`KEEPSTONE_BIN`), `cluster.json`, signals
+//! and files on disk. What is started here ends when its handle is dropped, also on a failed test.
 
+pub mod client;
+pub mod cluster;
+pub mod compare;
+pub mod damage;
+pub mod disk;
+pub mod ledger;
+pub mod process;
+pub mod serial;
+pub mod size;
+pub mod tree;
+pub mod wait;
+pub mod workload;

@@ -1,0 +1,193 @@
+//! Disks that can be broken: XFS on a sparse file that loses its power, and small file systems that fill up.
+//!
+//! All of them need root. Each is unmounted when its handle is dropped, also on a failed test; the loop device goes
+//! with the mount.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::wait::wait_for;
+
+/// XFS refuses to be smaller than 300 MiB; the file is sparse.
+pub const XFS_BYTES_MIN: u64 = 512 << 20;
+/// How long a file system may stay busy after its last user was killed.
+const UNMOUNT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Why file systems cannot be mounted here; `None` if they can.
+#[must_use]
+pub fn unavailable() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root");
+    }
+    let tools = ["mkfs.xfs", "xfs_io", "mount", "umount"];
+    let found = |tool: &str| {
+        ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|place| Path::new(place).join(tool).is_file())
+    };
+    if !tools.into_iter().all(found) {
+        return Some("xfsprogs is missing");
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Some("no loop devices");
+    }
+    None
+}
+
+/// Runs a system command that must succeed.
+fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .output()
+        .with_context(|| format!("run {program}"))?;
+    ensure!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().with_context(|| format!("not UTF-8: {}", path.display()))
+}
+
+/// A mounted file system.
+#[derive(Debug)]
+pub struct Mount {
+    /// Where it is mounted.
+    pub point: PathBuf,
+    image: Option<PathBuf>,
+    mounted: bool,
+}
+
+impl Mount {
+    /// A new XFS on a sparse file at `image`, mounted at `point`.
+    ///
+    /// # Errors
+    /// If any step fails.
+    pub fn xfs(image: &Path, bytes: u64, point: &Path) -> anyhow::Result<Self> {
+        File::create(image)?.set_len(bytes.max(XFS_BYTES_MIN))?;
+        run("mkfs.xfs", &["-q", text(image)?])?;
+        fs::create_dir_all(point)?;
+        let mut mount = Self { point: point.to_owned(), image: Some(image.to_owned()), mounted: false };
+        mount.mount()?;
+        Ok(mount)
+    }
+
+    /// A new tmpfs of a fixed size at `point`.
+    ///
+    /// # Errors
+    /// If it cannot be mounted.
+    pub fn tmpfs(bytes: u64, point: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(point)?;
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs", text(point)?])?;
+        Ok(Self { point: point.to_owned(), image: None, mounted: true })
+    }
+
+    fn mount(&mut self) -> anyhow::Result<()> {
+        let image = self.image.as_deref().context("only an image can be mounted again")?;
+        run("mount", &["-o", "loop,nodiscard", text(image)?, text(&self.point)?])?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    /// Cuts the power: whatever was not made durable is gone, and every access fails from now on. XFS forgets its
+    /// unwritten log as well.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn cut_power(&self) -> anyhow::Result<()> {
+        run("xfs_io", &["-x", "-c", "shutdown", text(&self.point)?])
+    }
+
+    /// Unmounts and mounts again: after a power cut, what a reboot does (the log is replayed).
+    ///
+    /// # Errors
+    /// If somebody still uses it, or the file system does not recover.
+    pub fn remount(&mut self) -> anyhow::Result<()> {
+        self.unmount()?;
+        self.mount()
+    }
+
+    fn unmount(&mut self) -> anyhow::Result<()> {
+        let point = text(&self.point)?;
+        let mut last = None;
+        let result = wait_for("unmounting", UNMOUNT_DEADLINE, || match run("umount", &[point]) {
+            Ok(()) => Ok(Some(())),
+            Err(error) => {
+                last = Some(error);
+                Ok(None)
+            }
+        });
+        result.with_context(|| format!("{last:?}"))?;
+        self.mounted = false;
+        Ok(())
+    }
+
+    /// Puts this file system under a directory that has content: the content moves onto it. Used while the cluster is
+    /// stopped, so that a role finds its files on a disk that can be broken.
+    ///
+    /// # Errors
+    /// If copying or mounting fails.
+    pub fn under(directory: &Path, make: impl FnOnce(&Path) -> anyhow::Result<Self>) -> anyhow::Result<Self> {
+        let aside = directory.with_extension("aside");
+        fs::rename(directory, &aside).with_context(|| format!("move {}", directory.display()))?;
+        fs::create_dir(directory)?;
+        let mount = make(directory)?;
+        run("cp", &["-a", &format!("{}/.", text(&aside)?), text(directory)?])?;
+        run("sync", &["-f", text(directory)?])?;
+        fs::remove_dir_all(&aside)?;
+        Ok(mount)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.mounted && self.unmount().is_err() {
+            // Whoever still holds it is being killed: the mount goes with its last user.
+            if let Ok(point) = text(&self.point) {
+                run("umount", &["-l", point]).ok();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_power_cut_loses_what_was_not_synced_and_nothing_else() {
+        if let Some(why) = unavailable() {
+            eprintln!("skipped: {why}");
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let point = scratch.path().join("disk");
+        let mut disk = Mount::xfs(&scratch.path().join("image"), XFS_BYTES_MIN, &point).unwrap();
+        fs::write(point.join("synced"), vec![1; 100_000]).unwrap();
+        File::open(point.join("synced")).unwrap().sync_all().unwrap();
+        File::open(&point).unwrap().sync_all().unwrap();
+        fs::write(point.join("unsynced"), vec![2; 100_000]).unwrap();
+        disk.cut_power().unwrap();
+        assert!(fs::read(point.join("synced")).is_err());
+        disk.remount().unwrap();
+        assert_eq!(fs::read(point.join("synced")).unwrap(), vec![1; 100_000]);
+        assert_ne!(fs::read(point.join("unsynced")).unwrap_or_default(), vec![2; 100_000]);
+    }
+
+    #[test]
+    fn a_small_disk_fills_up() {
+        if let Some(why) = unavailable() {
+            eprintln!("skipped: {why}");
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let disk = Mount::tmpfs(1 << 20, &scratch.path().join("small")).unwrap();
+        assert!(fs::write(disk.point.join("large"), vec![0; 2 << 20]).is_err());
+    }
+}

@@ -1,0 +1,123 @@
+//! Processes by pid, safely: a pid that was given to another process since is never signalled.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal};
+
+use crate::wait::wait_for;
+
+/// How long a killed process may take to be gone.
+const EXIT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running process: its pid and when it began, which together are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessRef {
+    /// Its number.
+    pub pid: u32,
+    start_ticks: u64,
+}
+
+impl ProcessRef {
+    /// The process that has `pid` now; `None` if there is none, or only its remains.
+    #[must_use]
+    pub fn observe(pid: u32) -> Option<Self> {
+        let (state, start_ticks) = stat(pid)?;
+        (state != 'Z' && state != 'X').then_some(Self { pid, start_ticks })
+    }
+
+    /// Whether it still runs (stopped counts as running).
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        Self::observe(self.pid) == Some(*self)
+    }
+
+    /// Sends a signal; nothing happens if the process is gone.
+    ///
+    /// # Errors
+    /// If the signal is refused.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("pid out of range")?;
+        match rustix::process::kill_process(pid, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("signal to pid {}", self.pid)),
+        }
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    ///
+    /// # Errors
+    /// If it is still there after a generous deadline.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        self.signal(Signal::KILL)?;
+        self.wait_gone()
+    }
+
+    /// Waits until it is gone.
+    ///
+    /// # Errors
+    /// If it is still there after a generous deadline.
+    pub fn wait_gone(&self) -> anyhow::Result<()> {
+        wait_for(
+            &format!("end of pid {}", self.pid),
+            EXIT_DEADLINE,
+            || Ok((!self.is_running()).then_some(())),
+        )
+    }
+
+    /// The most memory it has had resident so far, in bytes; `None` if it is gone.
+    #[must_use]
+    pub fn resident_bytes_peak(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+        Some(kibibytes * 1024)
+    }
+
+    /// CPU time it has used so far, user and system, in seconds; `None` if it is gone.
+    #[must_use]
+    pub fn cpu_seconds(&self) -> Option<f64> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+        let ticks = fields.get(11)?.parse::<u32>().ok()? + fields.get(12)?.parse::<u32>().ok()?;
+        let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
+        Some(f64::from(ticks) / f64::from(per_second))
+    }
+}
+
+/// State letter and start time of a process.
+fn stat(pid: u32) -> Option<(char, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = text.rsplit_once(") ")?.1;
+    let mut fields = after_name.split(' ');
+    let state = fields.next()?.chars().next()?;
+    // `starttime` is field 22; the state is field 3.
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_seen_until_it_is_killed() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = ProcessRef::observe(child.id()).unwrap();
+        assert!(process.is_running());
+        process.signal(Signal::KILL).unwrap();
+        child.wait().unwrap();
+        assert!(!process.is_running());
+        process.signal(Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn this_process_has_figures() {
+        let own = ProcessRef::observe(std::process::id()).unwrap();
+        assert!(own.resident_bytes_peak().unwrap() > 100_000);
+        assert!(own.cpu_seconds().is_some());
+    }
+}
