@@ -13,5 +13,7 @@ pub mod hash;
 pub mod ids;
 pub mod location;
 pub mod manifest;
+pub mod placement;
 pub mod store;
 pub mod stripe;
+pub mod writer;
