@@ -83,6 +83,8 @@ impl Options {
 pub struct Cluster {
     scratch: Option<TempDir>,
     directory: PathBuf,
+    /// How it is run, besides where: not remembered by the cluster itself.
+    mode: &'static [&'static str],
     up: Option<Child>,
     roles: Vec<Role>,
     finished: bool,
@@ -106,27 +108,47 @@ impl Cluster {
                 (Some(scratch), directory)
             }
         };
+        Self::start_in(scratch, directory, &["--processes"], &options.arguments)
+    }
+
+    /// Starts a new cluster whose roles all run in one process, the default of `keepstone up`.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn start_in_one_process() -> anyhow::Result<Self> {
+        let scratch = tempfile::Builder::new().prefix("keepstone-test-").tempdir()?;
+        let directory = scratch.path().join("cluster");
+        Self::start_in(Some(scratch), directory, &[], &[])
+    }
+
+    fn start_in(
+        scratch: Option<TempDir>,
+        directory: PathBuf,
+        mode: &'static [&'static str],
+        arguments: &[String],
+    ) -> anyhow::Result<Self> {
         let mut cluster = Self {
             scratch,
             directory,
+            mode,
             up: None,
             roles: Vec::new(),
             finished: false,
             ready_after: Duration::ZERO,
             endpoint: String::new(),
         };
-        let mut arguments = vec!["--processes".to_owned(), "--listen".to_owned(), "127.0.0.1:0".to_owned()];
-        arguments.extend(options.arguments.iter().cloned());
-        cluster.launch(&arguments)?;
+        let listen = ["--listen".to_owned(), "127.0.0.1:0".to_owned()];
+        let all: Vec<String> = listen.into_iter().chain(arguments.iter().cloned()).collect();
+        cluster.launch(&all)?;
         Ok(cluster)
     }
 
-    /// Starts it again where it is, as an operator would: with `--processes`, all else as it was.
+    /// Starts it again where it is, as an operator would: in the same mode, all else as it was.
     ///
     /// # Errors
     /// If it does not get ready.
     pub fn restart(&mut self) -> anyhow::Result<Duration> {
-        self.launch(&["--processes".to_owned()])?;
+        self.launch(&[])?;
         Ok(self.ready_after)
     }
 
@@ -139,6 +161,7 @@ impl Cluster {
             .arg("up")
             .arg("--data")
             .arg(&self.directory)
+            .args(self.mode)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -321,6 +344,17 @@ impl Cluster {
                 process.wait_gone()?;
             }
         }
+        Ok(())
+    }
+
+    /// Kills only `up` with SIGKILL; its children must follow by themselves.
+    ///
+    /// # Errors
+    /// If it does not go.
+    pub fn kill_parent_only(&mut self) -> anyhow::Result<()> {
+        let mut up = self.up.take().context("the cluster does not run")?;
+        up.kill()?;
+        up.wait()?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! with the mount.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use crate::wait::wait_for;
 
 /// XFS refuses to be smaller than 300 MiB; the file is sparse.
 pub const XFS_BYTES_MIN: u64 = 512 << 20;
+/// The unit of `st_blocks`.
+const BLOCK_BYTES: u64 = 512;
 /// How long a file system may stay busy after its last user was killed.
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -49,6 +52,24 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())
+}
+
+/// Bytes that the file system has allocated to everything below `root`.
+///
+/// # Errors
+/// On IO errors, other than for files that vanish meanwhile.
+pub fn allocated_bytes(root: &Path) -> anyhow::Result<u64> {
+    let mut blocks = 0;
+    for entry in walkdir::WalkDir::new(root) {
+        match entry.map(|entry| entry.metadata()) {
+            Ok(Ok(metadata)) => blocks += metadata.blocks(),
+            Ok(Err(error)) | Err(error) => {
+                let gone = error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+                ensure!(gone, "{error}");
+            }
+        }
+    }
+    Ok(blocks * BLOCK_BYTES)
 }
 
 fn text(path: &Path) -> anyhow::Result<&str> {
