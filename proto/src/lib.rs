@@ -10,6 +10,7 @@ pub mod peer;
     clippy::pedantic,
     clippy::too_many_lines,
     clippy::large_futures,
+    clippy::allow_attributes_without_reason,
     reason = "generated"
 )]
 pub mod v1 {
@@ -26,6 +27,7 @@ pub mod v1 {
     clippy::pedantic,
     clippy::too_many_lines,
     clippy::large_futures,
+    clippy::allow_attributes_without_reason,
     reason = "generated"
 )]
 pub mod internal {
