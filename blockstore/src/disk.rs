@@ -1,0 +1,339 @@
+//! One disk, opened: a handle by which async code puts, reads, deletes, lists and scrubs.
+//!
+//! Invariants:
+//! - Every change goes through the disk's writer thread, every read through its reading threads; the queues of both
+//!   are bounded, and what does not fit is refused as busy.
+//! - [`Disk::stop`] ends all threads; what was acknowledged is on stable storage long before.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use engine::cluster::DiskUsage;
+use engine::ids::{DiskId, Epoch, VolumeId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::ScrubConfig;
+use crate::disk_core::{Core, DiskStatus};
+use crate::extent::Extents;
+use crate::index::{IndexError, Row};
+use crate::locks::locked;
+use crate::reader::{ReadFault, read_range};
+use crate::record::{Owner, Place, ShardName};
+use crate::recovery;
+use crate::scan::ScanError;
+use crate::scrub::{self, Checked, ScrubEnd, report_damage};
+use crate::space::Space;
+use crate::superblock::{self, DiskLock, SuperblockError};
+use crate::threads::{NotRun, Threads};
+use crate::writer::{Put, PutOutcome, Work, Writer};
+
+/// Changes that may wait for the writer.
+const CHANGES_WAITING_MAX: usize = 256;
+
+/// Threads that read one disk.
+const READ_THREADS: usize = 4;
+
+/// Reads that may wait for them.
+const READS_WAITING_MAX: usize = 256;
+
+/// One-shot scrubs that may wait for the one thread that does them.
+const SCRUBS_WAITING_MAX: usize = 2;
+
+/// How often a read looks again when its shard moved meanwhile.
+const READ_ATTEMPTS_MAX: usize = 3;
+
+/// What a disk is opened with.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Whose it is, as its superblock says.
+    pub owner: Owner,
+    /// Kept free; when absent 2%, within bounds.
+    pub reserve_bytes: Option<u64>,
+    /// The background scrub.
+    pub scrub: ScrubConfig,
+}
+
+/// Why a disk was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process serves it.
+    #[error(transparent)]
+    Lock(#[from] SuperblockError),
+    /// Its extents cannot be read, or its index cannot be made.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The index failed as soon as it was opened.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The directory or a thread cannot be made.
+    #[error("cannot open the disk: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Why a disk did not answer a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    /// Too much waits for this disk: come back later.
+    #[error("busy: {0}")]
+    Busy(String),
+    /// The disk is out of service, or the node stops.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What became of a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// Verified bytes.
+    Bytes(Bytes),
+    /// Not there, or damaged: rebuild it from the others.
+    Lost(String),
+    /// The disk is out of service.
+    Refused(String),
+}
+
+impl From<NotRun> for DiskError {
+    fn from(error: NotRun) -> Self {
+        match error {
+            NotRun::Busy => Self::Busy(error.to_string()),
+            NotRun::Stopping => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// A disk that serves.
+pub struct Disk {
+    core: Arc<Core>,
+    work: mpsc::Sender<Work>,
+    reads: Threads,
+    scrubs: Threads,
+    stopping: Arc<AtomicBool>,
+    /// Dropped to wake the background scrub.
+    background_stop: Mutex<Option<std_mpsc::Sender<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    refreshing: AtomicBool,
+    _lock: DiskLock,
+}
+
+impl Disk {
+    /// Locks a formatted disk, brings its index up to date and starts its threads. Blocks, and reads as much of the
+    /// extents as the index lacks.
+    ///
+    /// # Errors
+    /// If the disk is locked, or cannot be read or written.
+    pub fn open(options: &DiskOptions) -> Result<Self, OpenError> {
+        let lock = superblock::lock(&options.path)?;
+        let extents = Extents::open(&options.path, options.owner)?;
+        let index = recovery::open_index(&options.path, &extents)?;
+        let space = Space::new(&options.path, options.reserve_bytes);
+        let core = Arc::new(Core::new(options.path.clone(), extents, index, space));
+        recovery::measure(&core)?;
+        let (work, changes) = mpsc::channel(CHANGES_WAITING_MAX);
+        let writer = Writer::new(Arc::clone(&core))?;
+        core.refresh_usage();
+
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut threads = vec![spawn("disk-write", move || writer.run(changes))?];
+        let (background_stop, stop) = std_mpsc::channel();
+        if options.scrub.bytes_per_second > 0 {
+            let (core, work, config) = (Arc::clone(&core), work.clone(), options.scrub.clone());
+            let stopping = Arc::clone(&stopping);
+            let body = move || scrub::scrub_for_ever(&core, &work, &config, &stopping, &stop);
+            threads.push(spawn("disk-scrub", body)?);
+        }
+        Ok(Self {
+            core,
+            work,
+            reads: Threads::start("disk-read", READ_THREADS, READS_WAITING_MAX)?,
+            scrubs: Threads::start("disk-scrub-now", 1, SCRUBS_WAITING_MAX)?,
+            stopping,
+            background_stop: Mutex::new(Some(background_stop)),
+            threads: Mutex::new(threads),
+            refreshing: AtomicBool::new(false),
+            _lock: lock,
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> DiskId {
+        self.core.extents.owner().disk
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn status(&self) -> DiskStatus {
+        self.core.status()
+    }
+
+    /// Its latest figures.
+    #[must_use]
+    pub fn usage(&self) -> DiskUsage {
+        self.core.usage()
+    }
+
+    fn ask(&self, work: Work) -> Result<(), DiskError> {
+        self.work.try_send(work).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => NotRun::Busy.into(),
+            mpsc::error::TrySendError::Closed(_) => NotRun::Stopping.into(),
+        })
+    }
+
+    /// Stores a shard. Dropping the future leaves it stored or not.
+    ///
+    /// # Errors
+    /// If the disk is busy or the node stops.
+    pub async fn put(&self, put: Put) -> Result<PutOutcome, DiskError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Work::Put { put, answer })?;
+        answered.await.map_err(|_dropped| NotRun::Stopping.into())
+    }
+
+    /// Reads `length` bytes of a shard from `offset`.
+    ///
+    /// # Errors
+    /// If the disk is busy or the node stops.
+    pub async fn read(&self, name: ShardName, offset: u32, length: u32) -> Result<ReadOutcome, DiskError> {
+        let (core, work) = (Arc::clone(&self.core), self.work.clone());
+        Ok(self.reads.run(move || read(&core, &work, name, offset, length)).await?)
+    }
+
+    /// Deletes shards, and says how many of them there were. Dropping the future leaves them deleted or not.
+    ///
+    /// # Errors
+    /// If the disk is busy or out of service, or the node stops.
+    pub async fn delete(&self, names: Vec<ShardName>) -> Result<u64, DiskError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Work::Delete { names, answer })?;
+        answered.await.map_err(|_dropped| DiskError::from(NotRun::Stopping))?.map_err(DiskError::Refused)
+    }
+
+    /// Up to `count_max` shards after `after`, by stripe and position.
+    ///
+    /// # Errors
+    /// If the disk is busy or out of service, or the node stops.
+    pub async fn list(
+        &self,
+        after: Option<ShardName>,
+        count_max: usize,
+    ) -> Result<Vec<(ShardName, Row)>, DiskError> {
+        let core = Arc::clone(&self.core);
+        let listed = self.reads.run(move || match core.refuses_reads() {
+            Some(reason) => Err(reason),
+            None => core.index.list(after, count_max).map_err(|error| {
+                core.fence_for_index(&error);
+                error.to_string()
+            }),
+        });
+        listed.await?.map_err(DiskError::Refused)
+    }
+
+    /// Refuses writers of older epochs from now on. Told again with every heartbeat, so a full queue loses nothing.
+    pub fn raise_epochs(&self, epochs: Vec<(VolumeId, Epoch)>) {
+        if let Err(error) = self.ask(Work::RaiseEpochs(epochs)) {
+            tracing::debug!(disk = %self.id(), %error, "epochs wait for the next heartbeat");
+        }
+    }
+
+    /// Verifies every record now; `each` is called for each on the disk's scrub thread, and ends the scrub by
+    /// answering false.
+    ///
+    /// # Errors
+    /// If other scrubs wait already, or the node stops.
+    pub(crate) async fn scrub(
+        &self,
+        each: impl FnMut(Checked) -> bool + Send + 'static,
+    ) -> Result<ScrubEnd, DiskError> {
+        let (core, work, stopping) = (Arc::clone(&self.core), self.work.clone(), Arc::clone(&self.stopping));
+        let job = move || scrub::scrub_disk(&core, &work, Place::default(), &stopping, each);
+        Ok(self.scrubs.run(job).await?)
+    }
+
+    /// Takes the figures anew, unless that is under way: a disk that hangs must not hang its node.
+    pub async fn refresh_usage(&self) {
+        if self.refreshing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let core = Arc::clone(&self.core);
+        if let Err(error) = self.reads.run(move || core.refresh_usage()).await {
+            tracing::debug!(disk = %self.id(), %error, "the disk's figures were not refreshed");
+        }
+        self.refreshing.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends scrubs soon; everything else goes on.
+    pub fn stop_scrubs(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Finishes what waits and ends the disk's threads. Blocks.
+    pub fn stop(&self) {
+        self.stop_scrubs();
+        drop(locked(&self.background_stop).take());
+        self.scrubs.stop();
+        self.reads.stop();
+        // The writer goes last: the others may still tell it of damage.
+        if self.work.blocking_send(Work::Stop).is_err() {
+            tracing::debug!(disk = %self.id(), "the disk's writer has ended already");
+        }
+        for thread in std::mem::take(&mut *locked(&self.threads)) {
+            if thread.join().is_err() {
+                tracing::error!(disk = %self.id(), "a disk thread panicked");
+            }
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+/// Reads a range, on a thread of the disk. If the shard moves meanwhile, looks again.
+fn read(core: &Core, work: &mpsc::Sender<Work>, name: ShardName, offset: u32, length: u32) -> ReadOutcome {
+    if let Some(reason) = core.refuses_reads() {
+        return ReadOutcome::Refused(reason);
+    }
+    let row_now = || {
+        core.index.row(name).map_err(|error| {
+            core.fence_for_index(&error);
+            ReadOutcome::Refused(error.to_string())
+        })
+    };
+    let mut row = match row_now() {
+        Ok(row) => row,
+        Err(outcome) => return outcome,
+    };
+    for _ in 0..READ_ATTEMPTS_MAX {
+        let Some(found) = row else { break };
+        if u64::from(offset) + u64::from(length) > u64::from(found.payload_length) {
+            return ReadOutcome::Lost(format!("the shard has only {} bytes", found.payload_length));
+        }
+        let fault = match read_range(&core.extents, name, &found, offset, length) {
+            Ok(bytes) => return ReadOutcome::Bytes(bytes),
+            Err(fault) => fault,
+        };
+        if let ReadFault::Io(error) = fault {
+            core.fence(&format!("a read failed: {error}"));
+            return ReadOutcome::Refused(error.to_string());
+        }
+        row = match row_now() {
+            Ok(row) => row,
+            Err(outcome) => return outcome,
+        };
+        if row == Some(found) {
+            if matches!(fault, ReadFault::Gone) {
+                drop(work.blocking_send(Work::Forget { name, row: found }));
+            } else {
+                report_damage(work, name, found);
+            }
+            return ReadOutcome::Lost(fault.to_string());
+        }
+    }
+    ReadOutcome::Lost("it is not stored on this disk".to_owned())
+}

@@ -1,0 +1,254 @@
+//! Extent files: where the shards of a disk lie, appended one after the other.
+//!
+//! Invariants:
+//! - Only the writer thread appends, and only to the one extent it created since the node started.
+//! - An extent file takes what was written to it: nothing is allocated ahead.
+//! - A file is at most [`EXTENT_BYTES_MAX`] long; it never shrinks.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::files;
+use crate::locks::locked;
+use crate::record::{BOUNDARY_BYTES, ExtentNumber, HEADER_BYTES, Head, Owner, Place, encode_head};
+
+/// Largest extent file.
+pub(crate) const EXTENT_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes of an extent's own header: one boundary.
+pub(crate) const EXTENT_HEADER_BYTES: u64 = BOUNDARY_BYTES;
+
+/// Extent files kept open per disk.
+const FILES_OPEN_MAX: usize = 128;
+
+const MAGIC: &[u8; 8] = b"KSEXTNT\n";
+const FORMAT: u16 = 1;
+const SALT_BYTES: usize = 32;
+const FIELDS_BYTES: usize = 8 + 2 + 6 + 16 + 16 + 4 + 8 + SALT_BYTES;
+
+/// The header of extent `extent`: whose it is, and the salt from which its keys will come.
+fn encode_header(owner: Owner, extent: ExtentNumber, salt: &[u8; SALT_BYTES]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(FIELDS_BYTES + 4);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&FORMAT.to_le_bytes());
+    bytes.extend_from_slice(&[0; 6]);
+    bytes.extend_from_slice(owner.disk.as_bytes());
+    bytes.extend_from_slice(owner.cluster.as_bytes());
+    bytes.extend_from_slice(&extent.0.to_le_bytes());
+    bytes.extend_from_slice(&files::now_ms().to_le_bytes());
+    bytes.extend_from_slice(salt);
+    let checksum = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes.resize(usize::try_from(EXTENT_HEADER_BYTES).unwrap_or(usize::MAX), 0);
+    bytes
+}
+
+/// Whether `bytes` begin an extent file of `owner` with that number.
+pub(crate) fn header_is_sound(owner: Owner, extent: ExtentNumber, bytes: &[u8]) -> bool {
+    let Some(fields) = bytes.get(..FIELDS_BYTES) else { return false };
+    let Some(checksum) = bytes.get(FIELDS_BYTES..FIELDS_BYTES + 4) else { return false };
+    fields.starts_with(MAGIC)
+        && fields[8..10] == FORMAT.to_le_bytes()
+        && fields[16..32] == *owner.disk.as_bytes()
+        && fields[32..48] == *owner.cluster.as_bytes()
+        && fields[48..52] == extent.0.to_le_bytes()
+        && checksum == crc32fast::hash(fields).to_le_bytes()
+}
+
+/// The file's name in `extents/`.
+pub(crate) fn file_name(extent: ExtentNumber) -> String {
+    format!("{:08}.ext", extent.0)
+}
+
+fn parse_file_name(name: &str) -> Option<ExtentNumber> {
+    let number = ExtentNumber(name.strip_suffix(".ext")?.parse().ok()?);
+    (file_name(number) == name).then_some(number)
+}
+
+/// The extents of one disk.
+#[derive(Debug)]
+pub(crate) struct Extents {
+    directory: PathBuf,
+    owner: Owner,
+    open: Mutex<BTreeMap<ExtentNumber, Arc<File>>>,
+}
+
+impl Extents {
+    /// Opens `disk_directory/extents`, making it if it is not there.
+    pub(crate) fn open(disk_directory: &Path, owner: Owner) -> io::Result<Self> {
+        let directory = disk_directory.join("extents");
+        files::create_directory_durably(&directory)?;
+        Ok(Self { directory, owner, open: Mutex::default() })
+    }
+
+    pub(crate) fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    fn path(&self, extent: ExtentNumber) -> PathBuf {
+        self.directory.join(file_name(extent))
+    }
+
+    /// Those there are, ascending. Files with other names are none of ours and left alone.
+    pub(crate) fn list(&self) -> io::Result<Vec<ExtentNumber>> {
+        let mut numbers = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            numbers.extend(entry?.file_name().to_str().and_then(parse_file_name));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The file of an extent, for reading and writing in place.
+    pub(crate) fn file(&self, extent: ExtentNumber) -> io::Result<Arc<File>> {
+        if let Some(file) = locked(&self.open).get(&extent) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(OpenOptions::new().read(true).write(true).open(self.path(extent))?);
+        self.remember(extent, &file);
+        Ok(file)
+    }
+
+    fn remember(&self, extent: ExtentNumber, file: &Arc<File>) {
+        let mut open = locked(&self.open);
+        if open.len() >= FILES_OPEN_MAX {
+            // The oldest extent is the least likely to be asked for.
+            open.pop_first();
+        }
+        open.insert(extent, Arc::clone(file));
+    }
+
+    /// Makes an extent with its header. Not durable yet: the caller syncs the file and [`Self::sync_directory`].
+    pub(crate) fn create(&self, extent: ExtentNumber) -> io::Result<Arc<File>> {
+        let mut salt = [0; SALT_BYTES];
+        getrandom::fill(&mut salt).map_err(|error| io::Error::other(error.to_string()))?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.path(extent))?;
+        if let Err(error) = file.write_all_at(&encode_header(self.owner, extent, &salt), 0) {
+            std::fs::remove_file(self.path(extent))?;
+            return Err(error);
+        }
+        let file = Arc::new(file);
+        self.remember(extent, &file);
+        Ok(file)
+    }
+
+    /// Makes created and removed extents durable.
+    pub(crate) fn sync_directory(&self) -> io::Result<()> {
+        files::sync_directory(&self.directory)
+    }
+
+    /// Removes an extent in which nothing lives. If that is undone by a crash, a rebuild finds only holes in it.
+    pub(crate) fn remove(&self, extent: ExtentNumber) -> io::Result<()> {
+        locked(&self.open).remove(&extent);
+        match std::fs::remove_file(self.path(extent)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _gone => Ok(()),
+        }
+    }
+
+    /// Bytes that the file system has allocated to an extent; 0 if it is not there.
+    pub(crate) fn allocated_bytes(&self, extent: ExtentNumber) -> u64 {
+        std::fs::metadata(self.path(extent)).map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
+    /// Replaces a record's first boundary by a tombstone.
+    pub(crate) fn write_tombstone(&self, file: &File, place: Place, head: &Head) -> io::Result<()> {
+        let mut boundary = [0; BOUNDARY_BYTES as usize];
+        boundary[..HEADER_BYTES].copy_from_slice(&encode_head(self.owner, place, head));
+        file.write_all_at(&boundary, place.offset)
+    }
+}
+
+/// Writes all of `parts`, one after the other, from `offset`.
+pub(crate) fn write_parts(file: &File, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut rest = slices.as_mut_slice();
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        match rustix::io::pwritev(file, rest, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                IoSlice::advance_slices(&mut rest, written);
+                offset += written as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Gives a range back to the file system, where it can be; the range then reads as zeros.
+pub(crate) fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)?;
+    Ok(())
+}
+
+/// Reads up to `buffer.len()` bytes from `offset`: fewer only at the end of the file.
+pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::ids::{ClusterId, DiskId};
+
+    fn owner() -> Owner {
+        Owner { cluster: ClusterId::from_bytes([1; 16]), disk: DiskId::from_bytes([2; 16]) }
+    }
+
+    #[test]
+    fn extents_are_listed_by_number_and_strangers_are_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let extents = Extents::open(scratch.path(), owner()).unwrap();
+        for number in [10, 2] {
+            extents.create(ExtentNumber(number)).unwrap();
+        }
+        std::fs::write(scratch.path().join("extents/2.ext"), "x").unwrap();
+        std::fs::write(scratch.path().join("extents/notes.txt"), "x").unwrap();
+        assert_eq!(extents.list().unwrap(), vec![ExtentNumber(2), ExtentNumber(10)]);
+        assert!(extents.create(ExtentNumber(2)).is_err(), "an extent is never made twice");
+        extents.remove(ExtentNumber(2)).unwrap();
+        assert_eq!(extents.list().unwrap(), vec![ExtentNumber(10)]);
+    }
+
+    #[test]
+    fn an_extent_header_is_sound_only_for_its_disk_and_number() {
+        let bytes = encode_header(owner(), ExtentNumber(3), &[4; SALT_BYTES]);
+        assert!(header_is_sound(owner(), ExtentNumber(3), &bytes));
+        assert!(!header_is_sound(owner(), ExtentNumber(4), &bytes));
+        let other = Owner { disk: DiskId::from_bytes([9; 16]), ..owner() };
+        assert!(!header_is_sound(other, ExtentNumber(3), &bytes));
+        for byte in 0..FIELDS_BYTES + 4 {
+            let mut damaged = bytes.clone();
+            damaged[byte] ^= 0x10;
+            assert!(!header_is_sound(owner(), ExtentNumber(3), &damaged) || (10..16).contains(&byte));
+        }
+        assert!(!header_is_sound(owner(), ExtentNumber(3), &bytes[..20]));
+    }
+
+    #[test]
+    fn parts_are_written_one_after_the_other() {
+        let file = tempfile::tempfile().unwrap();
+        write_parts(&file, &[b"ab", b"", b"cde"], 3).unwrap();
+        let mut read = [9; 10];
+        assert_eq!(read_up_to(&file, &mut read, 0).unwrap(), 8);
+        assert_eq!(&read[..8], b"\0\0\0abcde");
+    }
+}

@@ -1,0 +1,202 @@
+//! Heartbeats: the node reports itself and its disks to whoever leads the root group, and learns of epochs.
+//!
+//! Invariants:
+//! - One beat is under way at a time, each with a deadline; a metadata node that hangs delays the next by no more.
+//! - Disks are reported only by an id that their own superblock, or the node's memory, gave.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::cluster::Health;
+use engine::ids::{Epoch, VolumeId};
+use proto::internal::metadata_client::MetadataClient;
+use proto::internal::{self, DiskReport, DiskState, HeartbeatRequest, HeartbeatResponse};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::channels::Channels;
+use crate::config::StorageConfig;
+use crate::disks::Slot;
+
+/// From one beat to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// A metadata node that takes longer is passed over.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Leaders that one beat follows from answer to answer.
+const HOPS_MAX: usize = 3;
+
+/// Why a beat reached no leader.
+#[derive(Debug, thiserror::Error)]
+enum BeatError {
+    #[error("{address}: {status}")]
+    Call { address: String, status: Box<tonic::Status> },
+    #[error("{address} does not lead, nor does any that it names")]
+    NoLeader { address: String },
+    #[error("{address}: {reason}")]
+    Address { address: String, reason: String },
+}
+
+/// Beats until told to stop.
+pub(crate) struct Heart {
+    node: u64,
+    cluster: Vec<u8>,
+    address: String,
+    rack: String,
+    meta: Vec<String>,
+    channels: Channels,
+    slots: Arc<Vec<Slot>>,
+    /// Where the last beat succeeded.
+    leader: Option<String>,
+    healthy: Option<bool>,
+}
+
+fn report(slot: &Slot) -> Option<DiskReport> {
+    let status = slot.status();
+    let state = match status.health {
+        Health::Up => DiskState::Up,
+        Health::Full => DiskState::Full,
+        Health::Failed => DiskState::Failed,
+        Health::Missing | Health::Down => DiskState::Missing,
+    };
+    let usage = slot.disk.as_ref().map(|disk| disk.usage()).unwrap_or_default();
+    Some(DiskReport {
+        disk: slot.id?.as_bytes().to_vec().into(),
+        path: slot.path.to_string_lossy().into_owned(),
+        state: state.into(),
+        reason: status.reason,
+        capacity_bytes: usage.capacity_bytes,
+        free_bytes: usage.free_bytes,
+        allocated_bytes: usage.allocated_bytes,
+        shards: usage.shards,
+        shards_damaged_found: usage.shards_damaged_found,
+    })
+}
+
+impl Heart {
+    pub(crate) fn new(
+        config: &StorageConfig,
+        identity: &proto::peer::TlsIdentity,
+        address: String,
+        slots: Arc<Vec<Slot>>,
+    ) -> Self {
+        Self {
+            node: config.node.0,
+            cluster: identity.peer().cluster.as_bytes().to_vec(),
+            address,
+            rack: config.rack.clone(),
+            meta: config.meta.clone(),
+            channels: Channels::new(identity),
+            slots,
+            leader: None,
+            healthy: None,
+        }
+    }
+
+    /// Beats every second until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            // A beat that is dropped by the stop is as good as one that was never sent.
+            if stop.run_until_cancelled(self.beat()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn beat(&mut self) {
+        let refreshed = async {
+            for slot in self.slots.iter() {
+                if let Some(disk) = &slot.disk {
+                    disk.refresh_usage().await;
+                }
+            }
+        };
+        // The figures of a disk that hangs are old ones; the others' are not held up by it for long.
+        if tokio::time::timeout(INTERVAL / 2, refreshed).await.is_err() {
+            tracing::warn!("a disk is slow to give its figures");
+        }
+        let mut last_error = None;
+        let first = self.leader.take();
+        for address in first.into_iter().chain(self.meta.clone()) {
+            match self.follow(address).await {
+                Ok(response) => {
+                    self.note(true, "the metadata cluster takes heartbeats");
+                    self.apply(&response);
+                    return;
+                }
+                Err(error) => last_error = Some(error),
+            }
+        }
+        let reason = last_error.map_or_else(|| "none is configured".to_owned(), |error| error.to_string());
+        self.note(false, &format!("no metadata node takes heartbeats; last: {reason}"));
+    }
+
+    /// Says so when beats begin to fail or to succeed, not with each.
+    fn note(&mut self, healthy: bool, text: &str) {
+        if self.healthy.replace(healthy) == Some(healthy) {
+            tracing::debug!(node = self.node, "{text}");
+        } else if healthy {
+            tracing::info!(node = self.node, "{text}");
+        } else {
+            tracing::warn!(node = self.node, "{text}");
+        }
+    }
+
+    /// Beats to `address`, and to the leader that it names instead.
+    async fn follow(&mut self, mut address: String) -> Result<HeartbeatResponse, BeatError> {
+        for _ in 0..HOPS_MAX {
+            let response = self.send(&address).await?;
+            match &response.not_leader {
+                None => {
+                    self.leader = Some(address);
+                    return Ok(response);
+                }
+                Some(other) if !other.leader_address.is_empty() && other.leader_address != address => {
+                    address.clone_from(&other.leader_address);
+                }
+                Some(_unknown) => break,
+            }
+        }
+        Err(BeatError::NoLeader { address })
+    }
+
+    async fn send(&self, address: &str) -> Result<HeartbeatResponse, BeatError> {
+        let channel: Channel = self
+            .channels
+            .get(address)
+            .map_err(|error| BeatError::Address { address: address.to_owned(), reason: error.to_string() })?;
+        let mut request = tonic::Request::new(HeartbeatRequest {
+            node: self.node,
+            cluster: self.cluster.clone().into(),
+            address: self.address.clone(),
+            rack: self.rack.clone(),
+            disks: self.slots.iter().filter_map(report).collect(),
+        });
+        request.set_timeout(DEADLINE);
+        let mut client = MetadataClient::new(channel).max_decoding_message_size(proto::MESSAGE_BYTES_MAX);
+        let beat = tokio::time::timeout(DEADLINE, client.heartbeat(request)).await;
+        beat.unwrap_or_else(|_elapsed| Err(tonic::Status::deadline_exceeded("no answer")))
+            .map(tonic::Response::into_inner)
+            .map_err(|status| BeatError::Call { address: address.to_owned(), status: Box::new(status) })
+    }
+
+    fn apply(&self, response: &HeartbeatResponse) {
+        if response.volumes.is_empty() {
+            return;
+        }
+        let epochs: HashMap<VolumeId, Epoch> = response
+            .volumes
+            .iter()
+            .map(|internal::VolumeEpoch { volume, epoch }| (VolumeId(*volume), Epoch(*epoch)))
+            .collect();
+        for slot in self.slots.iter() {
+            if let Some(disk) = &slot.disk {
+                disk.raise_epochs(epochs.iter().map(|(volume, epoch)| (*volume, *epoch)).collect());
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Reading shards: nothing leaves here that has not passed its checksums.
+//!
+//! Invariants:
+//! - A range is returned only if every block it touches verifies against the checksums in the record's own front,
+//!   and the front against the place where it was found.
+//! - Buffers are at most one shard, or [`PIECE_BYTES`] while verifying.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroU64;
+
+use bytes::Bytes;
+use rustix::fs::{Advice, fadvise};
+
+use crate::extent::{Extents, read_up_to};
+use crate::index::Row;
+use crate::record::{
+    BLOCK_BYTES, BOUNDARY_BYTES, Head, HeadError, Owner, Place, ShardHeader, ShardName, block_count,
+    block_crc32, decode_head, payload_start, record_bytes,
+};
+
+/// Bytes read at once while verifying a record.
+pub(crate) const PIECE_BYTES: usize = 1024 * 1024;
+
+/// A range that begins this early is read together with the record's front.
+const TOGETHER_BYTES: u64 = 256 * 1024;
+
+/// Why a record does not give its shard.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadFault {
+    /// It was deleted: the index is about to forget it, or a crash kept it from doing so.
+    #[error("deleted")]
+    Gone,
+    /// What is there is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// The disk failed: it is suspect as a whole.
+    #[error("read failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<HeadError> for ReadFault {
+    fn from(error: HeadError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
+/// The checksums at the front of a record, behind its header.
+struct Front {
+    header: ShardHeader,
+    checksums: Vec<u8>,
+}
+
+fn truncated() -> ReadFault {
+    ReadFault::Damaged("the extent file ends before the record does".to_owned())
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Parses the front of a record of `payload_length` bytes out of its first bytes.
+fn parse_front(
+    owner: Owner,
+    place: Place,
+    name: ShardName,
+    length: u32,
+    bytes: &[u8],
+) -> Result<Front, ReadFault> {
+    let header = match decode_head(owner, place, bytes) {
+        Ok(Head::Shard(header)) => header,
+        Ok(Head::Tombstone(_)) => return Err(ReadFault::Gone),
+        Err(HeadError::NoRecord) if bytes.len() < BOUNDARY_BYTES.min(record_bytes(length)) as usize => {
+            return Err(truncated());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if header.name != name || header.payload_length != length {
+        return Err(ReadFault::Damaged("another shard lies in its place".to_owned()));
+    }
+    let start = size(payload_start(length));
+    let checksums = bytes.get(crate::record::HEADER_BYTES..start).ok_or_else(truncated)?.to_vec();
+    Ok(Front { header, checksums })
+}
+
+impl Front {
+    /// Verifies whole blocks, of which the first is `first`; the last may be the shard's short one.
+    fn verify(&self, owner: Owner, place: Place, first: u32, bytes: &[u8]) -> Result<(), ReadFault> {
+        for (number, block) in (first..).zip(bytes.chunks(BLOCK_BYTES as usize)) {
+            let at = number as usize * 4;
+            let expected = self.checksums.get(at..at + 4).ok_or_else(truncated)?;
+            if block_crc32(owner, place, self.header.name, number, block).to_le_bytes() != expected {
+                return Err(ReadFault::Damaged(format!("block {number} fails its checksum")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(extents: &Extents, place: Place) -> Result<std::sync::Arc<File>, ReadFault> {
+    extents.file(place.extent).map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            ReadFault::Damaged(format!("extent {} is missing", place.extent))
+        } else {
+            ReadFault::Io(error)
+        }
+    })
+}
+
+fn read_exactly(file: &File, offset: u64, length: u64) -> Result<Vec<u8>, ReadFault> {
+    let mut buffer = vec![0; size(length)];
+    if read_up_to(file, &mut buffer, offset)? < buffer.len() {
+        return Err(truncated());
+    }
+    Ok(buffer)
+}
+
+/// Reads `length` bytes of the shard from `offset`. The caller has checked that they lie within it.
+pub(crate) fn read_range(
+    extents: &Extents,
+    name: ShardName,
+    row: &Row,
+    offset: u32,
+    length: u32,
+) -> Result<Bytes, ReadFault> {
+    let (owner, place) = (extents.owner(), row.place);
+    let file = open(extents, place)?;
+    let start = payload_start(row.payload_length);
+    let first = offset / BLOCK_BYTES;
+    let blocks_begin = first * BLOCK_BYTES;
+    let end = u64::from(offset) + u64::from(length);
+    let blocks_end = end.next_multiple_of(u64::from(BLOCK_BYTES)).min(u64::from(row.payload_length));
+    let within = size(u64::from(offset - blocks_begin));
+
+    if u64::from(blocks_begin) <= TOGETHER_BYTES {
+        let mut buffer = vec![0; size(start + blocks_end)];
+        let filled = read_up_to(&file, &mut buffer, place.offset)?;
+        let front = parse_front(owner, place, name, row.payload_length, &buffer[..filled])?;
+        if filled < buffer.len() {
+            return Err(truncated());
+        }
+        let from = size(start + u64::from(blocks_begin));
+        front.verify(owner, place, first, &buffer[from..])?;
+        return Ok(Bytes::from(buffer).slice(from + within..from + within + length as usize));
+    }
+    let mut head = vec![0; size(start)];
+    let filled = read_up_to(&file, &mut head, place.offset)?;
+    let front = parse_front(owner, place, name, row.payload_length, &head[..filled])?;
+    let at = place.offset + start + u64::from(blocks_begin);
+    let blocks = read_exactly(&file, at, blocks_end - u64::from(blocks_begin))?;
+    front.verify(owner, place, first, &blocks)?;
+    Ok(Bytes::from(blocks).slice(within..within + length as usize))
+}
+
+/// Verifies all of a record, its padding included, as the medium has it: what the page cache holds is dropped first.
+pub(crate) fn verify_record(extents: &Extents, name: ShardName, row: &Row) -> Result<(), ReadFault> {
+    let file = open(extents, row.place)?;
+    let bytes = record_bytes(row.payload_length);
+    let forget = || fadvise(&*file, row.place.offset, NonZeroU64::new(bytes), Advice::DontNeed);
+    // Advice only: where it is not taken, the cached pages are verified.
+    forget().map_err(io::Error::from)?;
+    verify_file(extents.owner(), &file, row.place, name, row.payload_length)?;
+    forget().map_err(io::Error::from)?;
+    Ok(())
+}
+
+/// Verifies the record of `name` at `place` of an open extent.
+pub(crate) fn verify_file(
+    owner: Owner,
+    file: &File,
+    place: Place,
+    name: ShardName,
+    length: u32,
+) -> Result<(), ReadFault> {
+    let start = payload_start(length);
+    let mut head = vec![0; size(start)];
+    let filled = read_up_to(file, &mut head, place.offset)?;
+    let front = parse_front(owner, place, name, length, &head[..filled])?;
+    let mut buffer = vec![0; PIECE_BYTES.min(size(record_bytes(length) - start))];
+    let blocks_per_piece = u32::try_from(PIECE_BYTES).unwrap_or(u32::MAX) / BLOCK_BYTES;
+    let mut number = 0;
+    while number < block_count(length) {
+        let begin = u64::from(number) * u64::from(BLOCK_BYTES);
+        let piece = size(u64::from(length) - begin).min(PIECE_BYTES);
+        if read_up_to(file, &mut buffer[..piece], place.offset + start + begin)? < piece {
+            return Err(truncated());
+        }
+        front.verify(owner, place, number, &buffer[..piece])?;
+        number += blocks_per_piece;
+    }
+    let padding = size(record_bytes(length) - start - u64::from(length));
+    let filled =
+        read_up_to(file, &mut buffer[..padding.min(PIECE_BYTES)], place.offset + start + u64::from(length))?;
+    if filled < padding {
+        return Err(truncated());
+    }
+    if buffer[..padding].iter().any(|byte| *byte != 0) {
+        return Err(ReadFault::Damaged("the zeros behind the shard have changed".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,593 @@
+//! The writer of a disk: one thread that makes every change to its extents and its index.
+//!
+//! Group commit: the puts that wait are written one after the other, made durable by one fdatasync, indexed in one
+//! batch, and then answered. What is on disk after a crash, step by step:
+//!
+//! 1. records written, not synced: perhaps torn ones at the end of the newest extent. None was acknowledged; a scan
+//!    takes those that verify and syncs them before anything is served.
+//! 2. synced (and the directory, for a new extent): all there. The scan from the index's mark finds them.
+//! 3. indexed: nothing to do.
+//!
+//! A deletion: (1) a tombstone over the record's first 4 KiB, synced; (2) the row removed from the index, synced;
+//! (3) a hole punched over the whole record. After a crash behind 1 the row leads to a tombstone, which reads as
+//! "not there" and is finished then; behind 2 nothing leads there, and a scan finds a tombstone or a hole.
+//!
+//! A shard that is stored again because its record was damaged: the new record is synced first, then the old one is
+//! deleted as above, and the row changes in the same index batch.
+//!
+//! Invariants:
+//! - An answer "stored" is sent only after the sync that covers the record.
+//! - A failed write (other than for want of space) or a failed sync fences the disk; it is never tried again.
+//! - After a write that ran out of space its extent is never appended to, so torn bytes lie only at the end of one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use engine::ids::{Epoch, VolumeId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::disk_core::Core;
+use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, punch_hole, write_parts};
+use crate::index::{ExtentFigures, IndexBatch, IndexError, Row, ScrubCursor, Totals};
+use crate::reader::{ReadFault, read_range};
+use crate::record::{
+    BOUNDARY_BYTES, ExtentNumber, Head, Place, ShardHeader, ShardName, encode_front, record_bytes,
+};
+
+/// Most that one batch writes before its sync, unless a single record is larger.
+pub(crate) const BATCH_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// Most puts in one batch.
+const BATCH_COUNT_MAX: usize = 256;
+
+/// Volumes whose epochs a disk remembers.
+const VOLUMES_MAX: usize = 1 << 20;
+
+/// After so many bytes the index is synced with a batch, so that a scan after a power cut stays short.
+const INDEX_UNSYNCED_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+const ZEROS: [u8; BOUNDARY_BYTES as usize] = [0; BOUNDARY_BYTES as usize];
+
+/// What became of a put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// On stable storage, now or since an earlier put of the same shard.
+    Stored,
+    /// The volume's membership has changed.
+    StaleEpoch(Epoch),
+    /// The disk takes no writes.
+    Refused(String),
+    /// Another shard of that name is stored already.
+    Conflict(String),
+}
+
+/// A shard to be stored, checked against its bounds and its CRC-32.
+#[derive(Clone, Debug)]
+pub struct Put {
+    /// Its header.
+    pub header: ShardHeader,
+    /// Its bytes, as many as the header says.
+    pub payload: Bytes,
+}
+
+/// What the writer is asked to do.
+pub(crate) enum Work {
+    Put {
+        put: Put,
+        answer: oneshot::Sender<PutOutcome>,
+    },
+    Delete {
+        names: Vec<ShardName>,
+        answer: oneshot::Sender<Result<u64, String>>,
+    },
+    RaiseEpochs(Vec<(VolumeId, Epoch)>),
+    /// A read found the record of this row damaged.
+    MarkDamaged {
+        name: ShardName,
+        row: Row,
+        answer: oneshot::Sender<()>,
+    },
+    /// A read found a tombstone where this row leads.
+    Forget {
+        name: ShardName,
+        row: Row,
+    },
+    SetScrubCursor(ScrubCursor),
+    Stop,
+}
+
+/// The extent that is appended to.
+struct Active {
+    extent: ExtentNumber,
+    file: Arc<File>,
+    end: u64,
+    named: bool,
+}
+
+/// A put that was written and waits for the sync.
+struct Written {
+    name: ShardName,
+    volume: VolumeId,
+    row: Row,
+    replaced: Option<Row>,
+    answer: oneshot::Sender<PutOutcome>,
+}
+
+type WaitingPut = (Put, oneshot::Sender<PutOutcome>);
+
+/// Whether a put is to be written.
+enum Admission {
+    Write { replaced: Option<Row> },
+    Answer(PutOutcome),
+}
+
+pub(crate) struct Writer {
+    core: Arc<Core>,
+    totals: Totals,
+    extents: BTreeMap<ExtentNumber, ExtentFigures>,
+    epochs: BTreeMap<VolumeId, Epoch>,
+    active: Option<Active>,
+    index_unsynced_bytes: u64,
+}
+
+fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl Writer {
+    /// A writer that goes on from what the index says.
+    pub(crate) fn new(core: Arc<Core>) -> Result<Self, IndexError> {
+        let totals = core.index.totals()?;
+        let extents = core.index.extents()?;
+        let epochs = core.index.epochs()?;
+        let writer = Self { core, totals, extents, epochs, active: None, index_unsynced_bytes: 0 };
+        writer.publish();
+        Ok(writer)
+    }
+
+    /// Works until told to stop, or until nobody can ask any more.
+    pub(crate) fn run(mut self, mut work: mpsc::Receiver<Work>) {
+        let mut next = work.blocking_recv();
+        while let Some(item) = next.take() {
+            match item {
+                Work::Put { put, answer } => {
+                    let mut bytes = record_bytes(put.header.payload_length);
+                    let mut batch = vec![(put, answer)];
+                    while batch.len() < BATCH_COUNT_MAX && bytes < BATCH_BYTES_MAX && next.is_none() {
+                        match work.try_recv() {
+                            Ok(Work::Put { put, answer }) => {
+                                bytes += record_bytes(put.header.payload_length);
+                                batch.push((put, answer));
+                            }
+                            Ok(other) => next = Some(other),
+                            Err(_empty) => break,
+                        }
+                    }
+                    self.put_all(batch);
+                }
+                Work::Delete { names, answer } => {
+                    let deleted = self.delete(&names);
+                    drop(answer.send(deleted));
+                }
+                Work::RaiseEpochs(epochs) => self.raise_epochs(&epochs),
+                Work::MarkDamaged { name, row, answer } => {
+                    self.mark_damaged(name, &row);
+                    if answer.send(()).is_err() {
+                        tracing::debug!("nobody waits for the count any more");
+                    }
+                }
+                Work::Forget { name, row } => self.forget(name, &row),
+                Work::SetScrubCursor(cursor) => self.set_scrub_cursor(&cursor),
+                Work::Stop => break,
+            }
+            if next.is_none() {
+                next = work.blocking_recv();
+            }
+        }
+        self.core.index.stop();
+    }
+
+    fn publish(&self) {
+        self.core.shards.store(self.totals.shards, Ordering::Relaxed);
+        self.core.damaged_found.store(self.totals.damaged_found, Ordering::Relaxed);
+    }
+
+    /// Commits a batch with the totals; a failure fences the disk and is given in words.
+    fn commit(&mut self, batch: Result<IndexBatch, IndexError>, synced: bool) -> Result<(), String> {
+        let committed = batch.and_then(|mut batch| {
+            batch.set_totals(&self.totals)?;
+            self.core.index.commit(batch, synced)
+        });
+        if let Err(error) = committed {
+            self.core.fence_for_index(&error);
+            return Err(error.to_string());
+        }
+        if synced {
+            self.index_unsynced_bytes = 0;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Stores puts. Of several for one shard, the later ones see what became of the first.
+    fn put_all(&mut self, mut waiting: Vec<WaitingPut>) {
+        while !waiting.is_empty() {
+            let mut names = BTreeSet::new();
+            let (now, later): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|(put, _)| names.insert(put.header.name));
+            self.put_group(now);
+            waiting = later;
+        }
+    }
+
+    fn put_group(&mut self, puts: Vec<WaitingPut>) {
+        let mut admitted = Vec::new();
+        for (put, answer) in puts {
+            match self.admit(&put) {
+                Admission::Write { replaced } => admitted.push((put, replaced, answer)),
+                Admission::Answer(outcome) => drop(answer.send(outcome)),
+            }
+        }
+        if admitted.is_empty() {
+            return;
+        }
+        let bytes = admitted.iter().map(|(put, ..)| record_bytes(put.header.payload_length)).sum();
+        if let Err(reason) = self.prepare(bytes) {
+            for (_, _, answer) in admitted {
+                drop(answer.send(PutOutcome::Refused(reason.clone())));
+            }
+            return;
+        }
+        let mut written = Vec::new();
+        let mut failed: Option<String> = None;
+        for (put, replaced, answer) in admitted {
+            if failed.is_none() {
+                failed = self.append(&put).err();
+            }
+            match &failed {
+                Some(reason) => drop(answer.send(PutOutcome::Refused(reason.clone()))),
+                None => written.push(self.written(&put, replaced, answer)),
+            }
+        }
+        let outcome = match self.make_durable(&written, bytes) {
+            Ok(()) => PutOutcome::Stored,
+            Err(reason) => PutOutcome::Refused(reason),
+        };
+        for put in written {
+            drop(put.answer.send(outcome.clone()));
+        }
+        if failed.is_some() {
+            // Whatever the failed write left lies at the end of that extent, for ever.
+            self.active = None;
+        }
+    }
+
+    /// Decides whether a put is written, by epoch and by what is stored already.
+    fn admit(&mut self, put: &Put) -> Admission {
+        let header = &put.header;
+        let refused = |reason| Admission::Answer(PutOutcome::Refused(reason));
+        if let Some(reason) = self.core.refuses_reads() {
+            return refused(reason);
+        }
+        let volume = header.name.stripe.volume();
+        match self.epochs.get(&volume) {
+            Some(current) if header.epoch < *current => {
+                return Admission::Answer(PutOutcome::StaleEpoch(*current));
+            }
+            None if self.epochs.len() >= VOLUMES_MAX => {
+                return refused(format!("the disk knows {VOLUMES_MAX} volumes, the most it can"));
+            }
+            _ => {}
+        }
+        let stored = match self.core.index.row(header.name) {
+            Ok(Some(row)) => row,
+            Ok(None) => return Admission::Write { replaced: None },
+            Err(error) => {
+                self.core.fence_for_index(&error);
+                return refused(error.to_string());
+            }
+        };
+        let same = stored.payload_length == header.payload_length;
+        let read = read_range(&self.core.extents, header.name, &stored, 0, stored.payload_length);
+        match read {
+            Ok(bytes) if same && bytes == put.payload => Admission::Answer(PutOutcome::Stored),
+            Ok(_other) => Admission::Answer(PutOutcome::Conflict(format!(
+                "other bytes are stored as stripe={} position={}; a shard never changes",
+                header.name.stripe, header.name.position
+            ))),
+            Err(ReadFault::Gone) => Admission::Write { replaced: Some(stored) },
+            Err(ReadFault::Damaged(_)) => {
+                self.mark_damaged(header.name, &stored);
+                Admission::Write { replaced: Some(stored) }
+            }
+            Err(ReadFault::Io(error)) => {
+                self.core.fence(&format!("reading failed: {error}"));
+                refused(error.to_string())
+            }
+        }
+    }
+
+    /// Sees to it that there is space, and an extent that takes `bytes` more.
+    fn prepare(&mut self, bytes: u64) -> Result<(), String> {
+        let sample = self.core.space.sample().map_err(|error| {
+            self.core.fence(&format!("cannot ask the file system for its space: {error}"));
+            error.to_string()
+        })?;
+        if !self.core.admits(&sample, bytes) {
+            return Err(format!("full: {} bytes free less the reserve", sample.usable_bytes()));
+        }
+        let fits = |active: &Active| {
+            active.end == EXTENT_HEADER_BYTES || active.end.saturating_add(bytes) <= EXTENT_BYTES_MAX
+        };
+        if self.active.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        let extent = self.totals.extent_next;
+        let Some(following) = extent.0.checked_add(1) else {
+            return Err("the disk has used up its extent numbers".to_owned());
+        };
+        self.totals.extent_next = ExtentNumber(following);
+        let file = self.core.extents.create(extent).map_err(|error| self.write_failed(&error))?;
+        if let Some(before) =
+            self.active.replace(Active { extent, file, end: EXTENT_HEADER_BYTES, named: false })
+        {
+            self.core.measure_extent(before.extent);
+        }
+        Ok(())
+    }
+
+    fn write_failed(&self, error: &io::Error) -> String {
+        if is_out_of_space(error) {
+            tracing::warn!(disk = %self.core.extents.owner().disk, %error, "a write found no space");
+        } else {
+            self.core.fence(&format!("a write failed: {error}"));
+        }
+        format!("a write failed: {error}")
+    }
+
+    /// Writes one record behind the last.
+    fn append(&mut self, put: &Put) -> Result<(), String> {
+        let Some(active) = &mut self.active else { return Err("no extent to write to".to_owned()) };
+        let place = Place { extent: active.extent, offset: active.end };
+        let front = encode_front(self.core.extents.owner(), place, &put.header, &put.payload);
+        let bytes = record_bytes(put.header.payload_length);
+        let padding = bytes - front.len() as u64 - u64::from(put.header.payload_length);
+        let padding = &ZEROS[..usize::try_from(padding).unwrap_or(0)];
+        match write_parts(&active.file, &[&front, &put.payload, padding], active.end) {
+            Ok(()) => {
+                active.end += bytes;
+                Ok(())
+            }
+            Err(error) => {
+                if is_out_of_space(&error) {
+                    // Gives back what the short write took; if that fails it stays as dead space.
+                    drop(punch_hole(&active.file, place.offset, bytes));
+                }
+                Err(self.write_failed(&error))
+            }
+        }
+    }
+
+    fn written(&self, put: &Put, replaced: Option<Row>, answer: oneshot::Sender<PutOutcome>) -> Written {
+        let header = &put.header;
+        let (extent, end) =
+            self.active.as_ref().map_or_else(Default::default, |active| (active.extent, active.end));
+        let place = Place { extent, offset: end - record_bytes(header.payload_length) };
+        let row = Row::new(place, header);
+        Written { name: header.name, volume: header.name.stripe.volume(), row, replaced, answer }
+    }
+
+    /// Syncs what was written and indexes it.
+    fn make_durable(&mut self, written: &[Written], bytes: u64) -> Result<(), String> {
+        let Some(active) = &mut self.active else { return Err("no extent to write to".to_owned()) };
+        if written.is_empty() {
+            return Ok(());
+        }
+        let synced = active
+            .file
+            .sync_data()
+            .and_then(|()| if active.named { Ok(()) } else { self.core.extents.sync_directory() });
+        if let Err(error) = synced {
+            self.core.fence(&format!("a sync failed: {error}"));
+            return Err(format!("a sync failed: {error}"));
+        }
+        active.named = true;
+        self.totals.mark = Place { extent: active.extent, offset: active.end };
+        let extent = active.extent;
+        let replaced: Vec<(ShardName, Row)> =
+            written.iter().filter_map(|put| put.replaced.map(|row| (put.name, row))).collect();
+        self.bury(&replaced)?;
+        self.index_unsynced_bytes = self.index_unsynced_bytes.saturating_add(bytes);
+        let batch = self.index_batch(extent, written, &replaced);
+        let sync = !replaced.is_empty() || self.index_unsynced_bytes > INDEX_UNSYNCED_BYTES_MAX;
+        self.commit(batch, sync)?;
+        self.give_back(&replaced);
+        Ok(())
+    }
+
+    fn index_batch(
+        &mut self,
+        extent: ExtentNumber,
+        written: &[Written],
+        replaced: &[(ShardName, Row)],
+    ) -> Result<IndexBatch, IndexError> {
+        let mut batch = IndexBatch::default();
+        self.remove_rows(&mut batch, replaced)?;
+        for put in written {
+            batch.insert(put.name, &put.row)?;
+            let known = self.epochs.entry(put.volume).or_default();
+            if put.row.epoch > *known {
+                *known = put.row.epoch;
+                batch.set_epoch(put.volume, put.row.epoch)?;
+            }
+        }
+        let figures = self.extents.entry(extent).or_default();
+        figures.shards += written.len() as u64;
+        batch.set_extent(extent, Some(figures))?;
+        self.totals.shards += written.len() as u64;
+        Ok(batch)
+    }
+
+    /// Takes rows out of the index and out of the figures of their extents.
+    fn remove_rows(&mut self, batch: &mut IndexBatch, rows: &[(ShardName, Row)]) -> Result<(), IndexError> {
+        for (name, row) in rows {
+            batch.remove(*name, row);
+            self.totals.shards = self.totals.shards.saturating_sub(1);
+            let figures = self.extents.entry(row.place.extent).or_default();
+            figures.shards = figures.shards.saturating_sub(1);
+            batch.set_extent(row.place.extent, Some(figures))?;
+        }
+        Ok(())
+    }
+
+    /// Puts tombstones over records and syncs them.
+    fn bury(&self, rows: &[(ShardName, Row)]) -> Result<(), String> {
+        let mut files = BTreeMap::new();
+        let mut all = || -> io::Result<()> {
+            for (name, row) in rows {
+                let file = match self.core.extents.file(row.place.extent) {
+                    Ok(file) => file,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                };
+                // Beyond the end of a truncated extent there is nothing to bury.
+                if row.place.offset < file.metadata()?.len() {
+                    let tombstone = Head::Tombstone(row.header(*name));
+                    self.core.extents.write_tombstone(&file, row.place, &tombstone)?;
+                    files.insert(row.place.extent, file);
+                }
+            }
+            files.values().try_for_each(|file| file.sync_data())
+        };
+        all().map_err(|error| {
+            self.core.fence(&format!("a deletion could not be made durable: {error}"));
+            error.to_string()
+        })
+    }
+
+    /// Gives the space of deleted records back. A failure costs space, nothing else.
+    fn give_back(&mut self, rows: &[(ShardName, Row)]) {
+        let touched: BTreeSet<ExtentNumber> = rows.iter().map(|(_, row)| row.place.extent).collect();
+        for (_, row) in rows {
+            if let Ok(file) = self.core.extents.file(row.place.extent)
+                && let Err(error) = punch_hole(&file, row.place.offset, record_bytes(row.payload_length))
+            {
+                tracing::debug!(%error, extent = %row.place.extent, "no hole was punched");
+            }
+        }
+        for extent in touched {
+            self.unlink_if_dead(extent);
+            self.core.measure_extent(extent);
+        }
+    }
+
+    /// Removes an extent in which nothing lives any more.
+    fn unlink_if_dead(&mut self, extent: ExtentNumber) {
+        let dead =
+            self.extents.get(&extent).is_some_and(|figures| figures.shards == 0 && !figures.unreadable);
+        let active = self.active.as_ref().is_some_and(|active| active.extent == extent);
+        if !dead || active {
+            return;
+        }
+        self.extents.remove(&extent);
+        let mut batch = IndexBatch::default();
+        let batch = batch.set_extent(extent, None).map(|()| batch);
+        if self.commit(batch, false).is_err() {
+            return;
+        }
+        if let Err(error) = self.core.extents.remove(extent) {
+            tracing::warn!(%error, %extent, "an empty extent was not removed");
+        }
+    }
+
+    fn delete(&mut self, names: &[ShardName]) -> Result<u64, String> {
+        if let Some(reason) = self.core.refuses_reads() {
+            return Err(reason);
+        }
+        let unique: BTreeSet<ShardName> = names.iter().copied().collect();
+        let mut rows = Vec::new();
+        for name in unique {
+            match self.core.index.row(name) {
+                Ok(row) => rows.extend(row.map(|row| (name, row))),
+                Err(error) => {
+                    self.core.fence_for_index(&error);
+                    return Err(error.to_string());
+                }
+            }
+        }
+        self.delete_rows(&rows)?;
+        Ok(rows.len() as u64)
+    }
+
+    fn delete_rows(&mut self, rows: &[(ShardName, Row)]) -> Result<(), String> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.bury(rows)?;
+        let mut batch = IndexBatch::default();
+        let batch = self.remove_rows(&mut batch, rows).map(|()| batch);
+        self.commit(batch, true)?;
+        self.give_back(rows);
+        Ok(())
+    }
+
+    fn raise_epochs(&mut self, epochs: &[(VolumeId, Epoch)]) {
+        let mut batch = IndexBatch::default();
+        let mut raised = false;
+        for (volume, epoch) in epochs {
+            if self.epochs.len() >= VOLUMES_MAX && !self.epochs.contains_key(volume) {
+                continue;
+            }
+            let known = self.epochs.entry(*volume).or_default();
+            if *epoch > *known {
+                *known = *epoch;
+                raised = true;
+                if let Err(error) = batch.set_epoch(*volume, *epoch) {
+                    self.core.fence_for_index(&error);
+                    return;
+                }
+            }
+        }
+        if raised && self.core.refuses_reads().is_none() {
+            drop(self.commit(Ok(batch), false));
+        }
+    }
+
+    /// Counts a damaged shard, once.
+    fn mark_damaged(&mut self, name: ShardName, row: &Row) {
+        let known = self.core.index.row(name).and_then(|now| Ok((now, self.core.index.is_damaged(name)?)));
+        match known {
+            Ok((Some(now), false)) if now == *row => {
+                let mut batch = IndexBatch::default();
+                batch.set_damaged(name);
+                self.totals.damaged_found += 1;
+                drop(self.commit(Ok(batch), false));
+                tracing::warn!(
+                    disk = %self.core.extents.owner().disk, stripe = %name.stripe, position = %name.position,
+                    extent = %row.place.extent, offset_bytes = row.place.offset, "a damaged shard was found"
+                );
+            }
+            Ok(_known_or_gone) => {}
+            Err(error) => self.core.fence_for_index(&error),
+        }
+    }
+
+    /// Finishes a deletion that a crash cut short.
+    fn forget(&mut self, name: ShardName, row: &Row) {
+        match self.core.index.row(name) {
+            Ok(Some(now)) if now == *row => drop(self.delete_rows(&[(name, *row)])),
+            Ok(_changed) => {}
+            Err(error) => self.core.fence_for_index(&error),
+        }
+    }
+
+    fn set_scrub_cursor(&mut self, cursor: &ScrubCursor) {
+        let mut batch = IndexBatch::default();
+        let batch = batch.set_scrub_cursor(cursor).map(|()| batch);
+        drop(self.commit(batch, false));
+    }
+}
