@@ -14,6 +14,8 @@ pub mod ids;
 pub mod location;
 pub mod manifest;
 pub mod placement;
+pub mod read_plan;
+pub mod reader;
 pub mod store;
 pub mod stripe;
 pub mod writer;
