@@ -5,4 +5,9 @@
 //! what a command does is decided by the pure state machine in `state`.
 
 pub mod app;
+pub mod client;
 pub mod kv;
+pub mod model;
+pub mod node;
+pub mod state;
+pub mod warden;

@@ -16,8 +16,8 @@ use engine::cluster::{Location, SlotRange, StripeRecord};
 use engine::code::Code;
 use engine::cutter::Cutter;
 use engine::ids::{
-    AccountId, ChunkId, ClusterId, ContentId, DeviceId, DiskId, EntryId, Epoch, HolderId, NamespaceId, NodeId,
-    RequestId, SlotId, UploadId, VersionId, VolumeId,
+    AccountId, ChunkId, ClusterId, ContentId, DeviceId, DiskId, EntryId, Epoch, HolderId, NamespaceId,
+    NodeId, RequestId, SlotId, UploadId, VersionId, VolumeId,
 };
 use engine::location::ChunkLocation;
 use engine::manifest::{ContentList, ManifestEntry};

@@ -28,3 +28,9 @@ pub const NAME_BYTES_MAX: usize = 255;
 
 /// Items in one query, and in one page.
 pub const QUERY_ITEMS_MAX: u32 = 10_000;
+
+/// Steps in one command.
+pub const STEPS_MAX: usize = 4096;
+
+/// Chunks of one file: 512 GiB at the average of the widest content-defined cutter.
+pub const UPLOAD_CHUNKS_MAX: usize = 512 * 1024;

@@ -225,6 +225,9 @@ pub enum Reply {
     NoNamespace,
     /// The slot is another group's.
     NotOwner(SlotId),
-    /// The query is not one that this version of the software knows, or it is for another kind of group.
+    /// The query is not one that this version of the software knows, it asks for too much at once, or it is for
+    /// another kind of group.
     NotUnderstood,
+    /// The installation has not been made.
+    NoCluster,
 }

@@ -1,10 +1,10 @@
 //! Rows: what the state machines of the groups hold, as queries answer with them.
 
+use engine::code::PositionSet;
 use engine::cutter::Cutter;
 use engine::ids::{
     AccountId, ChunkId, ContentId, DeviceId, EntryId, HolderId, NamespaceId, UploadId, VersionId, VolumeId,
 };
-use engine::code::PositionSet;
 use engine::location::ChunkLocation;
 use engine::manifest::ContentList;
 use serde::{Deserialize, Serialize};

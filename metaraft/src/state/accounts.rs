@@ -1,0 +1,118 @@
+//! Accounts, their devices, and whose an email is.
+//!
+//! Invariants:
+//! - An email points to one account, and never to another one later.
+//! - An account's and a device's times are the leader's.
+//!
+//! Making an account: the email's row first, then the namespace, then the account's row. After a crash in between
+//! the email names the account that is to be made: who comes again with it is told that id, and goes on with it.
+
+use engine::ids::{AccountId, DeviceId, email_slot};
+
+use super::keys;
+use super::txn::{Group, invalid, not_found};
+use crate::model::command::StepError;
+use crate::model::outcome::StepOutcome;
+use crate::model::row::{AccountRow, DeviceRow};
+
+/// Bytes of an email (RFC 5321, section 4.5.3.1: 64 + 1 + 255).
+const EMAIL_BYTES_MAX: usize = 320;
+
+/// Bytes of an account's or a device's name.
+const LABEL_BYTES_MAX: usize = 1024;
+
+fn check_email(email: &str) -> Result<(), StepError> {
+    let lower = email.to_lowercase() == email;
+    if email.is_empty() || email.len() > EMAIL_BYTES_MAX || email.chars().any(char::is_control) || !lower {
+        return Err(invalid(format!("an email has 1 to {EMAIL_BYTES_MAX} bytes, in lower case")));
+    }
+    Ok(())
+}
+
+fn check_label(label: &str) -> Result<(), StepError> {
+    if label.len() > LABEL_BYTES_MAX || label.chars().any(char::is_control) {
+        return Err(invalid(format!("a name of up to {LABEL_BYTES_MAX} bytes, without control characters")));
+    }
+    Ok(())
+}
+
+impl Group<'_, '_> {
+    pub(super) fn email_reserve(
+        &mut self,
+        email: &str,
+        account: AccountId,
+    ) -> Result<StepOutcome, StepError> {
+        self.own(email_slot(email))?;
+        check_email(email)?;
+        let key = keys::email(email);
+        if let Some(owner) = self.get(&key)? {
+            return Ok(StepOutcome::EmailReserved(owner));
+        }
+        self.put(&key, &account);
+        Ok(StepOutcome::EmailReserved(account))
+    }
+
+    pub(super) fn account_create(
+        &mut self,
+        account: AccountId,
+        row: &AccountRow,
+    ) -> Result<StepOutcome, StepError> {
+        self.own(account.slot())?;
+        check_email(&row.email)?;
+        check_label(&row.name)?;
+        let key = keys::account(account);
+        if let Some(existing) = self.get::<AccountRow>(&key)? {
+            let equal = existing == AccountRow { created_ms: existing.created_ms, ..row.clone() };
+            let kind = || "account".to_owned();
+            return if equal {
+                Ok(StepOutcome::Done)
+            } else {
+                Err(StepError::AlreadyExists { kind: kind() })
+            };
+        }
+        let row = AccountRow { created_ms: self.time_ms, ..row.clone() };
+        self.put(&key, &row);
+        Ok(StepOutcome::Done)
+    }
+
+    pub(super) fn device_add(
+        &mut self,
+        account: AccountId,
+        device: DeviceId,
+        row: &DeviceRow,
+    ) -> Result<StepOutcome, StepError> {
+        self.own(account.slot())?;
+        check_label(&row.name)?;
+        if !self.contains(&keys::account(account)) {
+            return Err(not_found("account"));
+        }
+        let key = keys::device(account, device);
+        if let Some(existing) = self.get::<DeviceRow>(&key)? {
+            let equal = existing.name == row.name && existing.token_hash == row.token_hash;
+            let kind = || "device".to_owned();
+            return if equal {
+                Ok(StepOutcome::Done)
+            } else {
+                Err(StepError::AlreadyExists { kind: kind() })
+            };
+        }
+        let row = DeviceRow { created_ms: self.time_ms, revoked_ms: None, ..row.clone() };
+        self.put(&key, &row);
+        Ok(StepOutcome::Done)
+    }
+
+    pub(super) fn device_revoke(
+        &mut self,
+        account: AccountId,
+        device: DeviceId,
+    ) -> Result<StepOutcome, StepError> {
+        self.own(account.slot())?;
+        let key = keys::device(account, device);
+        let mut row: DeviceRow = self.get(&key)?.ok_or_else(|| not_found("device"))?;
+        if row.revoked_ms.is_none() {
+            row.revoked_ms = Some(self.time_ms);
+            self.put(&key, &row);
+        }
+        Ok(StepOutcome::Done)
+    }
+}

@@ -1,0 +1,194 @@
+//! Takes commands and queries apart, and hands each step to its area.
+//!
+//! Invariants:
+//! - A command is applied whole or not at all, and its outcome is remembered under its request id in the same
+//!   transaction. Two answers are not remembered, since they may turn out otherwise without anything having been
+//!   done: the slot is not owned (it may be adopted), and the step is for another kind of group.
+//! - What a command does depends on the rows, its bytes and the leader's time alone.
+
+use std::sync::Arc;
+
+use engine::ids::{GroupId, ROOT_GROUP};
+
+use super::query;
+use super::requests;
+use super::tree::{Attributes, Target};
+use super::txn::{Group, invalid};
+use super::uploads::{Commit, Session};
+use crate::app::App;
+use crate::kv::{Txn, View};
+use crate::model::STEPS_MAX;
+use crate::model::codec;
+use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
+use crate::model::outcome::StepOutcome;
+use crate::model::row::ContentRow;
+use crate::warden::liveness::Liveness;
+
+/// The state machine of the root group and of the data groups.
+pub struct StateMachine {
+    liveness: Arc<Liveness>,
+}
+
+impl StateMachine {
+    /// A state machine whose cluster map tells the health that `liveness` knows of.
+    #[must_use]
+    pub fn new(liveness: Arc<Liveness>) -> Self {
+        Self { liveness }
+    }
+}
+
+impl App for StateMachine {
+    fn apply(&self, group: GroupId, txn: &mut Txn<'_>, time_ms: u64, command: &[u8]) -> Vec<u8> {
+        let command: Command = match codec::decode(command) {
+            Ok(command) => command,
+            Err(error) => {
+                tracing::warn!(group = group.0, error = %error, "command not understood");
+                return codec::encode(&CommandOutcome::NotUnderstood);
+            }
+        };
+        if requests::out_of_time(command.request, time_ms) {
+            return codec::encode(&CommandOutcome::RequestOutOfTime { leader_ms: time_ms });
+        }
+        requests::sweep(txn, time_ms);
+        if let Some(outcome) = requests::remembered(txn, command.request) {
+            return outcome;
+        }
+        let outcome = match txn.attempt(|txn| run(group, txn, time_ms, &command.steps)) {
+            Ok(outcomes) => CommandOutcome::Done(outcomes),
+            Err((step, error)) => CommandOutcome::Failed { step, error },
+        };
+        let encoded = codec::encode(&outcome);
+        let elsewhere = StepError::WrongGroup;
+        let passing = matches!(&outcome, CommandOutcome::Failed { error, .. }
+            if *error == elsewhere || matches!(error, StepError::NotOwner { .. }));
+        if !passing {
+            requests::remember(txn, command.request, encoded.clone());
+        }
+        encoded
+    }
+
+    fn query(&self, group: GroupId, view: &View<'_>, query: &[u8]) -> Vec<u8> {
+        codec::encode(&query::answer(group, view, query, &self.liveness))
+    }
+}
+
+/// Runs the steps in order; tells which one failed.
+fn run(
+    group: GroupId,
+    txn: &mut Txn<'_>,
+    time_ms: u64,
+    steps: &Steps,
+) -> Result<Vec<StepOutcome>, (u32, StepError)> {
+    let mut group = Group::begin(group, time_ms, txn).map_err(|error| (0, error))?;
+    let outcomes = match steps {
+        Steps::Root(steps) => run_each(steps, |step| root_step(&mut group, step)),
+        Steps::Data(steps) => run_each(steps, |step| data_step(&mut group, step)),
+    }?;
+    group.finish();
+    Ok(outcomes)
+}
+
+fn run_each<S>(
+    steps: &[S],
+    mut run: impl FnMut(&S) -> Result<StepOutcome, StepError>,
+) -> Result<Vec<StepOutcome>, (u32, StepError)> {
+    if steps.len() > STEPS_MAX {
+        return Err((0, invalid(format!("{} steps; a command has at most {STEPS_MAX}", steps.len()))));
+    }
+    (0..).zip(steps).map(|(number, step)| run(step).map_err(|error| (number, error))).collect()
+}
+
+fn root_step(group: &mut Group<'_, '_>, step: &RootStep) -> Result<StepOutcome, StepError> {
+    if group.group != ROOT_GROUP {
+        return Err(StepError::WrongGroup);
+    }
+    match step {
+        RootStep::ClusterInit { cluster, code, slots, meta_nodes } => {
+            group.cluster_init(*cluster, *code, slots, meta_nodes)
+        }
+        RootStep::StorageNodeRegister { node, address, location } => {
+            group.storage_node_register(*node, address, location)
+        }
+        RootStep::DiskRegister { disk, node, path } => group.disk_register(*disk, *node, path),
+        RootStep::VolumesCreate { existing, code, members } => {
+            group.volumes_create(*existing, *code, members)
+        }
+        RootStep::SettingSet { name, value } => group.setting_set(name, value),
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "one arm for each step, nothing else")]
+fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, StepError> {
+    if group.group == ROOT_GROUP {
+        return Err(StepError::WrongGroup);
+    }
+    match step {
+        DataStep::SlotsAdopt { first, last } => group.slots_adopt(*first, *last),
+        DataStep::EmailReserve { email, account } => group.email_reserve(email, *account),
+        DataStep::AccountCreate { account, row } => group.account_create(*account, row),
+        DataStep::DeviceAdd { account, device, row } => group.device_add(*account, *device, row),
+        DataStep::DeviceRevoke { account, device } => group.device_revoke(*account, *device),
+        DataStep::NamespaceCreate { namespace, owner, quota_bytes } => {
+            group.namespace_create(*namespace, *owner, *quota_bytes)
+        }
+        DataStep::UploadBegin { namespace, upload, holder, content, size, cutter, chunks, life_ms } => {
+            let (holder, content, size, cutter) = (*holder, *content, *size, *cutter);
+            let session = Session { holder, content, size, cutter, chunks, life_ms: *life_ms };
+            group.upload_begin(*namespace, *upload, &session)
+        }
+        DataStep::UploadHold { namespace, upload } => group.upload_hold(*namespace, *upload),
+        DataStep::FileCommit { namespace, upload, parent, name, base, mode, mtime_ns, device } => {
+            let attributes = Attributes { mode: *mode, mtime_ns: *mtime_ns };
+            let commit = Commit { upload: *upload, base: *base, attributes, device: *device };
+            group.file_commit(*namespace, Target { parent: *parent, name }, commit)
+        }
+        DataStep::UploadAbort { namespace, upload } => group.upload_abort(*namespace, *upload),
+        DataStep::EntryCreate { namespace, parent, name, kind, mode, mtime_ns, existing } => {
+            let attributes = Attributes { mode: *mode, mtime_ns: *mtime_ns };
+            let target = Target { parent: *parent, name };
+            group.entry_create(*namespace, target, kind, attributes, *existing)
+        }
+        DataStep::EntrySetAttributes { namespace, entry, mode, mtime_ns } => {
+            let attributes = Attributes { mode: *mode, mtime_ns: *mtime_ns };
+            group.entry_set_attributes(*namespace, *entry, attributes)
+        }
+        DataStep::EntryMove { namespace, entry, from_parent, from_name, to_parent, to_name, replace } => {
+            let from = Target { parent: *from_parent, name: from_name };
+            let to = Target { parent: *to_parent, name: to_name };
+            group.entry_move(*namespace, *entry, from, to, *replace)
+        }
+        DataStep::EntryCopy { namespace, entry, to_parent, to_name, replace, device } => {
+            let to = Target { parent: *to_parent, name: to_name };
+            group.entry_copy(*namespace, *entry, to, *replace, *device)
+        }
+        DataStep::EntryDelete { namespace, entry, parent, name, recursive } => {
+            group.entry_delete(*namespace, *entry, Target { parent: *parent, name }, *recursive)
+        }
+        DataStep::VersionRestore { namespace, entry, version, device } => {
+            group.version_restore(*namespace, *entry, *version, *device)
+        }
+        DataStep::TrashRestore { namespace, trash, to_parent, to_name } => {
+            group.trash_restore(*namespace, *trash, Target { parent: *to_parent, name: to_name })
+        }
+        DataStep::TrashPurge { namespace, trash, entries_max } => {
+            group.trash_purge(*namespace, *trash, *entries_max)
+        }
+        DataStep::ReleaseDone { namespace, content, generation } => {
+            group.release_done(*namespace, *content, *generation)
+        }
+        DataStep::ContentRetain { content, namespace, generation, holder, size, list } => {
+            let row = ContentRow { holder: *holder, size: *size, list: list.clone() };
+            group.content_retain(*content, *namespace, *generation, &row)
+        }
+        DataStep::ContentRelease { content, namespace, generation } => {
+            group.content_release(*content, *namespace, *generation)
+        }
+        DataStep::DeadContentForget { content, holder } => group.dead_content_forget(*content, *holder),
+        DataStep::ChunksPin { holder, chunks } => group.chunks_pin(*holder, chunks),
+        DataStep::ChunksRegister { epoch, chunks } => group.chunks_register(*epoch, chunks),
+        DataStep::ChunksUnpin { holder, chunks } => group.chunks_unpin(*holder, chunks),
+        DataStep::StripeRegister { record } => group.stripe_register(record),
+        DataStep::VolumeFence { volume, epoch } => group.volume_fence(*volume, *epoch),
+        DataStep::HolderDismiss { content, holder } => group.holder_dismiss(*content, *holder),
+    }
+}

@@ -1,0 +1,33 @@
+//! The state machine of the metadata groups: what a command does to a group's rows, and what a query reads.
+//!
+//! Pure: no clock, no randomness, no IO but through the transaction that it is given. Each area is a file: it says
+//! which rows are its own and what it keeps true of them. `docs/metadata.md` has the tables and the order of
+//! operations across groups.
+
+mod accounts;
+mod chunks;
+mod contents;
+mod entries;
+mod keys;
+mod machine;
+mod moves;
+mod names;
+mod query;
+mod query_tree;
+mod requests;
+mod root;
+mod rows;
+mod stripes;
+mod trash;
+mod tree;
+mod txn;
+mod uploads;
+mod uses;
+mod versions;
+
+pub use machine::StateMachine;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

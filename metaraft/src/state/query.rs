@@ -1,0 +1,246 @@
+//! Queries: what is read, from one consistent view. The tree's are in `query_tree`.
+//!
+//! Invariants:
+//! - Every answer is bounded by [`QUERY_ITEMS_MAX`] items; a query for more is not understood.
+//! - A row that cannot be decoded fails the query; it is never taken for an absent one.
+
+use engine::cluster::{ClusterMap, DiskInfo, DiskUsage, Health, MetaNodeInfo, StorageNodeInfo, Volume};
+use engine::ids::{
+    AccountId, ChunkId, ContentId, DeviceId, DiskId, GroupId, HolderId, NodeId, ROOT_GROUP, SlotId, VolumeId,
+    email_slot,
+};
+use serde::de::DeserializeOwned;
+
+use super::keys::{self, Table};
+use super::rows::{ClusterRow, DiskRow, OwnedSlotsRow, StorageNodeRow, SumsRow, VolumeRow};
+use super::txn::{decode_row, load};
+use crate::kv::{KeyRange, Read, View};
+use crate::model::QUERY_ITEMS_MAX;
+use crate::model::codec;
+use crate::model::command::StepError;
+use crate::model::query::{Query, Reply};
+use crate::model::row::{AccountRow, ChunkRow, ContentRow, DeviceRow, GroupCounters, StripeCount};
+use crate::model::settings::Settings;
+use crate::warden::liveness::Liveness;
+
+/// Rows of the cluster map's tables: more nodes, disks or volumes than any cluster of this design has.
+const MAP_ROWS_MAX: usize = 1_000_000;
+
+/// Why a query has no answer of its own kind.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The namespace is not there.
+    NoNamespace,
+    /// The slot is another group's.
+    NotOwner(SlotId),
+    /// The installation has not been made.
+    NoCluster,
+    /// For another kind of group, too much, or not readable.
+    NotUnderstood,
+}
+
+impl From<StepError> for Refusal {
+    /// A row that cannot be decoded; it has been logged.
+    fn from(_damaged: StepError) -> Self {
+        Self::NotUnderstood
+    }
+}
+
+/// A query's view of its group.
+pub(super) struct Reader<'a> {
+    view: &'a View<'a>,
+    owned: OwnedSlotsRow,
+}
+
+/// Answers an encoded query.
+pub(super) fn answer(group: GroupId, view: &View<'_>, query: &[u8], liveness: &Liveness) -> Reply {
+    let query: Query = match codec::decode(query) {
+        Ok(query) => query,
+        Err(error) => {
+            tracing::warn!(group = group.0, error = %error, "query not understood");
+            return Reply::NotUnderstood;
+        }
+    };
+    let reply = match query {
+        Query::ClusterMap | Query::Settings if group != ROOT_GROUP => Err(Refusal::NotUnderstood),
+        Query::ClusterMap => cluster_map(view, liveness).map(|map| Reply::ClusterMap(Box::new(map))),
+        Query::Settings => settings_rows(view).map(Reply::Settings),
+        _ if group == ROOT_GROUP => Err(Refusal::NotUnderstood),
+        query => Reader::new(view).and_then(|reader| reader.answer(query)),
+    };
+    reply.unwrap_or_else(|refusal| match refusal {
+        Refusal::NoNamespace => Reply::NoNamespace,
+        Refusal::NotOwner(slot) => Reply::NotOwner(slot),
+        Refusal::NoCluster => Reply::NoCluster,
+        Refusal::NotUnderstood => Reply::NotUnderstood,
+    })
+}
+
+/// Refuses more items than a query may name.
+pub(super) fn check_count(count: usize) -> Result<(), Refusal> {
+    if count > QUERY_ITEMS_MAX as usize { Err(Refusal::NotUnderstood) } else { Ok(()) }
+}
+
+impl<'a> Reader<'a> {
+    fn new(view: &'a View<'a>) -> Result<Self, Refusal> {
+        Ok(Self { view, owned: load(view, &keys::owned_slots())?.unwrap_or_default() })
+    }
+
+    pub(super) fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, Refusal> {
+        Ok(load(self.view, key)?)
+    }
+
+    pub(super) fn contains(&self, key: &[u8]) -> bool {
+        self.view.contains(key)
+    }
+
+    pub(super) fn scan(&self, range: &KeyRange, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.view.scan(range, limit)
+    }
+
+    pub(super) fn scan_reverse(&self, range: &KeyRange, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.view.scan_reverse(range, limit)
+    }
+
+    pub(super) fn own(&self, slot: SlotId) -> Result<(), Refusal> {
+        if self.owned.contains(slot) { Ok(()) } else { Err(Refusal::NotOwner(slot)) }
+    }
+
+    fn answer(&self, query: Query) -> Result<Reply, Refusal> {
+        match query {
+            Query::AccountByEmail { email } => {
+                self.own(email_slot(&email))?;
+                Ok(Reply::AccountId(self.get(&keys::email(&email))?))
+            }
+            Query::Account { account } => Ok(Reply::Account(self.account(account)?)),
+            Query::Devices { account } => self.devices(account),
+            Query::Device { account, device } => self.device(account, device),
+            Query::Contents { contents } => self.contents(&contents),
+            Query::ChunksLocate { chunks } => self.chunks_locate(&chunks),
+            Query::ChunksPinned { holder, chunks } => self.chunks_pinned(holder, &chunks),
+            Query::Counters => Ok(Reply::Counters(self.counters()?)),
+            Query::ClusterMap | Query::Settings => Err(Refusal::NotUnderstood),
+            query => self.answer_tree(query),
+        }
+    }
+
+    fn account(&self, account: AccountId) -> Result<Option<AccountRow>, Refusal> {
+        self.own(account.slot())?;
+        self.get(&keys::account(account))
+    }
+
+    fn devices(&self, account: AccountId) -> Result<Reply, Refusal> {
+        self.own(account.slot())?;
+        let rows = self.scan(&KeyRange::prefix(&keys::devices(account)), QUERY_ITEMS_MAX as usize);
+        let mut devices = Vec::with_capacity(rows.len());
+        for (key, bytes) in rows {
+            let device = keys::device_id(&key).ok_or(Refusal::NotUnderstood)?;
+            devices.push((device, decode_row::<DeviceRow>(&key, &bytes)?));
+        }
+        Ok(Reply::Devices(devices))
+    }
+
+    fn device(&self, account: AccountId, device: DeviceId) -> Result<Reply, Refusal> {
+        let Some(row) = self.account(account)? else { return Ok(Reply::Device(None)) };
+        let device: Option<DeviceRow> = self.get(&keys::device(account, device))?;
+        Ok(Reply::Device(device.map(|device| (row, device))))
+    }
+
+    fn contents(&self, contents: &[ContentId]) -> Result<Reply, Refusal> {
+        check_count(contents.len())?;
+        let mut rows = Vec::with_capacity(contents.len());
+        for content in contents {
+            self.own(content.slot())?;
+            rows.push(self.get::<ContentRow>(&keys::content(*content))?);
+        }
+        Ok(Reply::Contents(rows))
+    }
+
+    fn chunks_locate(&self, chunks: &[ChunkId]) -> Result<Reply, Refusal> {
+        check_count(chunks.len())?;
+        let mut locations = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            self.own(chunk.slot())?;
+            let row: Option<ChunkRow> = self.get(&keys::chunk(*chunk))?;
+            locations.push(row.filter(|row| !row.condemned).map(|row| row.location));
+        }
+        Ok(Reply::Locations(locations))
+    }
+
+    fn chunks_pinned(&self, holder: HolderId, chunks: &[ChunkId]) -> Result<Reply, Refusal> {
+        check_count(chunks.len())?;
+        let mut pinned = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            self.own(chunk.slot())?;
+            pinned.push(self.contains(&keys::chunk_ref(*chunk, holder)));
+        }
+        Ok(Reply::Flags(pinned))
+    }
+
+    fn counters(&self) -> Result<GroupCounters, Refusal> {
+        let sums: SumsRow = self.get(&keys::group_sums())?.unwrap_or_default();
+        let range = KeyRange::prefix(&keys::table(Table::StripeCount));
+        let mut stripes = Vec::new();
+        for (key, bytes) in self.scan(&range, QUERY_ITEMS_MAX as usize) {
+            stripes.push(decode_row::<StripeCount>(&key, &bytes)?);
+        }
+        let SumsRow { bytes_logical, bytes_unique, chunks, .. } = sums;
+        Ok(GroupCounters { bytes_logical, bytes_unique, chunks, stripes })
+    }
+}
+
+fn settings_rows(view: &View<'_>) -> Result<Vec<(String, String)>, Refusal> {
+    let range = KeyRange::prefix(&keys::table(Table::Setting));
+    let rows = view.scan(&range, QUERY_ITEMS_MAX as usize);
+    Ok(rows.iter().map(|(key, bytes)| decode_row(key, bytes)).collect::<Result<_, _>>()?)
+}
+
+/// All rows of a table, with the part of their keys after the table's byte.
+fn table_rows<T: DeserializeOwned>(view: &View<'_>, table: Table) -> Result<Vec<(Vec<u8>, T)>, Refusal> {
+    let prefix = keys::table(table);
+    let mut rows = Vec::new();
+    for (key, bytes) in view.scan(&KeyRange::prefix(&prefix), MAP_ROWS_MAX) {
+        rows.push((key[prefix.len()..].to_vec(), decode_row(&key, &bytes)?));
+    }
+    Ok(rows)
+}
+
+fn number(key: &[u8]) -> Result<u64, Refusal> {
+    key.try_into().map(u64::from_be_bytes).map_err(|_wrong_length| Refusal::NotUnderstood)
+}
+
+fn disk_id(key: &[u8]) -> Result<DiskId, Refusal> {
+    DiskId::from_slice(key).map_err(|_wrong_length| Refusal::NotUnderstood)
+}
+
+fn cluster_map(view: &View<'_>, liveness: &Liveness) -> Result<ClusterMap, Refusal> {
+    let cluster: ClusterRow = load(view, &keys::table(Table::Cluster))?.ok_or(Refusal::NoCluster)?;
+    let meta_nodes = table_rows::<(NodeId, String)>(view, Table::MetaNode)?
+        .into_iter()
+        .map(|(_, (node, address))| MetaNodeInfo { node, address, health: Health::Up })
+        .collect();
+    let storage_nodes = table_rows::<StorageNodeRow>(view, Table::StorageNode)?
+        .into_iter()
+        .map(|(key, StorageNodeRow { address, location })| {
+            let node = NodeId(number(&key)?);
+            Ok(StorageNodeInfo { node, address, location, health: Health::Down })
+        })
+        .collect::<Result<_, Refusal>>()?;
+    let disks = table_rows::<DiskRow>(view, Table::Disk)?
+        .into_iter()
+        .map(|(key, DiskRow { node, path })| {
+            let (disk, usage) = (disk_id(&key)?, DiskUsage::default());
+            Ok(DiskInfo { disk, node, path, health: Health::Down, usage })
+        })
+        .collect::<Result<_, Refusal>>()?;
+    let volumes = table_rows::<VolumeRow>(view, Table::Volume)?
+        .into_iter()
+        .map(|(key, VolumeRow { code, epoch, members, open })| {
+            Ok(Volume { volume: VolumeId(number(&key)?), code, epoch, members, open })
+        })
+        .collect::<Result<_, Refusal>>()?;
+    let ClusterRow { cluster, code, slots, revision, .. } = cluster;
+    let mut map = ClusterMap { cluster, revision, code, meta_nodes, storage_nodes, disks, volumes, slots };
+    liveness.overlay(&mut map, Settings::new(settings_rows(view)?).node_grace());
+    Ok(map)
+}
