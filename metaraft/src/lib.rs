@@ -4,10 +4,12 @@
 //! contents and the chunk registry. openraft is named only in `raft`, RocksDB only there and in `raft`'s stores;
 //! what a command does is decided by the pure state machine in `state`.
 
+pub mod api;
 pub mod app;
 pub mod client;
 pub mod kv;
 pub mod model;
 pub mod node;
+mod raft;
 pub mod state;
 pub mod warden;

@@ -1,0 +1,114 @@
+//! Puts commands that wait for one group into one call, and hands each caller its outcomes.
+//!
+//! Invariants:
+//! - A caller's commands travel in one call, in order, and its outcomes are those of exactly these commands.
+//! - At most [`CALLS_MAX`] calls to a group are under way: what comes meanwhile waits and goes out as one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use engine::ids::GroupId;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use proto::internal::ProposeRequest;
+use tokio::sync::{mpsc, oneshot};
+
+use super::errors::ProposeError;
+use super::leaders::{Attempt, GaveUp, Leaders};
+
+/// Callers that may wait for a group.
+pub(crate) const PROPOSALS_WAITING_MAX: usize = 4096;
+/// Calls to a group that are under way at once.
+const CALLS_MAX: usize = 8;
+/// Commands, and bytes of them, in a call (but at least one caller's).
+const CALL_COMMANDS_MAX: usize = 1024;
+const CALL_BYTES_MAX: usize = 1024 * 1024;
+
+/// A caller's commands.
+pub(crate) struct Proposal {
+    pub(crate) commands: Vec<Bytes>,
+    pub(crate) deadline: Instant,
+    pub(crate) outcomes: oneshot::Sender<Result<Vec<Bytes>, ProposeError>>,
+}
+
+type Waiter = (usize, oneshot::Sender<Result<Vec<Bytes>, ProposeError>>);
+
+/// Serves the proposals to one group until the queue's senders are gone.
+pub(crate) async fn run(leaders: Arc<Leaders>, group: GroupId, mut queue: mpsc::Receiver<Proposal>) {
+    let mut calls = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(()) = calls.next(), if !calls.is_empty() => {}
+            first = queue.recv(), if calls.len() < CALLS_MAX => {
+                let Some(first) = first else { break };
+                let (deadline, commands, waiters) = gather(first, &mut queue);
+                let leaders = Arc::clone(&leaders);
+                calls.push(async move {
+                    let result = propose(&leaders, group, deadline, commands).await;
+                    answer(waiters, result);
+                });
+            }
+        }
+    }
+    while calls.next().await.is_some() {}
+}
+
+/// Takes what else is waiting, as far as one call has room; the deadline is the latest one.
+fn gather(first: Proposal, queue: &mut mpsc::Receiver<Proposal>) -> (Instant, Vec<Bytes>, Vec<Waiter>) {
+    let mut deadline = first.deadline;
+    let (mut commands, mut waiters) = (Vec::new(), Vec::new());
+    let (mut bytes, mut next) = (0, Some(first));
+    while let Some(proposal) = next {
+        deadline = deadline.max(proposal.deadline);
+        bytes += proposal.commands.iter().map(Bytes::len).sum::<usize>();
+        waiters.push((proposal.commands.len(), proposal.outcomes));
+        commands.extend(proposal.commands);
+        let room = commands.len() < CALL_COMMANDS_MAX && bytes < CALL_BYTES_MAX;
+        next = if room { queue.try_recv().ok() } else { None };
+    }
+    (deadline, commands, waiters)
+}
+
+async fn propose(
+    leaders: &Leaders,
+    group: GroupId,
+    deadline: Instant,
+    commands: Vec<Bytes>,
+) -> Result<Vec<Bytes>, ProposeError> {
+    let count = commands.len();
+    let request = ProposeRequest { group: u32::from(group.0), commands };
+    let called = leaders.call(group, deadline, |mut client| {
+        let request = request.clone();
+        async move {
+            match client.propose(request).await.map(tonic::Response::into_inner) {
+                Ok(response) => match response.not_leader {
+                    Some(not_leader) => Attempt::NotLeader(not_leader),
+                    None => Attempt::Done(response.outcomes),
+                },
+                Err(status) => Attempt::Failed(status),
+            }
+        }
+    });
+    match called.await {
+        Ok(outcomes) if outcomes.len() == count => Ok(outcomes),
+        Ok(outcomes) => Err(ProposeError::Refused {
+            reason: format!("{} outcomes for {count} commands", outcomes.len()),
+        }),
+        Err(GaveUp::Deadline { last_failure }) => Err(ProposeError::Unavailable { last_failure }),
+        Err(GaveUp::Refused { reason }) => Err(ProposeError::Refused { reason }),
+    }
+}
+
+fn answer(waiters: Vec<Waiter>, result: Result<Vec<Bytes>, ProposeError>) {
+    match result {
+        Ok(outcomes) => {
+            let mut outcomes = outcomes.into_iter();
+            for (count, waiter) in waiters {
+                // Whoever asked may have given up.
+                drop(waiter.send(Ok(outcomes.by_ref().take(count).collect())));
+            }
+        }
+        Err(error) => waiters.into_iter().for_each(|(_, waiter)| drop(waiter.send(Err(error.clone())))),
+    }
+}

@@ -1,0 +1,118 @@
+//! Puts proposals that wait for a group's leader together into log entries.
+//!
+//! Invariants:
+//! - An entry is proposed with the leader's time, never below the last one it proposed (nor, by the state machine,
+//!   below the last one applied).
+//! - At most [`ENTRIES_IN_FLIGHT_MAX`] entries are under way: what comes meanwhile waits and goes out as one.
+//! - Every caller gets the outcomes of its own commands, or learns that they are unknown.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use openraft::error::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResult;
+use tokio::sync::{mpsc, oneshot};
+
+use super::group::GroupError;
+use super::types::{Batch, Raft, RaftTypes};
+
+/// Proposals that may wait for a group.
+pub(crate) const PROPOSALS_WAITING_MAX: usize = 4096;
+/// Entries of a group that are under way at once.
+const ENTRIES_IN_FLIGHT_MAX: usize = 4;
+/// Commands, and bytes of them, in an entry (but at least one proposal).
+const BATCH_COMMANDS_MAX: usize = 1024;
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// Commands that are to be committed, and who waits for their outcomes.
+pub(crate) struct Proposal {
+    pub(crate) commands: Vec<Bytes>,
+    pub(crate) outcomes: oneshot::Sender<Result<Vec<Bytes>, GroupError>>,
+}
+
+impl Proposal {
+    fn bytes(&self) -> usize {
+        self.commands.iter().map(Bytes::len).sum()
+    }
+}
+
+type Waiter = (usize, oneshot::Sender<Result<Vec<Bytes>, GroupError>>);
+
+/// Serves a group's proposals until the queue's senders are gone.
+pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
+    let mut in_flight = FuturesUnordered::new();
+    let mut last_ms = 0;
+    loop {
+        tokio::select! {
+            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+            first = queue.recv(), if in_flight.len() < ENTRIES_IN_FLIGHT_MAX => {
+                let Some(first) = first else { break };
+                let (commands, waiters) = gather(first, &mut queue);
+                last_ms = now_ms().max(last_ms);
+                let (responder, outcome) =
+                    ProgressResponder::<RaftTypes, ClientWriteResult<RaftTypes>>::complete_only();
+                let batch = Batch { time_ms: last_ms, commands };
+                match raft.client_write_ff(batch, Some(responder)).await {
+                    Ok(()) => in_flight.push(async move {
+                        let result = match outcome.await {
+                            Ok(result) => result.map(|written| written.data.0).map_err(write_error),
+                            Err(_gone) => Err(GroupError::Stopped),
+                        };
+                        answer(waiters, result);
+                    }),
+                    Err(fatal) => {
+                        tracing::warn!(error = %fatal, "a proposal met a stopped group");
+                        answer(waiters, Err(GroupError::Stopped));
+                    }
+                }
+            }
+        }
+    }
+    while in_flight.next().await.is_some() {}
+}
+
+/// Takes what else is waiting, as far as one entry has room.
+fn gather(first: Proposal, queue: &mut mpsc::Receiver<Proposal>) -> (Vec<Bytes>, Vec<Waiter>) {
+    let (mut commands, mut waiters) = (Vec::new(), Vec::new());
+    let (mut bytes, mut next) = (0, Some(first));
+    while let Some(proposal) = next {
+        bytes += proposal.bytes();
+        waiters.push((proposal.commands.len(), proposal.outcomes));
+        commands.extend(proposal.commands);
+        let room = commands.len() < BATCH_COMMANDS_MAX && bytes < BATCH_BYTES_MAX;
+        next = if room { queue.try_recv().ok() } else { None };
+    }
+    (commands, waiters)
+}
+
+fn answer(waiters: Vec<Waiter>, result: Result<Vec<Bytes>, GroupError>) {
+    let mut outcomes = result.map(Vec::into_iter);
+    for (count, waiter) in waiters {
+        let own = match &mut outcomes {
+            Ok(outcomes) => {
+                let own: Vec<Bytes> = outcomes.by_ref().take(count).collect();
+                if own.len() == count { Ok(own) } else { Err(GroupError::Stopped) }
+            }
+            Err(error) => Err(error.clone()),
+        };
+        // Whoever asked may have given up.
+        drop(waiter.send(own));
+    }
+}
+
+fn write_error(error: ClientWriteError<RaftTypes>) -> GroupError {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => GroupError::not_leader(forward.leader_id),
+        // It may be committed all the same, by the next leader: the request id tells.
+        ClientWriteError::LogEntryDiscarded(forward) => GroupError::not_leader(forward.leader_id),
+        other => GroupError::Unavailable { reason: other.to_string() },
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

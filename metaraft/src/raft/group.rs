@@ -1,0 +1,302 @@
+//! A Raft group of this node: starts it, and the handle by which the rest of the node uses it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::ids::{GroupId, NodeId};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{BasicNode, Config, SnapshotPolicy};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::batcher::{self, PROPOSALS_WAITING_MAX, Proposal};
+use super::log_store::LogStore;
+use super::network::GroupNetwork;
+use super::peers::Peers;
+use super::reader::{self, QUERIES_WAITING_MAX, QueryJob};
+use super::state_store::StateStore;
+use super::types::Raft;
+
+/// Bytes of one command.
+pub const COMMAND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a proposal may take to commit before its outcome counts as unknown.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(8);
+
+const HEARTBEAT_MS: u64 = 150;
+const ELECTION_MS_MIN: u64 = 500;
+const ELECTION_MS_MAX: u64 = 900;
+/// How long a node waits for the one before it to found a group.
+const FOUND_DELAY: Duration = Duration::from_millis(1500);
+
+/// Why a group did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// Another node leads, or none; for commands that were under way the outcome is unknown.
+    #[error("this node does not lead the group; leader={leader:?}")]
+    NotLeader {
+        /// Who leads, if this node knows.
+        leader: Option<NodeId>,
+    },
+    /// No answer in time, or too much waits: try again. The outcome of commands is unknown.
+    #[error("the group is not available now: {reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
+    },
+    /// A command is larger than [`COMMAND_BYTES_MAX`]: do not try again.
+    #[error("a command is too large: bytes={bytes} bytes_max={COMMAND_BYTES_MAX}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// The group has stopped on this node. The outcome of commands is unknown.
+    #[error("the group has stopped on this node")]
+    Stopped,
+}
+
+impl GroupError {
+    pub(crate) fn not_leader(leader: Option<u64>) -> Self {
+        Self::NotLeader { leader: leader.map(NodeId) }
+    }
+}
+
+/// Who leads a group, as this node sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The leader, if known.
+    pub leader: Option<NodeId>,
+    /// Whether that is this node. (It may have been replaced without knowing it yet.)
+    pub is_self: bool,
+    /// The term.
+    pub term: u64,
+}
+
+/// Where a group's log and state are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupProgress {
+    /// The term.
+    pub term: u64,
+    /// The leader, if known.
+    pub leader: Option<NodeId>,
+    /// The last index in the log; 0 for an empty one.
+    pub last_log_index: u64,
+    /// The last index in the state; 0 for none.
+    pub applied_index: u64,
+    /// The last index that was purged from the log; 0 for none.
+    pub purged_index: u64,
+}
+
+/// A group of this node. Clones share it.
+#[derive(Clone)]
+pub struct GroupHandle {
+    group: GroupId,
+    raft: Raft,
+    proposals: mpsc::Sender<Proposal>,
+    queries: mpsc::Sender<QueryJob>,
+    leadership: watch::Receiver<Leadership>,
+}
+
+impl GroupHandle {
+    /// Which group this is.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Whether this node leads the group, as far as it knows.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.leadership.borrow().is_self
+    }
+
+    /// Who leads, and every change of it.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// Where log and state are now.
+    #[must_use]
+    pub fn progress(&self) -> GroupProgress {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        GroupProgress {
+            term: metrics.current_term,
+            leader: metrics.current_leader.map(NodeId),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: metrics.last_applied.map_or(0, |applied| applied.index),
+            purged_index: metrics.purged.map_or(0, |purged| purged.index),
+        }
+    }
+
+    /// Commits one encoded command and returns its encoded outcome.
+    ///
+    /// Not cancel safe: a command whose caller has gone may be committed all the same.
+    ///
+    /// # Errors
+    /// See [`GroupError`]. A command may be proposed again after any of them, for its request id makes that harmless.
+    pub async fn propose(&self, command: Vec<u8>) -> Result<Vec<u8>, GroupError> {
+        let outcomes = self.propose_all(vec![command.into()]).await?;
+        outcomes.into_iter().next().map(Vec::from).ok_or(GroupError::Stopped)
+    }
+
+    /// Commits encoded commands, in order but not as one, and returns the outcome of each.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub async fn propose_all(&self, commands: Vec<Bytes>) -> Result<Vec<Bytes>, GroupError> {
+        if let Some(bytes) = commands.iter().map(Bytes::len).find(|bytes| *bytes > COMMAND_BYTES_MAX) {
+            return Err(GroupError::TooLarge { bytes });
+        }
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let leadership = *self.leadership.borrow();
+        if !leadership.is_self {
+            return Err(GroupError::NotLeader { leader: leadership.leader });
+        }
+        let (outcomes, answer) = oneshot::channel();
+        self.proposals.try_send(Proposal { commands, outcomes }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                GroupError::Unavailable { reason: "too many proposals are waiting".to_owned() }
+            }
+            mpsc::error::TrySendError::Closed(_) => GroupError::Stopped,
+        })?;
+        match tokio::time::timeout(PROPOSE_TIMEOUT, answer).await {
+            Ok(answer) => answer.unwrap_or(Err(GroupError::Stopped)),
+            Err(_elapsed) => {
+                Err(GroupError::Unavailable { reason: "no quorum committed in time".to_owned() })
+            }
+        }
+    }
+
+    /// Answers an encoded query from this node's state, after a read index.
+    ///
+    /// # Errors
+    /// See [`GroupError`].
+    pub async fn query(&self, query: Vec<u8>) -> Result<Vec<u8>, GroupError> {
+        let (reply, answer) = oneshot::channel();
+        self.queries.try_send(QueryJob { query, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                GroupError::Unavailable { reason: "too many queries are waiting".to_owned() }
+            }
+            mpsc::error::TrySendError::Closed(_) => GroupError::Stopped,
+        })?;
+        answer.await.unwrap_or(Err(GroupError::Stopped))
+    }
+
+    /// Asks openraft to purge what it may now. For tests and operators.
+    ///
+    /// # Errors
+    /// If the group has stopped.
+    pub async fn compact(&self) -> Result<(), GroupError> {
+        self.raft.trigger().snapshot().await.map_err(|_fatal| GroupError::Stopped)
+    }
+}
+
+/// What a group is started with.
+pub(crate) struct GroupParts {
+    pub(crate) group: GroupId,
+    pub(crate) node: u64,
+    pub(crate) members: Arc<BTreeMap<u64, String>>,
+    pub(crate) log: LogStore,
+    pub(crate) state: StateStore,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) snapshot_log_entries: u64,
+    pub(crate) log_entries_kept: u64,
+}
+
+fn config(parts: &GroupParts) -> Config {
+    Config {
+        cluster_name: format!("group-{}", parts.group),
+        heartbeat_interval: HEARTBEAT_MS,
+        election_timeout_min: ELECTION_MS_MIN,
+        election_timeout_max: ELECTION_MS_MAX,
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: 256,
+        max_append_entries: Some(256),
+        replication_lag_threshold: parts.snapshot_log_entries.saturating_add(parts.log_entries_kept),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(parts.snapshot_log_entries),
+        max_in_snapshot_log_to_keep: parts.log_entries_kept,
+        purge_batch_size: (parts.snapshot_log_entries / 4).max(1),
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    }
+}
+
+/// Starts a group; its tasks run in `tasks` and end after `stop`, once the handles are gone.
+pub(crate) async fn start(
+    parts: GroupParts,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<GroupHandle, String> {
+    let config = Arc::new(config(&parts).validate().map_err(|error| error.to_string())?);
+    let GroupParts { group, node, members, log, state, peers, .. } = parts;
+    let network = GroupNetwork { group, node, peers };
+    let raft =
+        Raft::new(node, config, network, log, state.clone()).await.map_err(|error| error.to_string())?;
+
+    let (proposals, waiting_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
+    let (queries, waiting_queries) = mpsc::channel(QUERIES_WAITING_MAX);
+    let (told, leadership) = watch::channel(Leadership::default());
+    tasks.spawn(batcher::run(raft.clone(), waiting_proposals));
+    tasks.spawn(reader::run(raft.clone(), state, waiting_queries));
+    tasks.spawn(watch_leadership(raft.clone(), told, stop.clone()));
+    tasks.spawn(found(raft.clone(), group, members, stop.clone()));
+    Ok(GroupHandle { group, raft, proposals, queries, leadership })
+}
+
+impl GroupHandle {
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+}
+
+async fn watch_leadership(raft: Raft, told: watch::Sender<Leadership>, stop: CancellationToken) {
+    let mut metrics = raft.metrics();
+    loop {
+        let now = {
+            let metrics = metrics.borrow_and_update();
+            let leader = metrics.current_leader;
+            Leadership {
+                leader: leader.map(NodeId),
+                is_self: metrics.state.is_leader() && leader == Some(metrics.id),
+                term: metrics.current_term,
+            }
+        };
+        told.send_if_modified(|last| std::mem::replace(last, now) != now);
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = metrics.changed() => if changed.is_err() { break },
+        }
+    }
+}
+
+/// Founds the group with the configured members, unless it has been founded. The nodes take turns, each group
+/// another one first, so that leaders are spread; founding twice with the same members is harmless.
+async fn found(raft: Raft, group: GroupId, members: Arc<BTreeMap<u64, String>>, stop: CancellationToken) {
+    let Some(position) = members.keys().position(|member| member == raft.node_id()) else { return };
+    let turn = (position + usize::from(group.0)) % members.len();
+    let delay = FOUND_DELAY.saturating_mul(u32::try_from(turn).unwrap_or(u32::MAX));
+    let wait = async {
+        if !matches!(raft.is_initialized().await, Ok(true)) {
+            tokio::time::sleep(delay).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = wait => {}
+    }
+    if matches!(raft.is_initialized().await, Ok(false)) {
+        let nodes: BTreeMap<u64, BasicNode> =
+            members.iter().map(|(id, address)| (*id, BasicNode::new(address))).collect();
+        match raft.initialize(nodes).await {
+            Ok(()) => tracing::info!(%group, "group founded"),
+            // Another one was faster.
+            Err(error) => tracing::debug!(%group, %error, "group not founded here"),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Linearizable queries of a group: those that wait together share one read index.
+//!
+//! Invariant: a query is answered from a view taken after a quorum has confirmed, after the query arrived, that this
+//! node leads, and after everything committed by then has been applied. So a leader that was paused or cut off,
+//! while another one was elected, answers nothing from before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::error::{LinearizableReadError, RaftError};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::group::GroupError;
+use super::state_store::StateStore;
+use super::types::{Raft, RaftTypes};
+
+/// Queries that may wait for a group.
+pub(crate) const QUERIES_WAITING_MAX: usize = 4096;
+/// Queries in one round, and rounds at once.
+const ROUND_QUERIES_MAX: usize = 256;
+const ROUNDS_MAX: usize = 4;
+/// How long a round waits for the quorum and for the state to catch up.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A query, and who waits for its reply.
+pub(crate) struct QueryJob {
+    pub(crate) query: Vec<u8>,
+    pub(crate) reply: oneshot::Sender<Result<Vec<u8>, GroupError>>,
+}
+
+/// Serves a group's queries until the queue's senders are gone.
+pub(crate) async fn run(raft: Raft, state: StateStore, mut queue: mpsc::Receiver<QueryJob>) {
+    let rounds = Arc::new(Semaphore::new(ROUNDS_MAX));
+    let tasks = TaskTracker::new();
+    loop {
+        let Ok(permit) = Arc::clone(&rounds).acquire_owned().await else { break };
+        let Some(first) = queue.recv().await else { break };
+        let mut jobs = vec![first];
+        while jobs.len() < ROUND_QUERIES_MAX
+            && let Ok(next) = queue.try_recv()
+        {
+            jobs.push(next);
+        }
+        let (raft, state) = (raft.clone(), state.clone());
+        tasks.spawn(async move {
+            round(&raft, state, jobs).await;
+            drop(permit);
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn round(raft: &Raft, state: StateStore, jobs: Vec<QueryJob>) {
+    let (queries, waiters): (Vec<_>, Vec<_>) =
+        jobs.into_iter().map(|job| (job.query, job.reply)).unzip();
+    let confirmed = tokio::time::timeout(ROUND_TIMEOUT, raft.ensure_linearizable(ReadPolicy::ReadIndex))
+        .await
+        .map_err(|_elapsed| unavailable("no quorum answered in time"))
+        .and_then(|result| result.map_err(|error| read_error(&error)));
+    let replies = match confirmed {
+        Ok(_read_log_id) => match tokio::task::spawn_blocking(move || state.query(&queries)).await {
+            Ok(Ok(replies)) => Ok(replies),
+            Ok(Err(error)) => Err(unavailable(&error.to_string())),
+            Err(error) => Err(unavailable(&error.to_string())),
+        },
+        Err(error) => Err(error),
+    };
+    match replies {
+        Ok(replies) => {
+            for (waiter, reply) in waiters.into_iter().zip(replies) {
+                // Whoever asked may have given up.
+                drop(waiter.send(Ok(reply)));
+            }
+        }
+        Err(error) => waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(error.clone())))),
+    }
+}
+
+fn unavailable(reason: &str) -> GroupError {
+    GroupError::Unavailable { reason: reason.to_owned() }
+}
+
+fn read_error(error: &RaftError<RaftTypes, LinearizableReadError<RaftTypes>>) -> GroupError {
+    match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+            GroupError::not_leader(forward.leader_id)
+        }
+        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => unavailable(&error.to_string()),
+        RaftError::Fatal(_) => GroupError::Stopped,
+    }
+}

@@ -1,0 +1,193 @@
+//! A group's state on its way from one node to another, in parts.
+//!
+//! A part is a CRC-32 (4 bytes, little-endian) of its body, then the body: rows, or the end with their number. The
+//! receiver keeps the parts in a file, each after its length (4 bytes, little-endian), and installs from there.
+//!
+//! Invariants:
+//! - A snapshot without its end, or with another number of rows, is never installed.
+//! - Parts are bounded: [`PART_BYTES`] of rows, or one row.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::state_database::PinnedState;
+use super::types::{decode, encode};
+use crate::kv::{Backing, KeyRange, Row};
+
+/// Bytes of rows in a part, unless one row is larger.
+const PART_BYTES: usize = 1024 * 1024;
+/// Rows read at once when a snapshot is sent.
+const READ_ROWS: usize = 256;
+/// Bytes of a part that a receiver takes.
+const PART_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What openraft passes around for a snapshot.
+#[derive(Debug)]
+pub(crate) enum SnapshotData {
+    /// This node's own state, at one moment.
+    Own(PinnedState),
+    /// A whole snapshot that came from another node.
+    Received(ReceivedSnapshot),
+}
+
+#[derive(Serialize, Deserialize)]
+enum Body {
+    Rows(#[serde(with = "rows")] Vec<Row>),
+    End { rows: u64, time_ms: u64 },
+}
+
+mod rows {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_bytes::{ByteBuf, Bytes};
+
+    use crate::kv::Row;
+
+    pub(super) fn serialize<S: Serializer>(rows: &[Row], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(rows.iter().map(|(key, value)| (Bytes::new(key), Bytes::new(value))))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Row>, D::Error> {
+        let rows = Vec::<(ByteBuf, ByteBuf)>::deserialize(deserializer)?;
+        Ok(rows.into_iter().map(|(key, value)| (key.into_vec(), value.into_vec())).collect())
+    }
+}
+
+fn sealed(body: &Body) -> io::Result<Vec<u8>> {
+    let body = encode(body)?;
+    Ok([crc32fast::hash(&body).to_le_bytes().as_slice(), &body].concat())
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("snapshot: {what}"))
+}
+
+fn opened(part: &[u8]) -> io::Result<Body> {
+    let (sum, body) = part.split_at_checked(4).ok_or_else(|| damaged("a part is too short"))?;
+    if crc32fast::hash(body).to_le_bytes() != sum {
+        return Err(damaged("a part is damaged"));
+    }
+    decode(body)
+}
+
+/// Reads a group's state and hands it out part by part, until `send` says that nobody wants more.
+///
+/// # Errors
+/// If the database cannot be read.
+pub(crate) fn send_parts(state: &PinnedState, mut send: impl FnMut(Vec<u8>) -> bool) -> io::Result<()> {
+    let view = state.view();
+    let (mut range, mut count) = (KeyRange::all(), 0);
+    let (mut waiting, mut bytes) = (Vec::new(), 0);
+    loop {
+        let rows = view.scan(&range, READ_ROWS, false).map_err(io::Error::other)?;
+        let Some((last, _)) = rows.last() else { break };
+        range.from = [last.as_slice(), &[0]].concat();
+        for row in rows {
+            bytes += row.0.len() + row.1.len();
+            count += 1;
+            waiting.push(row);
+            if bytes >= PART_BYTES {
+                bytes = 0;
+                if !send(sealed(&Body::Rows(std::mem::take(&mut waiting)))?) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    if !waiting.is_empty() && !send(sealed(&Body::Rows(waiting))?) {
+        return Ok(());
+    }
+    send(sealed(&Body::End { rows: count, time_ms: state.meta().time_ms })?);
+    Ok(())
+}
+
+/// Takes parts as they arrive.
+pub(crate) struct SnapshotReceiver {
+    path: PathBuf,
+    file: BufWriter<File>,
+    rows: u64,
+    time_ms: Option<u64>,
+}
+
+impl SnapshotReceiver {
+    /// Keeps the parts in `path`, replacing what is there.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufWriter::new(File::create(path)?),
+            rows: 0,
+            time_ms: None,
+        })
+    }
+
+    /// Checks and keeps the next part.
+    pub(crate) fn take(&mut self, part: &[u8]) -> io::Result<()> {
+        if self.time_ms.is_some() || part.len() > PART_BYTES_MAX {
+            return Err(damaged("a part too many, or too large"));
+        }
+        match opened(part)? {
+            Body::Rows(rows) => self.rows += rows.len() as u64,
+            Body::End { rows, time_ms } if rows == self.rows => self.time_ms = Some(time_ms),
+            Body::End { .. } => return Err(damaged("rows are missing")),
+        }
+        let length = u32::try_from(part.len()).map_err(io::Error::other)?;
+        self.file.write_all(&length.to_le_bytes())?;
+        self.file.write_all(part)
+    }
+
+    /// The snapshot, if its end has come.
+    pub(crate) fn finish(mut self) -> io::Result<ReceivedSnapshot> {
+        let time_ms = self.time_ms.ok_or_else(|| damaged("the end is missing"))?;
+        self.file.flush()?;
+        Ok(ReceivedSnapshot { path: self.path, rows: self.rows, time_ms })
+    }
+}
+
+/// A whole snapshot in a file, which goes when this goes.
+#[derive(Debug)]
+pub(crate) struct ReceivedSnapshot {
+    path: PathBuf,
+    rows: u64,
+    time_ms: u64,
+}
+
+impl ReceivedSnapshot {
+    /// The leader's time of the last batch that it holds.
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// Reads it back, part by part, checking again.
+    pub(crate) fn read(&self, mut take: impl FnMut(&[Row]) -> io::Result<()>) -> io::Result<()> {
+        let mut file = BufReader::new(File::open(&self.path)?);
+        let mut count = 0;
+        loop {
+            let mut length = [0; 4];
+            file.read_exact(&mut length)?;
+            let length = usize::try_from(u32::from_le_bytes(length)).map_err(io::Error::other)?;
+            if length > PART_BYTES_MAX {
+                return Err(damaged("a part is too large"));
+            }
+            let mut part = vec![0; length];
+            file.read_exact(&mut part)?;
+            match opened(&part)? {
+                Body::Rows(rows) => {
+                    count += rows.len() as u64;
+                    take(&rows)?;
+                }
+                Body::End { .. } if count == self.rows => return Ok(()),
+                Body::End { .. } => return Err(damaged("rows are missing")),
+            }
+        }
+    }
+}
+
+impl Drop for ReceivedSnapshot {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "received snapshot not removed");
+        }
+    }
+}

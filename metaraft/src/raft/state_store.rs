@@ -1,0 +1,203 @@
+//! One group's state machine, as openraft drives it: applies entries, and is its own snapshot.
+//!
+//! The state is persistent, so "building a snapshot" only makes sure that it is durable up to where it is; that is
+//! what lets the log be purged. A snapshot is materialised only to be sent: a RocksDB snapshot of the state at one
+//! applied index, pinned while it is read. So there is always one, after a restart as well, and never a stale one.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use engine::ids::GroupId;
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+
+use super::snapshot::{ReceivedSnapshot, SnapshotData};
+use super::state_database::{PinnedState, StateDatabase, StateMeta};
+use super::types::{
+    Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes,
+};
+use crate::app::App;
+use crate::kv::{Txn, View};
+
+type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData>;
+
+/// Entries, and bytes of them, that are applied in one write.
+const APPLY_ENTRIES_MAX: usize = 256;
+const APPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A group's state. Clones share it.
+#[derive(Clone)]
+pub(crate) struct StateStore {
+    group: GroupId,
+    database: Arc<StateDatabase>,
+    app: Arc<dyn App>,
+}
+
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+impl StateStore {
+    /// The state of `group`.
+    pub(crate) fn new(group: GroupId, database: Arc<StateDatabase>, app: Arc<dyn App>) -> Self {
+        Self { group, database, app }
+    }
+
+    /// Answers queries on one consistent view of the present state. Blocks.
+    pub(crate) fn query(&self, queries: &[Vec<u8>]) -> io::Result<Vec<Vec<u8>>> {
+        let state = PinnedState::new(Arc::clone(&self.database), self.group)?;
+        let backing = state.view();
+        let view = View::new(&backing);
+        let replies = queries.iter().map(|query| self.app.query(self.group, &view, query)).collect();
+        view.check().map_err(io::Error::other)?;
+        Ok(replies)
+    }
+
+    /// Applies entries in one write and returns the outcomes of each. Blocks.
+    fn apply_entries(&self, entries: Vec<Entry>) -> io::Result<Vec<Outcomes>> {
+        let mut meta = self.database.meta(self.group)?;
+        let backing = self.database.live(self.group, meta.generation);
+        let mut txn = Txn::new(&backing);
+        let mut all = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let mut outcomes = Vec::new();
+            match entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Membership(members) => {
+                    meta.membership = StoredMembership::new(Some(entry.log_id), members);
+                }
+                EntryPayload::Normal(batch) => {
+                    meta.time_ms = meta.time_ms.max(batch.time_ms);
+                    for command in &batch.commands {
+                        let outcome = self.app.apply(self.group, &mut txn, meta.time_ms, command);
+                        txn.forget_savepoints();
+                        outcomes.push(Bytes::from(outcome));
+                    }
+                }
+            }
+            meta.applied = Some(entry.log_id);
+            all.push(Outcomes(outcomes));
+        }
+        let changes = txn.into_changes().map_err(io::Error::other)?;
+        self.database.write(self.group, changes, &meta)?;
+        Ok(all)
+    }
+
+    /// Replaces the state by a snapshot's. Blocks.
+    fn install(&self, meta: SnapshotMeta, received: &ReceivedSnapshot) -> io::Result<()> {
+        let before = self.database.meta(self.group)?;
+        let generation = before
+            .generation
+            .checked_add(1)
+            .ok_or_else(|| io::Error::other("no generation is left in the state database"))?;
+        // What an earlier attempt left there.
+        self.database.delete_generations(self.group, generation, u32::MAX)?;
+        received.read(|rows| self.database.write_rows(self.group, generation, rows))?;
+        let after = StateMeta {
+            generation,
+            applied: meta.last_log_id,
+            membership: meta.last_membership,
+            time_ms: received.time_ms(),
+        };
+        self.database.switch(self.group, before.generation, &after)
+    }
+
+    fn current(&self) -> io::Result<Option<Snapshot>> {
+        let state = PinnedState::new(Arc::clone(&self.database), self.group)?;
+        if state.meta().applied.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Snapshot { meta: state.meta().snapshot_meta(), snapshot: SnapshotData::Own(state) }))
+    }
+
+    /// Where a snapshot that is being received is kept, below `directory`.
+    pub(crate) fn received_path(directory: &std::path::Path, group: GroupId) -> PathBuf {
+        directory.join(format!("group-{group}.snapshot"))
+    }
+}
+
+impl RaftSnapshotBuilder<RaftTypes> for StateStore {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let store = self.clone();
+        on_disk(move || {
+            let nothing = || io::Error::other("nothing has been applied yet");
+            let snapshot = store.current()?.ok_or_else(nothing)?;
+            store.database.make_durable(store.group)?;
+            Ok(snapshot)
+        })
+        .await
+    }
+}
+
+impl RaftStateMachine<RaftTypes> for StateStore {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let store = self.clone();
+        let meta = on_disk(move || store.database.meta(store.group)).await?;
+        Ok((meta.applied, meta.membership))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<RaftTypes>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut more = true;
+        while more {
+            let (mut waiting, mut responders, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while waiting.len() < APPLY_ENTRIES_MAX && bytes < APPLY_BYTES_MAX {
+                let Some(next) = entries.next().await else {
+                    more = false;
+                    break;
+                };
+                let (entry, responder) = next?;
+                bytes += entry_bytes(&entry);
+                waiting.push(entry);
+                responders.push(responder);
+            }
+            if waiting.is_empty() {
+                break;
+            }
+            let store = self.clone();
+            let outcomes = on_disk(move || store.apply_entries(waiting)).await?;
+            for (responder, outcomes) in responders.into_iter().zip(outcomes) {
+                if let Some(responder) = responder {
+                    responder.send(outcomes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        self.clone()
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
+        match snapshot {
+            // Only ever offered by openraft when it restarts, and then it is where the state is already.
+            SnapshotData::Own(_) => Ok(()),
+            SnapshotData::Received(received) => {
+                let (store, meta) = (self.clone(), meta.clone());
+                on_disk(move || store.install(meta, &received)).await
+            }
+        }
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let store = self.clone();
+        on_disk(move || store.current()).await
+    }
+}
