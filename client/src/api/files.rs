@@ -1,0 +1,281 @@
+//! Files and folders of the account's tree. For content see the modules `upload` and `download`.
+
+use bytes::Bytes;
+use proto::v1;
+
+use super::{files, present};
+use crate::call_error::CallError;
+use crate::connection::{ApiClient, new_request_id};
+use crate::path::RemotePath;
+
+/// Entries asked for in one page of a listing.
+const PAGE_ENTRIES: u32 = 2_000;
+
+impl ApiClient {
+    /// What is at `path`.
+    ///
+    /// # Errors
+    /// NOT_FOUND if nothing is; if the gateway refuses or cannot be reached.
+    pub async fn get_entry(&self, path: &RemotePath) -> Result<v1::Entry, CallError> {
+        let message = v1::GetEntryRequest { path: path.to_string() };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).get_entry(request).await })
+            .await?;
+        present(answer.entry, "entry")
+    }
+
+    /// What is at `path`, if anything.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn find_entry(&self, path: &RemotePath) -> Result<Option<v1::Entry>, CallError> {
+        match self.get_entry(path).await {
+            Ok(entry) => Ok(Some(entry)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One page of a folder, by name, after the name `after` (empty: from the start), and whether there are more.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn list_folder_page(
+        &self,
+        path: &RemotePath,
+        after: &str,
+    ) -> Result<(Vec<v1::Entry>, bool), CallError> {
+        let message = v1::ListFolderRequest {
+            path: path.to_string(),
+            after: after.to_owned(),
+            count_max: PAGE_ENTRIES,
+        };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).list_folder(request).await })
+            .await?;
+        if answer.more && answer.entries.is_empty() {
+            return Err(CallError::protocol("an empty page with more to come"));
+        }
+        Ok((answer.entries, answer.more))
+    }
+
+    /// Makes folders and symlinks, in order; each succeeds or fails by itself.
+    ///
+    /// # Errors
+    /// If the gateway refuses the batch as a whole, or cannot be reached.
+    pub async fn create_entries(
+        &self,
+        entries: Vec<v1::CreateEntry>,
+    ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
+        let count = entries.len();
+        let message = v1::CreateEntriesRequest { request_id: new_request_id()?, entries };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).create_entries(request).await })
+            .await?;
+        item_results(answer.results, count)
+    }
+
+    /// Sets permission bits and times; each succeeds or fails by itself.
+    ///
+    /// # Errors
+    /// If the gateway refuses the batch as a whole, or cannot be reached.
+    pub async fn set_attributes(
+        &self,
+        entries: Vec<v1::SetAttributes>,
+    ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
+        let count = entries.len();
+        let message = v1::SetAttributesRequest { request_id: new_request_id()?, entries };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).set_attributes(request).await })
+            .await?;
+        item_results(answer.results, count)
+    }
+
+    /// Moves or renames an entry to exactly `to`.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn move_entry(
+        &self,
+        from: &RemotePath,
+        to: &RemotePath,
+        replace: bool,
+    ) -> Result<v1::Entry, CallError> {
+        let message = v1::MoveEntryRequest {
+            request_id: new_request_id()?,
+            from: from.to_string(),
+            to: to.to_string(),
+            replace,
+        };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).move_entry(request).await })
+            .await?;
+        present(answer.entry, "entry")
+    }
+
+    /// Copies an entry, and all below it, to exactly `to`.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn copy_entry(
+        &self,
+        from: &RemotePath,
+        to: &RemotePath,
+        replace: bool,
+    ) -> Result<v1::CopyEntryResponse, CallError> {
+        let message = v1::CopyEntryRequest {
+            request_id: new_request_id()?,
+            from: from.to_string(),
+            to: to.to_string(),
+            replace,
+        };
+        self.call(message, |channel, request| async move { files(channel).copy_entry(request).await }).await
+    }
+
+    /// Moves an entry to the trash; gives its id there.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn delete_entry(&self, path: &RemotePath, recursive: bool) -> Result<u64, CallError> {
+        let message =
+            v1::DeleteEntryRequest { request_id: new_request_id()?, path: path.to_string(), recursive };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).delete_entry(request).await })
+            .await?;
+        Ok(answer.trash_id)
+    }
+
+    /// A file's versions, newest first.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn list_versions(&self, path: &RemotePath) -> Result<Vec<v1::Version>, CallError> {
+        let message = v1::ListVersionsRequest { path: path.to_string() };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).list_versions(request).await })
+            .await?;
+        Ok(answer.versions)
+    }
+
+    /// Adds a new version with the content of an earlier one.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn restore_version(&self, path: &RemotePath, version: u64) -> Result<v1::Entry, CallError> {
+        let message =
+            v1::RestoreVersionRequest { request_id: new_request_id()?, path: path.to_string(), version };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).restore_version(request).await })
+            .await?;
+        present(answer.entry, "entry")
+    }
+
+    /// One page of the trash, after the id `after` (0: from the start), and whether there are more.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn list_trash_page(&self, after: u64) -> Result<(Vec<v1::TrashItem>, bool), CallError> {
+        let message = v1::ListTrashRequest { after, count_max: PAGE_ENTRIES };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).list_trash(request).await })
+            .await?;
+        if answer.more && answer.items.is_empty() {
+            return Err(CallError::protocol("an empty page with more to come"));
+        }
+        Ok((answer.items, answer.more))
+    }
+
+    /// Brings an item of the trash back, to where it was or to exactly `to`.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn restore_trash(
+        &self,
+        trash_id: u64,
+        to: Option<&RemotePath>,
+    ) -> Result<v1::Entry, CallError> {
+        let message = v1::RestoreTrashRequest {
+            request_id: new_request_id()?,
+            trash_id,
+            to: to.map(ToString::to_string).unwrap_or_default(),
+        };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).restore_trash(request).await })
+            .await?;
+        present(answer.entry, "entry")
+    }
+
+    /// Deletes one item of the trash for good, or (with 0) all of it; gives entries and bytes.
+    ///
+    /// # Errors
+    /// If the gateway refuses or cannot be reached.
+    pub async fn purge_trash(&self, trash_id: u64) -> Result<v1::PurgeTrashResponse, CallError> {
+        let message = v1::PurgeTrashRequest { request_id: new_request_id()?, trash_id };
+        self.call(message, |channel, request| async move { files(channel).purge_trash(request).await }).await
+    }
+
+    /// Opens upload sessions; one answer per session, in order.
+    pub(crate) async fn begin_uploads(
+        &self,
+        uploads: Vec<v1::BeginUpload>,
+    ) -> Result<Vec<v1::BegunUpload>, CallError> {
+        let count = uploads.len();
+        let message = v1::BeginUploadsRequest { request_id: new_request_id()?, uploads };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).begin_uploads(request).await })
+            .await?;
+        if answer.uploads.len() != count {
+            return Err(CallError::protocol("not one answer per upload"));
+        }
+        Ok(answer.uploads)
+    }
+
+    /// What is still missing in a session.
+    pub(crate) async fn upload_status(
+        &self,
+        upload_id: Bytes,
+    ) -> Result<v1::UploadStatusResponse, CallError> {
+        let message = v1::UploadStatusRequest { upload_id };
+        self.call(message, |channel, request| async move { files(channel).upload_status(request).await })
+            .await
+    }
+
+    /// Makes the files of complete sessions; each succeeds or fails by itself.
+    pub(crate) async fn commit_uploads(
+        &self,
+        uploads: Vec<v1::CommitUpload>,
+    ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
+        let count = uploads.len();
+        let message = v1::CommitUploadsRequest { request_id: new_request_id()?, uploads };
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).commit_uploads(request).await })
+            .await?;
+        item_results(answer.results, count)
+    }
+
+    /// Gives up a session. Tried once: a session that nobody ends expires by itself.
+    pub(crate) async fn abort_upload(&self, upload_id: Bytes) -> Result<(), CallError> {
+        let message = v1::AbortUploadRequest { request_id: new_request_id()?, upload_id };
+        let once = self.clone().with_retry_time_max(std::time::Duration::ZERO);
+        once.call(message, |channel, request| async move { files(channel).abort_upload(request).await })
+            .await?;
+        Ok(())
+    }
+}
+
+fn item_results(
+    results: Vec<v1::EntryResult>,
+    count: usize,
+) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
+    if results.len() != count {
+        return Err(CallError::protocol("not one answer per item"));
+    }
+    Ok(results
+        .into_iter()
+        .map(|item| match item.result {
+            Some(v1::entry_result::Result::Entry(entry)) => Ok(entry),
+            Some(v1::entry_result::Result::Error(error)) => Err(CallError::from_item(&error)),
+            None => Err(CallError::protocol("an item without an answer")),
+        })
+        .collect())
+}

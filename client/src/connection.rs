@@ -1,0 +1,268 @@
+//! The connection to a gateway, and how calls over it are repeated.
+//!
+//! Invariants:
+//! - A call is repeated only while its failure is transient, and until a deadline. Every mutating request carries a
+//!   request id, so a repeated one does nothing twice: the gateway gives the first answer again.
+//! - The server is verified by the given CA and by no other root.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::ids::RequestId;
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Response, Status};
+
+use crate::call_error::CallError;
+
+/// How long a call is repeated while its failures are transient.
+pub const RETRY_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long one try of a unary call may take.
+const TRY_TIME_MAX: Duration = Duration::from_secs(60);
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Flow-control windows: wide for one fast stream, and a bound of what a server can make us buffer.
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+const FRAME_BYTES_MAX: u32 = 1024 * 1024;
+
+/// What is needed to reach a gateway.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// `https://HOST:PORT`.
+    pub endpoint: String,
+    /// The cluster's CA certificates, in PEM form.
+    pub ca_pem: Vec<u8>,
+    /// The device's token; none to sign in.
+    pub token: Option<String>,
+}
+
+/// A connection to a gateway. Cheap to clone; clones share it. It reconnects by itself.
+#[derive(Clone)]
+pub struct ApiClient {
+    channel: Channel,
+    endpoint: Arc<str>,
+    token: Option<MetadataValue<Ascii>>,
+    retry_time_max: Duration,
+}
+
+impl std::fmt::Debug for ApiClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiClient").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+/// Adds the scheme that people leave out.
+#[must_use]
+pub fn normalize_endpoint(text: &str) -> String {
+    let text = text.trim_end_matches('/');
+    if text.contains("://") { text.to_owned() } else { format!("https://{text}") }
+}
+
+fn build_endpoint(options: &ConnectOptions) -> Result<Endpoint, CallError> {
+    let setup = |message: String| CallError::Setup { message };
+    let text = normalize_endpoint(&options.endpoint);
+    if !text.starts_with("https://") {
+        return Err(setup(format!("{text} is not an endpoint: write https://HOST:PORT")));
+    }
+    let bad_endpoint = |error| setup(format!("{text} is not an endpoint ({error}): write https://HOST:PORT"));
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&options.ca_pem));
+    Endpoint::from_shared(text.clone())
+        .map_err(bad_endpoint)?
+        .tls_config(tls)
+        .map_err(|error| setup(format!("the CA certificate cannot be used ({})", deepest(&error))))
+        .map(|endpoint| {
+            endpoint
+                .connect_timeout(CONNECT_TIME_MAX)
+                .tcp_nodelay(true)
+                .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .max_frame_size(FRAME_BYTES_MAX)
+                .http2_keep_alive_interval(Duration::from_secs(20))
+                .keep_alive_timeout(Duration::from_secs(20))
+        })
+}
+
+fn deepest(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = cause.to_string();
+        next = cause.source();
+    }
+    text
+}
+
+impl ApiClient {
+    /// Connects, once: a gateway that is not running is reported at once.
+    ///
+    /// # Errors
+    /// If the endpoint, CA or token cannot be used, nobody answers, or TLS refuses the answer.
+    pub async fn connect(options: &ConnectOptions) -> Result<Self, CallError> {
+        let endpoint = build_endpoint(options)?;
+        let token = options.token.as_deref().map(bearer).transpose()?;
+        let text = normalize_endpoint(&options.endpoint);
+        let channel = endpoint.connect().await.map_err(|error| CallError::from_transport(&text, &error))?;
+        Ok(Self { channel, endpoint: text.into(), token, retry_time_max: RETRY_TIME_MAX })
+    }
+
+    /// The same connection with another bound on how long calls are repeated; zero repeats none.
+    #[must_use]
+    pub fn with_retry_time_max(mut self, retry_time_max: Duration) -> Self {
+        self.retry_time_max = retry_time_max;
+        self
+    }
+
+    /// Where the gateway is.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub(crate) fn request<Q>(&self, message: Q) -> Request<Q> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        request
+    }
+
+    pub(crate) fn status(&self, status: &Status) -> CallError {
+        CallError::from_status(&self.endpoint, self.token.is_some(), status)
+    }
+
+    /// Makes a unary call, repeated while its failures are transient.
+    pub(crate) async fn call<Q, A, F, Fut>(&self, message: Q, send: F) -> Result<A, CallError>
+    where
+        Q: Clone,
+        F: Fn(Channel, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<Response<A>, Status>>,
+    {
+        let mut backoff = Backoff::new(self.retry_time_max);
+        loop {
+            let attempt = send(self.channel(), self.request(message.clone()));
+            let error = match tokio::time::timeout(TRY_TIME_MAX, attempt).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => self.status(&status),
+                Err(_elapsed) => CallError::Unreachable {
+                    endpoint: self.endpoint.to_string(),
+                    reason: format!("no answer within {} s", TRY_TIME_MAX.as_secs()),
+                },
+            };
+            if !error.is_transient() || !backoff.wait().await {
+                return Err(error);
+            }
+            tracing::debug!(%error, "call repeated");
+        }
+    }
+}
+
+fn bearer(token: &str) -> Result<MetadataValue<Ascii>, CallError> {
+    let mut value: MetadataValue<Ascii> =
+        format!("Bearer {}", token.trim()).parse().map_err(|_not_ascii| CallError::Setup {
+            message: "the profile's token has characters that no token has".to_owned(),
+        })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Waits between tries, ever longer, until a deadline.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    deadline: Instant,
+    time_max: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(time_max: Duration) -> Self {
+        Self { deadline: Instant::now() + time_max, time_max, next: BACKOFF_FIRST }
+    }
+
+    /// Begins anew, after progress.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new(self.time_max);
+    }
+
+    /// Waits before the next try; `false` when the deadline leaves no room for one. Cancel safe.
+    pub(crate) async fn wait(&mut self) -> bool {
+        let wait = self.next;
+        if Instant::now() + wait > self.deadline {
+            return false;
+        }
+        self.next = (wait * 2).min(BACKOFF_MAX);
+        tokio::time::sleep(wait).await;
+        true
+    }
+}
+
+/// 16 fresh random bytes.
+///
+/// # Errors
+/// If the system has no randomness to give.
+pub(crate) fn random_16() -> Result<[u8; 16], CallError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| CallError::Setup {
+        message: format!("the system gives no random bytes: {error}"),
+    })?;
+    Ok(bytes)
+}
+
+/// A fresh request id, as the wire has it.
+///
+/// # Errors
+/// If the system has no randomness to give.
+pub fn new_request_id() -> Result<Bytes, CallError> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let time_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    Ok(Bytes::copy_from_slice(RequestId::new(time_ms, random_16()?).as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_need_no_scheme_but_never_go_without_tls() {
+        assert_eq!(normalize_endpoint("127.0.0.1:7420"), "https://127.0.0.1:7420");
+        assert_eq!(normalize_endpoint("https://h:1/"), "https://h:1");
+        let options = ConnectOptions { endpoint: "http://h:1".to_owned(), ca_pem: Vec::new(), token: None };
+        assert!(matches!(build_endpoint(&options), Err(CallError::Setup { .. })));
+    }
+
+    #[test]
+    fn a_token_with_a_newline_inside_is_refused() {
+        assert!(bearer("a\nb").is_err());
+        assert!(bearer("ks1_abc\n").is_ok(), "the end of a file is trimmed");
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_reported_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let options =
+            ConnectOptions { endpoint: format!("https://127.0.0.1:{port}"), ca_pem: Vec::new(), token: None };
+        let error = ApiClient::connect(&options).await.unwrap_err();
+        assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn backoff_ends_at_its_deadline() {
+        let mut backoff = Backoff::new(Duration::from_secs(3));
+        let mut tries = 0;
+        while backoff.wait().await {
+            tries += 1;
+        }
+        assert!((5..10).contains(&tries), "{tries}");
+    }
+}

@@ -1,0 +1,241 @@
+//! Reads local files: whole when they are small, or twice when they are large (first to cut and name the chunks, then
+//! to send those that the server lacks).
+//!
+//! Invariants:
+//! - Every read of one file goes through one descriptor, opened without following a symlink.
+//! - What is committed is the file as it was at one moment: its size and time are the same before the first byte was
+//!   read and after the last, and a chunk that is read again still has its name.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use bytes::Bytes;
+use engine::cutter::{ChunkCutter, Cutter};
+use engine::ids::ChunkId;
+use engine::manifest::ManifestEntry;
+use rustix::fs::OFlags;
+
+use super::walk::{mode_bits, mtime_ns};
+
+/// Why a file cannot be put. All but IO errors are changes under our hands.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadFileError {
+    #[error("it vanished before it could be read")]
+    Vanished,
+    #[error("it changed while it was read; nothing of it was put: put it again once nobody writes it")]
+    Changed,
+    #[error("it is no regular file any more")]
+    NotRegular,
+    #[error("cannot be read: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What must not change while a file is read, and what is kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileStamp {
+    pub(crate) size: u64,
+    pub(crate) mtime_ns: i64,
+    pub(crate) mode: u32,
+    inode: u64,
+}
+
+/// A file being put.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    file: File,
+    pub(crate) stamp: FileStamp,
+}
+
+fn stamp_of(file: &File) -> Result<FileStamp, ReadFileError> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(ReadFileError::NotRegular);
+    }
+    Ok(FileStamp {
+        size: metadata.len(),
+        mtime_ns: mtime_ns(&metadata),
+        mode: mode_bits(&metadata),
+        inode: metadata.ino(),
+    })
+}
+
+impl OpenFile {
+    /// Opens a regular file. Blocks.
+    pub(crate) fn open(path: &Path) -> Result<Self, ReadFileError> {
+        // Without O_NONBLOCK the opening of a pipe that took the file's place would wait for a writer.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(i32::try_from(flags.bits()).unwrap_or_default())
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ReadFileError::Vanished);
+            }
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                return Err(ReadFileError::NotRegular);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let stamp = stamp_of(&file)?;
+        Ok(Self { file, stamp })
+    }
+
+    /// Checks that nothing has changed since it was opened. Blocks.
+    pub(crate) fn check_unchanged(&self) -> Result<(), ReadFileError> {
+        if stamp_of(&self.file)? == self.stamp { Ok(()) } else { Err(ReadFileError::Changed) }
+    }
+
+    /// Reads it whole and cuts it; gives its bytes and the chunk list. Blocks.
+    pub(crate) fn read_whole(&self, cutter: Cutter) -> Result<(Bytes, Vec<ManifestEntry>), ReadFileError> {
+        let size = usize::try_from(self.stamp.size).map_err(|_too_large| ReadFileError::Changed)?;
+        let mut bytes = vec![0; size];
+        self.read_at(&mut bytes, 0)?;
+        self.check_unchanged()?;
+        let bytes = Bytes::from(bytes);
+        let mut entries = Vec::new();
+        let mut pushed = 0;
+        let mut cut = ChunkCutter::new(cutter);
+        loop {
+            while let Some(chunk) = cut.next_chunk() {
+                entries.push(entry_of(chunk.bytes));
+            }
+            if pushed == bytes.len() {
+                break;
+            }
+            let more = (bytes.len() - pushed).min(cutter.chunk_bytes_max());
+            cut.push(&bytes[pushed..pushed + more]);
+            pushed += more;
+            if pushed == bytes.len() {
+                cut.finish();
+            }
+        }
+        Ok((bytes, entries))
+    }
+
+    /// The first pass over a large file: its chunk list. Calls `advanced` with the bytes of each chunk; it stops the
+    /// pass by answering `false`. Blocks.
+    pub(crate) fn cut(
+        &self,
+        cutter: Cutter,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Vec<ManifestEntry>, ReadFileError> {
+        let mut entries = Vec::new();
+        let mut cut = ChunkCutter::new(cutter);
+        let mut reader = SequentialReader { file: &self.file, offset: 0, left: self.stamp.size };
+        loop {
+            let ended = cut.push_from(&mut reader)?;
+            while let Some(chunk) = cut.next_chunk() {
+                entries.push(entry_of(chunk.bytes));
+            }
+            if ended {
+                break;
+            }
+            if !go_on() {
+                return Err(ReadFileError::Changed);
+            }
+        }
+        if reader.left > 0 {
+            return Err(ReadFileError::Changed);
+        }
+        self.check_unchanged()?;
+        Ok(entries)
+    }
+
+    /// Reads a chunk again and checks that it still is what its name says. Blocks.
+    pub(crate) fn read_chunk(&self, offset: u64, entry: &ManifestEntry) -> Result<Bytes, ReadFileError> {
+        let size = usize::try_from(entry.size).map_err(|_too_large| ReadFileError::Changed)?;
+        let mut bytes = vec![0; size];
+        self.read_at(&mut bytes, offset)?;
+        if ChunkId::of(&bytes) != entry.id {
+            return Err(ReadFileError::Changed);
+        }
+        Ok(bytes.into())
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), ReadFileError> {
+        self.file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => ReadFileError::Changed,
+            _ => ReadFileError::Io(error),
+        })
+    }
+}
+
+fn entry_of(bytes: &[u8]) -> ManifestEntry {
+    ManifestEntry { id: ChunkId::of(bytes), size: bytes.len() as u64 }
+}
+
+/// Reads the bytes that the file had when it was opened, and no more.
+struct SequentialReader<'a> {
+    file: &'a File,
+    offset: u64,
+    left: u64,
+}
+
+impl std::io::Read for SequentialReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.file.read_at(&mut buffer[..wanted], self.offset)?;
+        self.offset += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn both_passes_and_the_whole_read_agree() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        for size in [0, 1, 16 * 1024, 300_000, 2_000_003] {
+            let mut bytes = vec![0; size];
+            rand::rngs::SmallRng::seed_from_u64(7).fill(&mut bytes[..]);
+            std::fs::write(&path, &bytes).unwrap();
+            let file = OpenFile::open(&path).unwrap();
+            let (whole, entries) = file.read_whole(Cutter::Cdc64k).unwrap();
+            assert_eq!(whole, bytes);
+            assert_eq!(file.cut(Cutter::Cdc64k, || true).unwrap(), entries);
+            let mut offset = 0;
+            for entry in &entries {
+                let chunk = file.read_chunk(offset, entry).unwrap();
+                let at = usize::try_from(offset).unwrap();
+                assert_eq!(chunk, bytes[at..at + chunk.len()]);
+                offset += entry.size;
+            }
+            assert_eq!(offset, size as u64);
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_meanwhile_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        std::fs::write(&path, vec![1; 100_000]).unwrap();
+        let file = OpenFile::open(&path).unwrap();
+        let (_bytes, entries) = file.read_whole(Cutter::Cdc64k).unwrap();
+        std::fs::write(&path, vec![2; 100_000]).unwrap();
+        assert!(matches!(file.read_chunk(0, &entries[0]), Err(ReadFileError::Changed)));
+        std::fs::write(&path, vec![1; 100_001]).unwrap();
+        assert!(matches!(file.check_unchanged(), Err(ReadFileError::Changed)));
+        assert!(matches!(file.cut(Cutter::Cdc64k, || true), Err(ReadFileError::Changed)), "it has grown");
+        std::fs::write(&path, vec![1; 10]).unwrap();
+        assert!(matches!(file.cut(Cutter::Cdc64k, || true), Err(ReadFileError::Changed)), "it has shrunk");
+    }
+
+    #[test]
+    fn what_is_no_file_any_more_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        assert!(matches!(OpenFile::open(&path), Err(ReadFileError::Vanished)));
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        assert!(matches!(OpenFile::open(&path), Err(ReadFileError::NotRegular)));
+        assert!(matches!(OpenFile::open(directory.path()), Err(ReadFileError::NotRegular)));
+    }
+}
