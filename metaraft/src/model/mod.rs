@@ -32,5 +32,5 @@ pub const QUERY_ITEMS_MAX: u32 = 10_000;
 /// Steps in one command.
 pub const STEPS_MAX: usize = 4096;
 
-/// Chunks of one file: 512 GiB at the average of the widest content-defined cutter.
-pub const UPLOAD_CHUNKS_MAX: usize = 512 * 1024;
+/// Chunks of one file: their list must fit one command, and so one entry of the log (4 MiB).
+pub const UPLOAD_CHUNKS_MAX: usize = 100_000;

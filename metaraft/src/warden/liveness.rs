@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 use engine::cluster::{ClusterMap, DiskUsage, Health};
 use engine::ids::{DiskId, NodeId};
 
+/// How long a node's word that it has a disk keeps another node from taking the disk over.
+const ELSEWHERE_TIME: Duration = Duration::from_secs(5);
+
 /// A disk, as its node reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskReport {
@@ -63,6 +66,16 @@ impl Liveness {
     /// Takes a heartbeat in.
     pub fn hear(&self, node: NodeId, disks: BTreeMap<DiskId, DiskReport>, now: Instant) {
         self.with(|heard| heard.nodes.insert(node, NodeReport { heard: now, disks }));
+    }
+
+    /// Whether another node was lately heard to say that `disk` serves there.
+    pub fn serves_elsewhere(&self, disk: DiskId, node: NodeId) -> bool {
+        let now = Instant::now();
+        let lately = |report: &NodeReport| now.saturating_duration_since(report.heard) <= ELSEWHERE_TIME;
+        let serves = |report: &NodeReport| report.disks.get(&disk).is_some_and(|disk| disk.health.readable());
+        self.with(|heard| {
+            heard.nodes.iter().any(|(other, report)| *other != node && lately(report) && serves(report))
+        })
     }
 
     /// Sets health and usage in a map of what is registered, as of now.
