@@ -1,0 +1,137 @@
+//! What all services of a gateway share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use blockstore::client::StorageClient;
+use bytes::Bytes;
+use engine::ids::{ChunkId, ContentId, HolderId, NamespaceId, NodeId};
+use engine::location::ChunkKind;
+use metaraft::model::query::Resolved;
+use metaraft::model::row::{ContentRow, EntryRow};
+use proto::peer::TlsIdentity;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Code;
+
+use crate::chunks::inflight::InFlight;
+use crate::chunks::latency::Latencies;
+use crate::chunks::prepare::Preparer;
+use crate::chunks::reader::ChunkSource;
+use crate::chunks::writer::ChunkWriter;
+use crate::failure::Failure;
+use crate::meta::Meta;
+use crate::password::Passwords;
+use crate::path::RemotePath;
+use crate::sessions::{Session, Sessions};
+
+/// One per gateway, behind an [`Arc`].
+pub(crate) struct Core {
+    pub(crate) node: NodeId,
+    /// Where clients reach it.
+    pub(crate) address: String,
+    pub(crate) identity: TlsIdentity,
+    pub(crate) meta: Meta,
+    pub(crate) storage: Arc<StorageClient>,
+    pub(crate) passwords: Passwords,
+    pub(crate) sessions: Sessions,
+    pub(crate) preparer: Preparer,
+    pub(crate) in_flight: InFlight,
+    pub(crate) latencies: Latencies,
+    pub(crate) writer: ChunkWriter,
+    pub(crate) source: ChunkSource,
+    /// Chunk bytes that are not acknowledged yet.
+    pub(crate) upload_budget: Arc<Semaphore>,
+    /// Chunk bytes that are read and not sent yet.
+    pub(crate) download_budget: Arc<Semaphore>,
+    /// Streams of chunks.
+    pub(crate) put_streams: Arc<Semaphore>,
+    /// Requests in flight.
+    pub(crate) requests: Arc<Semaphore>,
+    /// Clean-ups under way.
+    pub(crate) cleanups: Arc<Semaphore>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stopping: CancellationToken,
+}
+
+impl Core {
+    /// Lets a request in, or says that there are too many.
+    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.requests).try_acquire_owned().map_err(|_full| Failure::busy("too many requests"))
+    }
+
+    /// The entry that a path leads to.
+    pub(crate) async fn entry_at(
+        &self,
+        namespace: NamespaceId,
+        path: &RemotePath,
+    ) -> Result<EntryRow, Failure> {
+        let resolved = self.resolve_one(namespace, path).await?;
+        found(path, &resolved)
+    }
+
+    /// How far one path leads.
+    pub(crate) async fn resolve_one(
+        &self,
+        namespace: NamespaceId,
+        path: &RemotePath,
+    ) -> Result<Resolved, Failure> {
+        let resolved = self.meta.resolve(namespace, std::slice::from_ref(path)).await;
+        let resolved = resolved.map_err(|error| Failure::from_meta(&error, &path.to_string()))?;
+        resolved.into_iter().next().ok_or_else(|| Failure::internal("resolve", &"no answer"))
+    }
+
+    /// The row of a content that a version names.
+    pub(crate) async fn content(&self, content: ContentId) -> Result<ContentRow, Failure> {
+        let mut rows: HashMap<ContentId, ContentRow> =
+            self.meta.contents(&[content]).await.map_err(|error| Failure::from_meta(&error, "content"))?;
+        rows.remove(&content).ok_or_else(content_gone)
+    }
+
+    /// Stores a manifest node, pinned for `holder`.
+    pub(crate) async fn store_node(
+        &self,
+        node: ChunkId,
+        bytes: Bytes,
+        holder: HolderId,
+    ) -> Result<(), Failure> {
+        let failed = |error| Failure::from_meta(&error, "manifest");
+        let there = self.meta.locate(&[node]).await.map_err(failed)?;
+        if there.iter().all(Option::is_some)
+            && self.meta.pin(&[(holder, node)]).await.map_err(failed)? == [true]
+        {
+            return Ok(());
+        }
+        for prepared in self.preparer.prepare(ChunkKind::Manifest, vec![(node, bytes)]).await? {
+            self.writer.store(prepared, vec![holder]).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a session's pins in the background; waits only if too many such clean-ups are under way.
+    pub(crate) async fn clean_up(self: &Arc<Self>, session: Arc<Session>, dismissed: bool) {
+        let Ok(permit) = Arc::clone(&self.cleanups).acquire_owned().await else { return };
+        let core = Arc::clone(self);
+        self.tasks.spawn(async move {
+            if let Err(error) = crate::release::unpin_session(&core.meta, &session, dismissed).await {
+                tracing::warn!(upload = %session.upload, error = %error, "pins left behind; they are garbage");
+            }
+            drop(permit);
+        });
+    }
+}
+
+pub(crate) fn content_gone() -> Failure {
+    let message = "its content is not there any more: it was removed meanwhile, or lost";
+    Failure::new(Code::DataLoss, "data-loss", message)
+}
+
+/// The entry, if the whole path was found.
+pub(crate) fn found(path: &RemotePath, resolved: &Resolved) -> Result<EntryRow, Failure> {
+    if resolved.found as usize == path.names().len() {
+        Ok(resolved.last.clone())
+    } else {
+        Err(Failure::no_entry(&path.to_string()))
+    }
+}

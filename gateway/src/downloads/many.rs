@@ -1,0 +1,210 @@
+//! Many small files in one round trip: all their chunks are looked up together, and read stripe by stripe, so that
+//! files that were packed together are read together.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::{Bytes, BytesMut};
+use engine::ids::{ChunkId, ContentId, StripeId};
+use engine::location::LocatedChunk;
+use engine::manifest::{ContentList, ManifestEntry};
+use futures_util::{StreamExt, stream};
+use metaraft::model::row::{ContentRow, EntryRow, FileState};
+use proto::v1;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tonic::{Code, Status};
+
+use crate::auth::Caller;
+use crate::convert;
+use crate::core::{Core, content_gone, found};
+use crate::downloads::stream::file_state;
+use crate::failure::Failure;
+use crate::limits::{
+    BATCH_ITEMS_MAX, DOWNLOAD_MANY_BYTES_MAX, DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_RUNS_MAX,
+    DOWNLOAD_STALL_MAX,
+};
+use crate::path::RemotePath;
+
+/// A file that is to be sent.
+struct Wanted {
+    entry: v1::Entry,
+    path: RemotePath,
+    state: FileState,
+}
+
+/// All files of a request, in order, each found or not.
+pub(crate) struct Many {
+    files: Vec<Result<Wanted, Failure>>,
+}
+
+/// Finds the files.
+pub(crate) async fn find(core: &Core, caller: &Caller, paths: &[String]) -> Result<Many, Failure> {
+    if paths.len() > BATCH_ITEMS_MAX {
+        return Err(Failure::invalid(format!("at most {BATCH_ITEMS_MAX} paths in one request")));
+    }
+    let parsed: Vec<Result<RemotePath, Failure>> =
+        paths.iter().map(|path| RemotePath::parse(path).map_err(Failure::from)).collect();
+    let valid: Vec<RemotePath> = parsed.iter().filter_map(|path| path.clone().ok()).collect();
+    let resolved = core.meta.resolve(caller.namespace, &valid).await;
+    let mut resolved = resolved.map_err(|error| Failure::from_meta(&error, "download"))?.into_iter();
+    let mut left = DOWNLOAD_MANY_BYTES_MAX;
+    let files = parsed.into_iter().map(|path| {
+        let path = path?;
+        let resolved = resolved.next().ok_or_else(|| Failure::no_entry(&path.to_string()))?;
+        wanted(found(&path, &resolved)?, path, &mut left)
+    });
+    Ok(Many { files: files.collect() })
+}
+
+fn wanted(row: EntryRow, path: RemotePath, left: &mut u64) -> Result<Wanted, Failure> {
+    let state = file_state(&row, &path.to_string())?;
+    if state.size > *left {
+        let message = format!(
+            "{path}: at most {DOWNLOAD_MANY_BYTES_MAX} bytes together are sent so; download it by itself"
+        );
+        return Err(Failure::new(Code::OutOfRange, "too-large", message));
+    }
+    *left -= state.size;
+    Ok(Wanted { entry: convert::entry_to_wire(row, Some(&path)), path, state })
+}
+
+type Sink = mpsc::Sender<Result<v1::DownloadManyResponse, Status>>;
+
+/// Sends all files, each whole or with an error in its place.
+pub(crate) async fn serve(core: &Core, many: Many, sink: Sink) {
+    let gathered = gather(core, &many).await;
+    let (lists, plain, _budget) = match gathered {
+        Ok(gathered) => gathered,
+        Err(failure) => {
+            // The client may have gone.
+            drop(sink.try_send(Err(failure.into())));
+            return;
+        }
+    };
+    for (index, file) in (0_u32..).zip(many.files) {
+        let messages = match file {
+            Ok(file) => {
+                let subject = file.path.to_string();
+                file_messages(index, file, &lists, &plain).unwrap_or_else(|failure| {
+                    let told = Failure { message: format!("{subject}: {}", failure.message), ..failure };
+                    vec![error_message(index, told)]
+                })
+            }
+            Err(failure) => vec![error_message(index, failure)],
+        };
+        for message in messages {
+            match tokio::time::timeout(DOWNLOAD_STALL_MAX, sink.send(Ok(message))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+    }
+}
+
+fn error_message(index: u32, failure: Failure) -> v1::DownloadManyResponse {
+    let error = Some(failure.into_item());
+    v1::DownloadManyResponse { index, end: true, error, ..v1::DownloadManyResponse::default() }
+}
+
+type Gathered =
+    (HashMap<ContentId, ContentRow>, HashMap<ChunkId, Result<Bytes, Failure>>, OwnedSemaphorePermit);
+
+/// Reads all chunks of all files, each stripe once.
+async fn gather(core: &Core, many: &Many) -> Result<Gathered, Failure> {
+    let files = || many.files.iter().filter_map(|file| file.as_ref().ok());
+    let bytes: u64 = files().map(|file| file.state.size).sum();
+    let units = u32::try_from(bytes.div_ceil(1024).max(1)).unwrap_or(u32::MAX);
+    let budget = std::sync::Arc::clone(&core.download_budget).acquire_many_owned(units).await;
+    let budget = budget.map_err(|closed| Failure::internal("download budget", &closed))?;
+    let contents: HashSet<ContentId> =
+        files().filter(|file| file.state.size > 0).map(|file| file.state.content).collect();
+    let contents: Vec<ContentId> = contents.into_iter().collect();
+    let lists = core.meta.contents(&contents).await;
+    let lists = lists.map_err(|error| Failure::from_meta(&error, "download"))?;
+    let mut chunks: Vec<ChunkId> = lists
+        .values()
+        .filter(|row| row.list.depth == 0)
+        .flat_map(|row| row.list.entries.iter().map(|entry| entry.id))
+        .collect();
+    chunks.sort_unstable();
+    chunks.dedup();
+    let plain = read(core, &chunks).await?;
+    Ok((lists, plain, budget))
+}
+
+/// Reads chunks of any stripes; each that cannot be read says why.
+async fn read(core: &Core, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, Result<Bytes, Failure>>, Failure> {
+    let places = core.meta.locate(chunks).await;
+    let places = places.map_err(|error| Failure::from_meta(&error, "download"))?;
+    let mut plain = HashMap::with_capacity(chunks.len());
+    let mut stripes: BTreeMap<StripeId, Vec<LocatedChunk>> = BTreeMap::new();
+    for (chunk, location) in chunks.iter().zip(places) {
+        match location {
+            Some(location) => {
+                let located = LocatedChunk { chunk: *chunk, location };
+                stripes.entry(location.stripe).or_default().push(located);
+            }
+            None => drop(plain.insert(*chunk, Err(content_gone()))),
+        }
+    }
+    let reads = stripes.into_values().map(|mut run| async move {
+        // By place, so that neighbours are one read.
+        run.sort_unstable_by_key(|located| located.location.offset);
+        let read = core.source.read_run(&run).await;
+        (run, read)
+    });
+    let mut reads = stream::iter(reads).buffer_unordered(2 * DOWNLOAD_RUNS_MAX);
+    while let Some((run, read)) = reads.next().await {
+        match read {
+            Ok(bytes) => {
+                let chunks = run.iter().map(|located| located.chunk);
+                plain.extend(chunks.zip(bytes.into_iter().map(Ok)));
+            }
+            Err(failure) => {
+                plain.extend(run.iter().map(|located| (located.chunk, Err(failure.clone()))));
+            }
+        }
+    }
+    Ok(plain)
+}
+
+/// A file's messages, the first with its entry, the last with the end.
+fn file_messages(
+    index: u32,
+    file: Wanted,
+    lists: &HashMap<ContentId, ContentRow>,
+    plain: &HashMap<ChunkId, Result<Bytes, Failure>>,
+) -> Result<Vec<v1::DownloadManyResponse>, Failure> {
+    let no_chunks = ContentList::default();
+    let list = match file.state.size {
+        0 => &no_chunks,
+        _ => &lists.get(&file.state.content).ok_or_else(content_gone)?.list,
+    };
+    if list.depth > 0 {
+        let message = "it is cut into too many chunks to be sent so; download it by itself";
+        return Err(Failure::new(Code::OutOfRange, "too-large", message));
+    }
+    let mut messages: Vec<v1::DownloadManyResponse> = Vec::new();
+    let message =
+        |data: BytesMut| v1::DownloadManyResponse { index, data: data.freeze(), ..Default::default() };
+    let mut data = BytesMut::new();
+    let mut sent = 0_u64;
+    for ManifestEntry { id, .. } in &list.entries {
+        let bytes = plain.get(id).ok_or_else(content_gone)?.as_ref().map_err(Failure::clone)?;
+        if !data.is_empty() && data.len() + bytes.len() > DOWNLOAD_MESSAGE_BYTES_MAX {
+            messages.push(message(std::mem::take(&mut data)));
+        }
+        data.extend_from_slice(bytes);
+        sent += bytes.len() as u64;
+    }
+    if sent != file.state.size {
+        return Err(Failure::internal("manifest", &"its chunks do not add up to its size"));
+    }
+    messages.push(message(data));
+    if let Some(first) = messages.first_mut() {
+        first.entry = Some(file.entry);
+    }
+    if let Some(last) = messages.last_mut() {
+        last.end = true;
+    }
+    Ok(messages)
+}

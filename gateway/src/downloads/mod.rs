@@ -1,0 +1,5 @@
+//! Downloads: one version as a stream, or many small files in one round trip.
+
+pub(crate) mod many;
+pub(crate) mod plan;
+pub(crate) mod stream;

@@ -1,0 +1,242 @@
+//! One version of a file as a stream.
+//!
+//! Runs are read ahead, as many as the bounds allow, and sent in order. Whatever fails ends the stream with an error
+//! status: a stream that ends well is whole.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use engine::ids::VersionId;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use metaraft::model::row::{EntryKind, EntryRow, FileState, VersionRow};
+use proto::v1;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Code, Status};
+
+use crate::auth::Caller;
+use crate::convert;
+use crate::core::Core;
+use crate::downloads::plan::{Planner, Run};
+use crate::failure::Failure;
+use crate::limits::{DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_RUNS_MAX, DOWNLOAD_STALL_MAX};
+use crate::path::RemotePath;
+
+/// The bound on downloads' bytes is counted in units of this many.
+const BUDGET_UNIT_BYTES: u64 = 1024;
+
+/// What is to be sent.
+pub(crate) struct Download {
+    pub(crate) entry: v1::Entry,
+    state: FileState,
+    range: Range<u64>,
+    path: RemotePath,
+}
+
+/// The entry as a version of it was.
+fn at_version(mut entry: EntryRow, version: &VersionRow) -> (EntryRow, FileState) {
+    let VersionRow { version, content, size, cutter, mode, mtime_ns, .. } = *version;
+    let state = FileState { version, content, size, cutter };
+    entry.kind = EntryKind::File(state);
+    entry.mode = mode;
+    entry.mtime_ns = mtime_ns;
+    (entry, state)
+}
+
+/// The state of a file, or why there is nothing to download.
+pub(crate) fn file_state(row: &EntryRow, subject: &str) -> Result<FileState, Failure> {
+    match &row.kind {
+        EntryKind::File(state) => Ok(*state),
+        other => {
+            let message = format!("{subject}: it is a {}, not a file", other.word());
+            Err(Failure::precondition("wrong-kind", message))
+        }
+    }
+}
+
+/// Finds what a request asks for.
+pub(crate) async fn find(
+    core: &Core,
+    caller: &Caller,
+    request: &v1::DownloadRequest,
+) -> Result<Download, Failure> {
+    let path = RemotePath::parse(&request.path)?;
+    let subject = path.to_string();
+    let row = core.entry_at(caller.namespace, &path).await?;
+    let mut state = file_state(&row, &subject)?;
+    let mut row = row;
+    if request.version != 0 && request.version != state.version.0 {
+        let found = core.meta.version(caller.namespace, row.entry, VersionId(request.version)).await;
+        let found = found.map_err(|error| Failure::from_meta(&error, &subject))?.ok_or_else(|| {
+            Failure::not_found(format!("{subject}: there is no version {}", request.version))
+        })?;
+        (row, state) = at_version(row, &found);
+    }
+    if request.offset > state.size {
+        let message = format!("{subject}: offset {} is beyond its end, {} bytes", request.offset, state.size);
+        return Err(Failure::new(Code::OutOfRange, "out-of-range", message));
+    }
+    let end = match request.length {
+        0 => state.size,
+        length => request.offset.saturating_add(length).min(state.size),
+    };
+    let entry = convert::entry_to_wire(row, Some(&path));
+    Ok(Download { entry, state, range: request.offset..end, path })
+}
+
+/// A run's bytes, with its share of the bound on bytes.
+struct ReadRun {
+    run: Run,
+    plain: Vec<Bytes>,
+    _budget: OwnedSemaphorePermit,
+}
+
+/// Reads the runs of a plan ahead, in order.
+fn read_ahead(core: Arc<Core>, planner: Planner) -> impl Stream<Item = Result<ReadRun, Failure>> + Send {
+    let runs = futures_util::stream::try_unfold(planner, |mut planner| async move {
+        Ok::<_, Failure>(planner.next_runs().await?.map(|runs| (runs, planner)))
+    });
+    let runs = runs.map_ok(|runs| futures_util::stream::iter(runs.into_iter().map(Ok::<Run, Failure>)));
+    let budget = Arc::clone(&core.download_budget);
+    let admitted = runs.try_flatten().and_then(move |run| {
+        let budget = Arc::clone(&budget);
+        async move {
+            let units = u32::try_from(run.bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
+            let permit = budget.acquire_many_owned(units).await;
+            Ok((run, permit.map_err(|closed| Failure::internal("download budget", &closed))?))
+        }
+    });
+    let reads = admitted.map_ok(move |(run, budget)| {
+        let source = core.source.clone();
+        let read = AbortOnDropHandle::new(tokio::spawn(async move {
+            let plain = source.read_run(&run.chunks).await?;
+            Ok(ReadRun { run, plain, _budget: budget })
+        }));
+        async move { read.await.map_err(|error| Failure::internal("read", &error))? }
+    });
+    reads.try_buffered(DOWNLOAD_RUNS_MAX)
+}
+
+/// Where the stream's messages go.
+pub(crate) type Sink = mpsc::Sender<Result<v1::DownloadResponse, Status>>;
+
+/// Puts small chunks together and large ones apart, so that messages are of a good size.
+#[derive(Default)]
+struct Messages {
+    gathered: BytesMut,
+}
+
+impl Messages {
+    /// Adds bytes; gives messages that are ready.
+    fn push(&mut self, bytes: Bytes) -> Vec<Bytes> {
+        let mut ready = Vec::new();
+        if self.gathered.len() + bytes.len() > DOWNLOAD_MESSAGE_BYTES_MAX {
+            ready.extend(self.flush());
+        }
+        if bytes.len() * 2 <= DOWNLOAD_MESSAGE_BYTES_MAX {
+            self.gathered.extend_from_slice(&bytes);
+            return ready;
+        }
+        ready.extend(self.flush());
+        let mut rest = bytes;
+        while rest.len() > DOWNLOAD_MESSAGE_BYTES_MAX {
+            ready.push(rest.split_to(DOWNLOAD_MESSAGE_BYTES_MAX));
+        }
+        ready.push(rest);
+        ready
+    }
+
+    fn flush(&mut self) -> Option<Bytes> {
+        (!self.gathered.is_empty()).then(|| std::mem::take(&mut self.gathered).freeze())
+    }
+}
+
+/// Why a stream ended early: the client has gone or stalls, or something failed.
+enum Ended {
+    Unheard,
+    Failed(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+async fn send(sink: &Sink, message: v1::DownloadResponse) -> Result<(), Ended> {
+    match tokio::time::timeout(DOWNLOAD_STALL_MAX, sink.send(Ok(message))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_gone)) => Err(Ended::Unheard),
+        Err(_stalled) => {
+            let message = "nothing was taken from the stream for too long";
+            Err(Failure::new(Code::DeadlineExceeded, "stalled", message).into())
+        }
+    }
+}
+
+/// Sends a download to the end, or ends it with an error.
+pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, sink: Sink) {
+    let subject = download.path.to_string();
+    if let Err(Ended::Failed(failure)) = send_all(core, caller, download, &sink).await {
+        let told = Failure { message: format!("{subject}: {}", failure.message), ..failure };
+        // The client may have gone; and a stalled one is not waited for again.
+        drop(sink.try_send(Err(told.into())));
+    }
+}
+
+async fn send_all(core: Arc<Core>, mut caller: Caller, download: Download, sink: &Sink) -> Result<(), Ended> {
+    let mut entry = Some(download.entry);
+    if download.range.is_empty() {
+        return send(sink, v1::DownloadResponse { entry, data: Bytes::new() }).await;
+    }
+    let content = download.state.content;
+    let row = core.content(content).await?;
+    let planner = Planner::new(core.source.clone(), row.list, download.range.clone())?;
+    let mut runs = std::pin::pin!(read_ahead(Arc::clone(&core), planner));
+    let mut messages = Messages::default();
+    let mut left = download.range.end - download.range.start;
+    while let Some(read) = runs.next().await {
+        let read = read?;
+        caller.recheck(&core.meta).await?;
+        for (plain, cut) in read.plain.into_iter().zip(read.run.cuts) {
+            if cut.end > plain.len() {
+                return Err(Failure::internal("manifest", &"a chunk is shorter than its list says").into());
+            }
+            left -= cut.len() as u64;
+            for data in messages.push(plain.slice(cut)) {
+                send(sink, v1::DownloadResponse { entry: entry.take(), data }).await?;
+            }
+        }
+    }
+    if let Some(data) = messages.flush() {
+        send(sink, v1::DownloadResponse { entry: entry.take(), data }).await?;
+    }
+    if left > 0 {
+        return Err(Failure::internal("manifest", &"it ends before its file does").into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_keep_every_byte_in_order_and_their_bound() {
+        let mut messages = Messages::default();
+        let sizes = [1, 100, 600_000, 600_000, 3, 4 << 20, 7, 1 << 20, 1];
+        let mut sent = Vec::new();
+        let mut expected = Vec::new();
+        for (number, size) in sizes.into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..size).map(|byte: usize| (byte * 31 + number) as u8).collect();
+            expected.extend_from_slice(&bytes);
+            sent.extend(messages.push(bytes.into()));
+        }
+        sent.extend(messages.flush());
+        assert!(
+            sent.iter().all(|message| message.len() <= DOWNLOAD_MESSAGE_BYTES_MAX && !message.is_empty())
+        );
+        assert_eq!(sent.concat(), expected);
+    }
+}

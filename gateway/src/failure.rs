@@ -1,0 +1,193 @@
+//! What clients are told when something fails: the one place where errors of all tiers become gRPC statuses.
+//!
+//! Invariants:
+//! - A message speaks of what the client named (paths, sessions), never of ids inside the cluster or of others' data.
+//! - Every failure has a stable word for programs, in the trailer [`proto::REASON_TRAILER`].
+
+use metaraft::api::MetaError;
+use metaraft::model::command::StepError;
+use proto::v1::ItemError;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::{Code, Status};
+
+use crate::path::PathError;
+
+/// A failure as a client sees it: of a whole request or of one item of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The gRPC status code.
+    pub code: Code,
+    /// A stable word for programs.
+    pub reason: &'static str,
+    /// What happened, to what, and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into() }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, "invalid", message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Code::NotFound, "not-found", message)
+    }
+
+    pub(crate) fn precondition(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Code::FailedPrecondition, reason, message)
+    }
+
+    pub(crate) fn busy(what: &str) -> Self {
+        let message = format!("the gateway is busy ({what}); try again in a moment");
+        Self::new(Code::ResourceExhausted, "busy", message)
+    }
+
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(Code::Unavailable, "unavailable", message)
+    }
+
+    /// Something that cannot happen did: logged in full here, told in general.
+    pub(crate) fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(error = %error, "internal: {what}");
+        let message = format!("internal error ({what}); the gateway's log says more");
+        Self::new(Code::Internal, "internal", message)
+    }
+
+    pub(crate) fn no_entry(subject: &str) -> Self {
+        Self::not_found(format!("{subject}: no such file or folder"))
+    }
+
+    /// Why the metadata cluster did not do what was asked of `subject` (a path, or words).
+    pub(crate) fn from_meta(error: &MetaError, subject: &str) -> Self {
+        match error {
+            MetaError::Step(step) => Self::from_step(step, subject),
+            MetaError::RequestOutOfTime { .. } => Self::new(
+                Code::InvalidArgument,
+                "request-out-of-time",
+                "the request id's time is more than a day old or ahead of the cluster's clock; \
+                 check this machine's clock and send a new request",
+            ),
+            other => Self::from_unreachable(other),
+        }
+    }
+
+    fn from_unreachable(error: &MetaError) -> Self {
+        if matches!(error, MetaError::Unavailable { .. } | MetaError::NoCluster) {
+            tracing::warn!(error = %error, "metadata unavailable");
+            return Self::unavailable("the metadata cluster does not answer; try again in a moment");
+        }
+        Self::internal("metadata", error)
+    }
+
+    /// Why a step changed nothing.
+    pub(crate) fn from_step(step: &StepError, subject: &str) -> Self {
+        let precondition = |reason, text: &str| Self::precondition(reason, format!("{subject}: {text}"));
+        match step {
+            StepError::NotFound { what } if what == "entry" => Self::no_entry(subject),
+            StepError::NotFound { what } if what == "folder" => {
+                Self::not_found(format!("{subject}: the folder that it goes to is not there"))
+            }
+            StepError::NotFound { what } => Self::not_found(format!("{subject}: no such {what}")),
+            StepError::AlreadyExists { kind } => Self::new(
+                Code::AlreadyExists,
+                "exists",
+                format!("{subject}: there is a {kind} of that name already"),
+            ),
+            StepError::Conflict { .. } => Self::new(
+                Code::Aborted,
+                "conflict",
+                format!("{subject}: it was changed by someone else meanwhile; look at it and try again"),
+            ),
+            StepError::Changed { .. } => Self::new(
+                Code::Aborted,
+                "changed",
+                format!("{subject}: something changed meanwhile; try again"),
+            ),
+            StepError::WrongKind { is } => precondition("wrong-kind", &format!("it is a {is}")),
+            StepError::NotEmpty => precondition("not-empty", "the folder is not empty"),
+            StepError::Cycle => precondition("cycle", "a folder cannot be moved into itself"),
+            StepError::TooDeep { max } => {
+                precondition("too-deep", &format!("at most {max} folders within one another"))
+            }
+            StepError::BadName { why } | StepError::Invalid { why } => {
+                Self::invalid(format!("{subject}: {why}"))
+            }
+            StepError::Quota { used_bytes, quota_bytes, needed_bytes } => Self::new(
+                Code::ResourceExhausted,
+                "quota",
+                format!(
+                    "{subject}: not enough space: {needed_bytes} bytes more do not fit; {used_bytes} of \
+                     {quota_bytes} are used (old versions and the trash count)"
+                ),
+            ),
+            StepError::UploadEnded { how } => precondition(
+                "upload-ended",
+                &format!("the upload session has ended ({how}); begin a new one"),
+            ),
+            StepError::EmailTaken => Self::new(
+                Code::AlreadyExists,
+                "exists",
+                format!("{subject}: there is an account with that email already"),
+            ),
+            StepError::NotOwner { .. } | StepError::StaleEpoch { .. } => {
+                Self::unavailable(format!("{subject}: the cluster is being rearranged; try again"))
+            }
+            StepError::WrongGroup | StepError::WrongCluster => Self::internal("metadata", step),
+        }
+    }
+
+    /// As an item of a batch.
+    pub(crate) fn into_item(self) -> ItemError {
+        #[expect(clippy::cast_sign_loss, reason = "gRPC codes are 0 to 16")]
+        let code = self.code as i32 as u32;
+        ItemError { code, message: self.message, reason: self.reason.to_owned() }
+    }
+}
+
+impl From<PathError> for Failure {
+    fn from(error: PathError) -> Self {
+        Self::new(Code::InvalidArgument, "bad-path", error.to_string())
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(proto::REASON_TRAILER, AsciiMetadataValue::from_static(failure.reason));
+        Self::with_metadata(failure.code, failure.message, metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::ids::VersionId;
+
+    use super::*;
+
+    #[test]
+    fn statuses_carry_code_reason_and_path() {
+        let failure = Failure::from_step(&StepError::Conflict { current: Some(VersionId(7)) }, "/a.txt");
+        let status = Status::from(failure);
+        assert_eq!(status.code(), Code::Aborted);
+        assert_eq!(status.metadata().get(proto::REASON_TRAILER).unwrap(), "conflict");
+        assert!(status.message().starts_with("/a.txt: "), "{}", status.message());
+        assert!(!status.message().contains('7'), "an id is shown: {}", status.message());
+    }
+
+    #[test]
+    fn items_carry_the_same_words() {
+        let item = Failure::from_step(&StepError::NotEmpty, "/docs").into_item();
+        assert_eq!((item.code, item.reason.as_str()), (9, "not-empty"));
+    }
+
+    #[test]
+    fn a_missing_entry_reads_like_one() {
+        let failure = Failure::from_step(&StepError::NotFound { what: "entry".into() }, "/x");
+        assert_eq!(failure.message, "/x: no such file or folder");
+        assert_eq!(failure.code, Code::NotFound);
+    }
+}

@@ -1,0 +1,122 @@
+//! Every bound of the gateway in one place, so that its memory can be added up.
+//!
+//! Payload bytes held at once: [`UPLOAD_BYTES_MAX`] and [`DOWNLOAD_BYTES_MAX`], each about doubled by coding and
+//! compression; chunk lists: [`SESSION_ENTRIES_MAX`] of some 44 bytes; the rest is small.
+
+use std::time::Duration;
+
+/// Requests served at once; further ones are told to come again.
+pub(crate) const REQUESTS_MAX: usize = 2048;
+
+/// HTTP/2 streams of one connection.
+pub(crate) const CONNECTION_STREAMS_MAX: u32 = 256;
+
+/// Items in one batch (uploads, entries, paths).
+pub(crate) const BATCH_ITEMS_MAX: usize = 1024;
+
+/// Chunk list entries in one batch of uploads: what fits a message.
+pub(crate) const BATCH_ENTRIES_MAX: usize = 300_000;
+
+/// Messages above this many bytes, of which few may be decoded at once.
+pub(crate) const LARGE_REQUESTS_MAX: usize = 4;
+
+/// The largest message of chunks: one maximal chunk, with its sessions and room for small ones.
+pub(crate) const PUT_MESSAGE_BYTES_MAX: usize = 5 * 1024 * 1024;
+
+/// Streams of chunks at once.
+pub(crate) const PUT_STREAMS_MAX: usize = 64;
+
+/// Chunks in one message.
+pub(crate) const PUT_MESSAGE_CHUNKS_MAX: usize = 1024;
+
+/// Sessions that one chunk may be for.
+pub(crate) const PUT_SESSIONS_MAX: usize = 64;
+
+/// Chunk bytes of all streams that are not acknowledged yet.
+pub(crate) const UPLOAD_BYTES_MAX: usize = 48 * 1024 * 1024;
+
+/// Of these, at most so many of one stream.
+pub(crate) const UPLOAD_STREAM_BYTES_MAX: usize = 24 * 1024 * 1024;
+
+/// Messages of one stream that are worked on at once.
+pub(crate) const PUT_MESSAGES_IN_FLIGHT_MAX: usize = 64;
+
+/// Stripes being written at once.
+pub(crate) const STRIPES_IN_FLIGHT_MAX: usize = 6;
+
+/// Chunk bytes of all downloads that are read and not sent yet.
+pub(crate) const DOWNLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Runs of one stripe's chunks that one download reads ahead.
+pub(crate) const DOWNLOAD_RUNS_MAX: usize = 4;
+
+/// A run is cut at this many plain bytes.
+pub(crate) const RUN_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Chunks whose places are asked for at once.
+pub(crate) const LOCATE_CHUNKS_MAX: usize = 256;
+
+/// Small chunks are sent together up to this many bytes.
+pub(crate) const DOWNLOAD_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes that one `DownloadMany` gives.
+pub(crate) const DOWNLOAD_MANY_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// A client that takes nothing for so long loses its download.
+pub(crate) const DOWNLOAD_STALL_MAX: Duration = Duration::from_secs(60);
+
+/// How old the check of a stream's token may be.
+pub(crate) const STREAM_RECHECK: Duration = Duration::from_secs(2);
+
+/// Chunk list entries that the session cache holds.
+pub(crate) const SESSION_ENTRIES_MAX: usize = 1024 * 1024;
+
+/// Sessions in the cache.
+pub(crate) const SESSIONS_MAX: usize = 16 * 1024;
+
+/// How long a session counts as open without another look.
+pub(crate) const SESSION_FRESH: Duration = Duration::from_secs(30);
+
+/// Entries of one list that the look for chunks that need not be sent goes through.
+pub(crate) const LOOK_ENTRIES_MAX: usize = 262_144;
+
+/// Entries of all lists that one batch of uploads has looked at.
+pub(crate) const LOOK_BATCH_ENTRIES_MAX: usize = 2 * LOOK_ENTRIES_MAX;
+
+/// Chunk ids in one command.
+pub(crate) const COMMAND_CHUNKS_MAX: usize = 4096;
+
+/// Steps in one fused command.
+pub(crate) const COMMAND_STEPS_MAX: usize = 64;
+
+/// Commands and queries that one request has under way at once.
+pub(crate) const REQUEST_COMMANDS_MAX: usize = 64;
+
+/// Entries that one step of a purge removes.
+pub(crate) const PURGE_ENTRIES_MAX: u32 = 1000;
+
+/// Entries in one page of a walk.
+pub(crate) const PAGE_ENTRIES: u32 = 1000;
+
+/// Passwords hashed at once, and waiting to be.
+pub(crate) const PASSWORDS_AT_ONCE_MAX: usize = 2;
+/// See [`PASSWORDS_AT_ONCE_MAX`].
+pub(crate) const PASSWORDS_WAITING_MAX: usize = 32;
+
+/// Bytes of emails, names of people and devices, and passwords.
+pub(crate) const TEXT_BYTES_MAX: usize = 1024;
+
+/// How long a disk that failed a request is left alone.
+pub(crate) const SUSPECT_FOR: Duration = Duration::from_secs(2);
+
+/// Suspect disks that are remembered.
+pub(crate) const SUSPECTS_MAX: usize = 4096;
+
+/// Clean-ups after answers (pins of sessions whose content had another holder) that may wait.
+pub(crate) const CLEANUPS_MAX: usize = 256;
+
+/// How long the administrator's status waits for a node or a group.
+pub(crate) const STATUS_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long requests may go on when the gateway stops.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);

@@ -1,0 +1,322 @@
+//! The metadata cluster as the gateway speaks to it: typed questions and commands, spread over groups and put
+//! together again.
+//!
+//! Answers come in the order of what was asked, whichever groups gave them. A reply of the wrong shape is an error,
+//! never a guess.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use engine::cluster::ClusterMap;
+use engine::ids::{
+    ChunkId, ContentId, EntryId, GroupId, HolderId, NamespaceId, RequestId, SlotId, UploadId, VersionId,
+};
+use engine::location::ChunkLocation;
+use engine::manifest::ManifestEntry;
+use futures_util::future::try_join_all;
+use metaraft::api::{MetaApi, MetaError};
+use metaraft::model::UPLOAD_PART_ENTRIES;
+use metaraft::model::command::{Command, DataStep, Steps};
+use metaraft::model::outcome::StepOutcome;
+use metaraft::model::query::{Query, Reply, Resolved};
+use metaraft::model::row::{ContentRow, EntryRow, TrashRow, UploadRow, VersionRow};
+
+use crate::limits::{COMMAND_CHUNKS_MAX, COMMAND_STEPS_MAX};
+use crate::path::RemotePath;
+use crate::random;
+
+/// A cheap handle.
+#[derive(Clone)]
+pub(crate) struct Meta {
+    api: Arc<MetaApi>,
+}
+
+/// The error for an answer of the wrong shape.
+pub(crate) fn wrong_reply(what: &'static str) -> MetaError {
+    MetaError::Protocol { what: format!("{what}: unexpected answer") }
+}
+
+/// The entry that a step answered with.
+pub(crate) fn entry_of(outcomes: Vec<StepOutcome>) -> Result<EntryRow, MetaError> {
+    match outcomes.into_iter().next_back() {
+        Some(StepOutcome::Entry(row)) => Ok(row),
+        _ => Err(wrong_reply("entry")),
+    }
+}
+
+impl Meta {
+    pub(crate) fn new(api: Arc<MetaApi>) -> Self {
+        Self { api }
+    }
+
+    pub(crate) fn api(&self) -> &MetaApi {
+        &self.api
+    }
+
+    /// The cluster map, a moment old at most.
+    pub(crate) fn map(&self) -> Arc<ClusterMap> {
+        self.api.map()
+    }
+
+    /// The group that owns `slot`, by the map.
+    pub(crate) fn group_of(&self, slot: SlotId) -> Result<GroupId, MetaError> {
+        self.api.group_of(slot)
+    }
+
+    /// Whether two slots are one group's, so that steps for both can be one command.
+    pub(crate) fn together(&self, one: SlotId, other: SlotId) -> Result<bool, MetaError> {
+        Ok(self.group_of(one)? == self.group_of(other)?)
+    }
+
+    /// Commits steps of one group, all or none.
+    pub(crate) async fn commit(
+        &self,
+        slot: SlotId,
+        request: RequestId,
+        steps: Vec<DataStep>,
+    ) -> Result<Vec<StepOutcome>, MetaError> {
+        let group = self.group_of(slot)?;
+        self.commit_in(group, request, steps).await
+    }
+
+    /// The same, by group. A remembered request gives the outcomes of the steps that it had the first time.
+    pub(crate) async fn commit_in(
+        &self,
+        group: GroupId,
+        request: RequestId,
+        steps: Vec<DataStep>,
+    ) -> Result<Vec<StepOutcome>, MetaError> {
+        self.api.propose(group, Command { request, steps: Steps::Data(steps) }).await
+    }
+
+    /// Commits one step.
+    pub(crate) async fn step(
+        &self,
+        slot: SlotId,
+        request: RequestId,
+        step: DataStep,
+    ) -> Result<StepOutcome, MetaError> {
+        let outcomes = self.commit(slot, request, vec![step]).await?;
+        outcomes.into_iter().next().ok_or_else(|| wrong_reply("step"))
+    }
+
+    pub(crate) async fn query(&self, slot: SlotId, query: Query) -> Result<Reply, MetaError> {
+        let group = self.group_of(slot)?;
+        self.api.query(group, query).await
+    }
+
+    /// Asks each group about its items, and gives one answer per item, in order.
+    async fn spread<T, R, F>(
+        &self,
+        items: &[T],
+        slot_of: impl Fn(&T) -> SlotId,
+        ask: impl Fn(GroupId, Vec<T>) -> F,
+    ) -> Result<Vec<R>, MetaError>
+    where
+        T: Clone,
+        F: Future<Output = Result<Vec<R>, MetaError>>,
+    {
+        let mut groups: BTreeMap<GroupId, Vec<usize>> = BTreeMap::new();
+        for (index, item) in items.iter().enumerate() {
+            groups.entry(self.group_of(slot_of(item))?).or_default().push(index);
+        }
+        let parts: Vec<(GroupId, &[usize])> = groups
+            .iter()
+            .flat_map(|(group, indexes)| indexes.chunks(COMMAND_CHUNKS_MAX).map(|part| (*group, part)))
+            .collect();
+        let replies = try_join_all(parts.iter().map(|(group, indexes)| {
+            ask(*group, indexes.iter().filter_map(|index| items.get(*index).cloned()).collect())
+        }))
+        .await?;
+        let mut answers: Vec<Option<R>> = items.iter().map(|_item| None).collect();
+        for ((_group, indexes), reply) in parts.iter().zip(replies) {
+            if reply.len() != indexes.len() {
+                return Err(wrong_reply("list"));
+            }
+            for (index, answer) in indexes.iter().zip(reply) {
+                answers[*index] = Some(answer);
+            }
+        }
+        answers.into_iter().collect::<Option<Vec<R>>>().ok_or_else(|| wrong_reply("list"))
+    }
+
+    /// Where paths lead, in order.
+    pub(crate) async fn resolve(
+        &self,
+        namespace: NamespaceId,
+        paths: &[RemotePath],
+    ) -> Result<Vec<Resolved>, MetaError> {
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names = paths.iter().map(|path| path.names().to_vec()).collect();
+        match self.query(namespace.slot(), Query::Resolve { namespace, paths: names }).await? {
+            Reply::Resolved(resolved) if resolved.len() == paths.len() => Ok(resolved),
+            _ => Err(wrong_reply("resolve")),
+        }
+    }
+
+    /// A page of a folder, and whether there is more.
+    pub(crate) async fn children(
+        &self,
+        namespace: NamespaceId,
+        parent: EntryId,
+        after: Option<String>,
+        count_max: u32,
+    ) -> Result<(Vec<EntryRow>, bool), MetaError> {
+        let query = Query::Children { namespace, parent, after, count_max };
+        match self.query(namespace.slot(), query).await? {
+            Reply::Entries { entries, more } => Ok((entries, more)),
+            _ => Err(wrong_reply("children")),
+        }
+    }
+
+    /// One version of a file.
+    pub(crate) async fn version(
+        &self,
+        namespace: NamespaceId,
+        entry: EntryId,
+        version: VersionId,
+    ) -> Result<Option<VersionRow>, MetaError> {
+        match self.query(namespace.slot(), Query::Version { namespace, entry, version }).await? {
+            Reply::Version(row) => Ok(row),
+            _ => Err(wrong_reply("version")),
+        }
+    }
+
+    /// A page of the trash, and whether there is more.
+    pub(crate) async fn trash(
+        &self,
+        namespace: NamespaceId,
+        after: u64,
+        count_max: u32,
+    ) -> Result<(Vec<TrashRow>, bool), MetaError> {
+        match self.query(namespace.slot(), Query::Trash { namespace, after, count_max }).await? {
+            Reply::Trash { items, more } => Ok((items, more)),
+            _ => Err(wrong_reply("trash")),
+        }
+    }
+
+    /// The paths of entries; `None` where an ancestor is gone.
+    pub(crate) async fn paths(
+        &self,
+        namespace: NamespaceId,
+        entries: Vec<EntryId>,
+    ) -> Result<Vec<Option<RemotePath>>, MetaError> {
+        let count = entries.len();
+        match self.query(namespace.slot(), Query::Paths { namespace, entries }).await? {
+            Reply::Paths(paths) if paths.len() == count => {
+                Ok(paths.into_iter().map(|names| names.map(RemotePath::from_names)).collect())
+            }
+            _ => Err(wrong_reply("paths")),
+        }
+    }
+
+    /// Sessions of this namespace, in order.
+    pub(crate) async fn uploads(
+        &self,
+        namespace: NamespaceId,
+        uploads: Vec<UploadId>,
+    ) -> Result<Vec<Option<UploadRow>>, MetaError> {
+        let count = uploads.len();
+        match self.query(namespace.slot(), Query::Uploads { namespace, uploads }).await? {
+            Reply::Uploads(rows) if rows.len() == count => Ok(rows),
+            _ => Err(wrong_reply("uploads")),
+        }
+    }
+
+    /// The chunk list of a session.
+    pub(crate) async fn upload_list(
+        &self,
+        namespace: NamespaceId,
+        row: &UploadRow,
+    ) -> Result<Vec<ManifestEntry>, MetaError> {
+        let mut entries = Vec::new();
+        for part in 0..row.chunk_count.div_ceil(UPLOAD_PART_ENTRIES as u64) {
+            let query = Query::UploadPart { namespace, upload: row.upload, part };
+            match self.query(namespace.slot(), query).await? {
+                Reply::UploadPart(mut part) => entries.append(&mut part),
+                _ => return Err(wrong_reply("upload part")),
+            }
+        }
+        if entries.len() as u64 == row.chunk_count { Ok(entries) } else { Err(wrong_reply("upload list")) }
+    }
+
+    /// Which of these contents a kept version of the namespace has.
+    pub(crate) async fn namespace_holds(
+        &self,
+        namespace: NamespaceId,
+        contents: Vec<ContentId>,
+    ) -> Result<Vec<bool>, MetaError> {
+        let count = contents.len();
+        match self.query(namespace.slot(), Query::NamespaceHolds { namespace, contents }).await? {
+            Reply::Flags(flags) if flags.len() == count => Ok(flags),
+            _ => Err(wrong_reply("namespace holds")),
+        }
+    }
+
+    /// Contents by id; absent ones are left out.
+    pub(crate) async fn contents(
+        &self,
+        contents: &[ContentId],
+    ) -> Result<HashMap<ContentId, ContentRow>, MetaError> {
+        let rows = self
+            .spread(contents, ContentId::slot, |group, contents| async move {
+                match self.api.query(group, Query::Contents { contents }).await? {
+                    Reply::Contents(rows) => Ok(rows),
+                    _ => Err(wrong_reply("contents")),
+                }
+            })
+            .await?;
+        Ok(contents.iter().zip(rows).filter_map(|(content, row)| Some((*content, row?))).collect())
+    }
+
+    /// Where chunks lie, in order.
+    pub(crate) async fn locate(&self, chunks: &[ChunkId]) -> Result<Vec<Option<ChunkLocation>>, MetaError> {
+        self.spread(chunks, ChunkId::slot, |group, chunks| async move {
+            match self.api.query(group, Query::ChunksLocate { chunks }).await? {
+                Reply::Locations(locations) => Ok(locations),
+                _ => Err(wrong_reply("locations")),
+            }
+        })
+        .await
+    }
+
+    /// Whether `holder` refers to chunks, in order.
+    pub(crate) async fn pinned(&self, holder: HolderId, chunks: &[ChunkId]) -> Result<Vec<bool>, MetaError> {
+        self.spread(chunks, ChunkId::slot, |group, chunks| async move {
+            match self.api.query(group, Query::ChunksPinned { holder, chunks }).await? {
+                Reply::Flags(flags) => Ok(flags),
+                _ => Err(wrong_reply("pinned")),
+            }
+        })
+        .await
+    }
+
+    /// Pins registered chunks, each for its holder; says which were there and are now pinned, in order.
+    pub(crate) async fn pin(&self, pins: &[(HolderId, ChunkId)]) -> Result<Vec<bool>, MetaError> {
+        self.spread(pins, |(_holder, chunk)| chunk.slot(), |group, pins| self.pin_in(group, pins)).await
+    }
+
+    async fn pin_in(&self, group: GroupId, pins: Vec<(HolderId, ChunkId)>) -> Result<Vec<bool>, MetaError> {
+        let mut pinned = Vec::with_capacity(pins.len());
+        // Runs of one holder become one step; the order of the answers stays.
+        let runs: Vec<&[(HolderId, ChunkId)]> = pins.chunk_by(|one, next| one.0 == next.0).collect();
+        for runs in runs.chunks(COMMAND_STEPS_MAX) {
+            let steps = runs
+                .iter()
+                .map(|run| DataStep::ChunksPin {
+                    holder: run[0].0,
+                    chunks: run.iter().map(|(_holder, chunk)| *chunk).collect(),
+                })
+                .collect();
+            for outcome in self.commit_in(group, random::request(), steps).await? {
+                match outcome {
+                    StepOutcome::Pinned(flags) => pinned.extend(flags),
+                    _ => return Err(wrong_reply("pin")),
+                }
+            }
+        }
+        Ok(pinned)
+    }
+}

@@ -1,0 +1,112 @@
+//! `keepstone.v1.Admin`: administrators only.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use proto::v1;
+use proto::v1::admin_server::Admin;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::accounts::{self, NewAccount};
+use crate::admin;
+use crate::auth;
+use crate::convert;
+use crate::core::Core;
+use crate::failure::Failure;
+use crate::password::NO_PASSWORD;
+
+/// Progress messages that wait to be taken.
+const MESSAGES_MAX: usize = 16;
+
+pub(crate) struct AdminService {
+    core: Arc<Core>,
+}
+
+impl AdminService {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    async fn require_admin(&self, metadata: &MetadataMap) -> Result<(), Failure> {
+        auth::caller(&self.core.meta, metadata).await?.require_admin()
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn create_account(
+        &self,
+        request: Request<v1::CreateAccountRequest>,
+    ) -> Result<Response<v1::CreateAccountResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        self.require_admin(request.metadata()).await?;
+        let v1::CreateAccountRequest { request_id, email, name, password, quota_bytes, admin } =
+            request.into_inner();
+        let request = convert::request_id(&request_id)?;
+        let email = accounts::normalise_email(&email)?;
+        accounts::check_text("name", &name)?;
+        let password_hash = if password.is_empty() {
+            NO_PASSWORD.to_owned()
+        } else {
+            self.core.passwords.hash(password).await?
+        };
+        let new = NewAccount { email, name, password_hash, quota_bytes, admin };
+        let account = accounts::create(&self.core.meta, request, new).await?;
+        let account = Bytes::copy_from_slice(account.as_bytes());
+        Ok(Response::new(v1::CreateAccountResponse { account }))
+    }
+
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        self.require_admin(request.metadata()).await?;
+        let gathered = admin::gather::gather(&self.core).await;
+        Ok(Response::new(admin::status::status(&gathered)))
+    }
+
+    type ScrubStream = Pin<Box<dyn Stream<Item = Result<v1::AdminScrubResponse, Status>> + Send>>;
+
+    async fn scrub(
+        &self,
+        request: Request<v1::AdminScrubRequest>,
+    ) -> Result<Response<Self::ScrubStream>, Status> {
+        let admitted = self.core.admit()?;
+        self.require_admin(request.metadata()).await?;
+        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let core = Arc::clone(&self.core);
+        self.core.tasks.spawn(async move {
+            admin::scrub::serve(core, sink).await;
+            drop(admitted);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn list_settings(
+        &self,
+        request: Request<v1::ListSettingsRequest>,
+    ) -> Result<Response<v1::ListSettingsResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        self.require_admin(request.metadata()).await?;
+        let settings = admin::settings::list(&self.core).await?;
+        Ok(Response::new(v1::ListSettingsResponse { settings }))
+    }
+
+    async fn set_setting(
+        &self,
+        request: Request<v1::SetSettingRequest>,
+    ) -> Result<Response<v1::SetSettingResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        self.require_admin(request.metadata()).await?;
+        let v1::SetSettingRequest { request_id, name, value } = request.into_inner();
+        let request = convert::request_id(&request_id)?;
+        let setting = admin::settings::set(&self.core, request, &name, &value).await?;
+        Ok(Response::new(v1::SetSettingResponse { setting: Some(setting) }))
+    }
+}

@@ -1,0 +1,311 @@
+//! `keepstone.v1.Files`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use proto::v1;
+use proto::v1::files_server::Files;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::auth::{self, Caller};
+use crate::convert;
+use crate::core::Core;
+use crate::downloads;
+use crate::entries;
+use crate::failure::Failure;
+use crate::uploads;
+
+/// Answers of one stream of chunks that wait to be taken.
+const ANSWERS_MAX: usize = 16 * 1024;
+
+/// Answers that are sent in one message.
+const ANSWERS_TOGETHER_MAX: usize = 512;
+
+/// Messages of a download that wait to be taken, a MiB each at most.
+const MESSAGES_MAX: usize = 2;
+
+/// How long a stream of chunks waits to be let in.
+const STREAM_WAIT_MAX: Duration = Duration::from_secs(10);
+
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+pub(crate) struct FilesService {
+    core: Arc<Core>,
+}
+
+impl FilesService {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Failure> {
+        auth::caller(&self.core.meta, metadata).await
+    }
+}
+
+fn results(results: Vec<Result<v1::Entry, Failure>>) -> Vec<v1::EntryResult> {
+    results.into_iter().map(convert::result_to_wire).collect()
+}
+
+#[tonic::async_trait]
+impl Files for FilesService {
+    async fn begin_uploads(
+        &self,
+        request: Request<v1::BeginUploadsRequest>,
+    ) -> Result<Response<v1::BeginUploadsResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        convert::request_id(&message.request_id)?;
+        let uploads = uploads::begin::begin(&self.core, &caller, message.uploads).await?;
+        Ok(Response::new(v1::BeginUploadsResponse { uploads }))
+    }
+
+    type PutChunksStream = Messages<v1::PutChunksResponse>;
+
+    async fn put_chunks(
+        &self,
+        request: Request<Streaming<v1::PutChunksRequest>>,
+    ) -> Result<Response<Self::PutChunksStream>, Status> {
+        let admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let slot = Arc::clone(&self.core.put_streams).acquire_owned();
+        let Ok(Ok(slot)) = tokio::time::timeout(STREAM_WAIT_MAX, slot).await else {
+            return Err(Failure::busy("too many uploads").into());
+        };
+        let (answers, answered) = mpsc::channel(ANSWERS_MAX);
+        let core = Arc::clone(&self.core);
+        let incoming = request.into_inner();
+        self.core.tasks.spawn(async move {
+            uploads::put::serve(core, caller, incoming, answers).await;
+            drop((slot, admitted));
+        });
+        let together = ReceiverStream::new(answered).ready_chunks(ANSWERS_TOGETHER_MAX);
+        Ok(Response::new(Box::pin(together.flat_map(|answers| futures_util::stream::iter(gather(answers))))))
+    }
+
+    async fn upload_status(
+        &self,
+        request: Request<v1::UploadStatusRequest>,
+    ) -> Result<Response<v1::UploadStatusResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let upload = request.into_inner().upload_id;
+        Ok(Response::new(uploads::status::status(&self.core, &caller, &upload).await?))
+    }
+
+    async fn commit_uploads(
+        &self,
+        request: Request<v1::CommitUploadsRequest>,
+    ) -> Result<Response<v1::CommitUploadsResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let committed = uploads::commit::commit(&self.core, &caller, request, &message.uploads).await?;
+        Ok(Response::new(v1::CommitUploadsResponse { results: results(committed) }))
+    }
+
+    async fn abort_upload(
+        &self,
+        request: Request<v1::AbortUploadRequest>,
+    ) -> Result<Response<v1::AbortUploadResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        uploads::status::abort(&self.core, &caller, request, &message.upload_id).await?;
+        Ok(Response::new(v1::AbortUploadResponse {}))
+    }
+
+    type DownloadStream = Messages<v1::DownloadResponse>;
+
+    async fn download(
+        &self,
+        request: Request<v1::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        let admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let download = downloads::stream::find(&self.core, &caller, &request.into_inner()).await?;
+        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let core = Arc::clone(&self.core);
+        self.core.tasks.spawn(async move {
+            downloads::stream::serve(core, caller, download, sink).await;
+            drop(admitted);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    type DownloadManyStream = Messages<v1::DownloadManyResponse>;
+
+    async fn download_many(
+        &self,
+        request: Request<v1::DownloadManyRequest>,
+    ) -> Result<Response<Self::DownloadManyStream>, Status> {
+        let admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let paths = request.into_inner().paths;
+        let many = downloads::many::find(&self.core, &caller, &paths).await?;
+        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let core = Arc::clone(&self.core);
+        self.core.tasks.spawn(async move {
+            downloads::many::serve(&core, many, sink).await;
+            drop(admitted);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn get_entry(
+        &self,
+        request: Request<v1::GetEntryRequest>,
+    ) -> Result<Response<v1::GetEntryResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let entry = entries::look::get(&self.core, &caller, &request.into_inner().path).await?;
+        Ok(Response::new(v1::GetEntryResponse { entry: Some(entry) }))
+    }
+
+    async fn list_folder(
+        &self,
+        request: Request<v1::ListFolderRequest>,
+    ) -> Result<Response<v1::ListFolderResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(entries::look::list(&self.core, &caller, &request.into_inner()).await?))
+    }
+
+    async fn create_entries(
+        &self,
+        request: Request<v1::CreateEntriesRequest>,
+    ) -> Result<Response<v1::CreateEntriesResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let created = entries::create::create(&self.core, &caller, request, &message.entries).await?;
+        Ok(Response::new(v1::CreateEntriesResponse { results: results(created) }))
+    }
+
+    async fn set_attributes(
+        &self,
+        request: Request<v1::SetAttributesRequest>,
+    ) -> Result<Response<v1::SetAttributesResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let set = entries::change::set_attributes(&self.core, &caller, request, &message.entries).await?;
+        Ok(Response::new(v1::SetAttributesResponse { results: results(set) }))
+    }
+
+    async fn move_entry(
+        &self,
+        request: Request<v1::MoveEntryRequest>,
+    ) -> Result<Response<v1::MoveEntryResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let entry = entries::change::move_entry(&self.core, &caller, request, &message).await?;
+        Ok(Response::new(v1::MoveEntryResponse { entry: Some(entry) }))
+    }
+
+    async fn copy_entry(
+        &self,
+        request: Request<v1::CopyEntryRequest>,
+    ) -> Result<Response<v1::CopyEntryResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        Ok(Response::new(entries::copy::copy(&self.core, &caller, request, &message).await?))
+    }
+
+    async fn delete_entry(
+        &self,
+        request: Request<v1::DeleteEntryRequest>,
+    ) -> Result<Response<v1::DeleteEntryResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let trash_id = entries::change::delete(&self.core, &caller, request, &message).await?;
+        Ok(Response::new(v1::DeleteEntryResponse { trash_id }))
+    }
+
+    async fn list_versions(
+        &self,
+        request: Request<v1::ListVersionsRequest>,
+    ) -> Result<Response<v1::ListVersionsResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(entries::look::versions(&self.core, &caller, &request.into_inner().path).await?))
+    }
+
+    async fn restore_version(
+        &self,
+        request: Request<v1::RestoreVersionRequest>,
+    ) -> Result<Response<v1::RestoreVersionResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let entry = entries::change::restore_version(&self.core, &caller, request, &message).await?;
+        Ok(Response::new(v1::RestoreVersionResponse { entry: Some(entry) }))
+    }
+
+    async fn list_trash(
+        &self,
+        request: Request<v1::ListTrashRequest>,
+    ) -> Result<Response<v1::ListTrashResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(entries::look::trash(&self.core, &caller, &request.into_inner()).await?))
+    }
+
+    async fn restore_trash(
+        &self,
+        request: Request<v1::RestoreTrashRequest>,
+    ) -> Result<Response<v1::RestoreTrashResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let entry = entries::trash::restore(&self.core, &caller, request, &message).await?;
+        Ok(Response::new(v1::RestoreTrashResponse { entry: Some(entry) }))
+    }
+
+    async fn purge_trash(
+        &self,
+        request: Request<v1::PurgeTrashRequest>,
+    ) -> Result<Response<v1::PurgeTrashResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        Ok(Response::new(entries::trash::purge(&self.core, &caller, request, message.trash_id).await?))
+    }
+}
+
+/// Answers that are ready together, as one message; an error after them ends the stream.
+fn gather(answers: Vec<Result<v1::PutChunkResult, Status>>) -> Vec<Result<v1::PutChunksResponse, Status>> {
+    let mut results = Vec::with_capacity(answers.len());
+    let mut error = None;
+    for answer in answers {
+        match answer {
+            Ok(result) => results.push(result),
+            Err(status) => error = Some(status),
+        }
+    }
+    let mut messages = Vec::new();
+    if !results.is_empty() {
+        messages.push(Ok(v1::PutChunksResponse { results }));
+    }
+    messages.extend(error.map(Err));
+    messages
+}

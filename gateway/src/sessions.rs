@@ -1,0 +1,317 @@
+//! Open upload sessions that this gateway has seen lately: their chunk lists, and what it knows to be durable.
+//!
+//! A cache: the sessions themselves are rows in the metadata cluster, and may go on through another gateway.
+//!
+//! Invariants:
+//! - A session is found only under its own namespace: upload ids are chosen by clients.
+//! - A chunk is marked durable only after a commit that pinned it for the session's holder.
+//! - At most [`SESSION_ENTRIES_MAX`] list entries and [`SESSIONS_MAX`] sessions are kept, the latest used.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use engine::hash::sha256_parts;
+use engine::ids::{ChunkId, ContentId, HolderId, NamespaceId, UploadId};
+use engine::manifest::ManifestEntry;
+use metaraft::api::MetaError;
+use metaraft::model::command::StepError;
+use metaraft::model::row::{UploadRow, UploadState};
+
+use crate::failure::Failure;
+use crate::limits::{SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX};
+use crate::meta::Meta;
+use crate::random;
+
+/// Who refers to a session's chunks: by hash, so that beginning the same session again pins for the same holder.
+pub(crate) fn holder_of(namespace: NamespaceId, upload: UploadId) -> HolderId {
+    let digest = sha256_parts(&[b"keepstone holder\0", namespace.as_bytes(), upload.as_bytes()]);
+    let mut bytes = [0; HolderId::LENGTH];
+    bytes.copy_from_slice(&digest[..HolderId::LENGTH]);
+    HolderId::from_bytes(bytes)
+}
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) upload: UploadId,
+    pub(crate) holder: HolderId,
+    pub(crate) content: ContentId,
+    pub(crate) size: u64,
+    pub(crate) expires_ms: u64,
+    /// Its chunks, in order.
+    pub(crate) entries: Vec<ManifestEntry>,
+    /// Index of the first entry of each distinct chunk, by chunk id.
+    distinct: Vec<u32>,
+    /// By place in `distinct`.
+    durable: Mutex<Vec<bool>>,
+    checked: Mutex<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Session {
+    pub(crate) fn new(
+        upload: UploadId,
+        holder: HolderId,
+        content: ContentId,
+        expires_ms: u64,
+        entries: Vec<ManifestEntry>,
+    ) -> Self {
+        let mut distinct: Vec<u32> = (0_u32..).zip(&entries).map(|(index, _entry)| index).collect();
+        distinct.sort_by_key(|index| (entries[*index as usize].id, *index));
+        distinct.dedup_by_key(|index| entries[*index as usize].id);
+        Self {
+            upload,
+            holder,
+            content,
+            size: entries.iter().map(|entry| entry.size).sum(),
+            expires_ms,
+            durable: Mutex::new(vec![false; distinct.len()]),
+            distinct,
+            entries,
+            checked: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn entry(&self, place: usize) -> &ManifestEntry {
+        &self.entries[self.distinct[place] as usize]
+    }
+
+    /// Where the chunk is among the distinct ones, and its size; `None` if the session has no such chunk.
+    pub(crate) fn find(&self, chunk: ChunkId) -> Option<(usize, u64)> {
+        let place =
+            self.distinct.binary_search_by_key(&chunk, |index| self.entries[*index as usize].id).ok()?;
+        Some((place, self.entry(place).size))
+    }
+
+    /// Remembers that chunks are pinned for this session's holder.
+    pub(crate) fn mark_durable(&self, places: impl IntoIterator<Item = usize>) {
+        let mut durable = lock(&self.durable);
+        for place in places {
+            durable[place] = true;
+        }
+    }
+
+    /// Distinct chunks that are not known to be durable, with their places.
+    pub(crate) fn unknown(&self) -> Vec<(usize, ChunkId)> {
+        let durable = lock(&self.durable);
+        let unknown = durable.iter().enumerate().filter(|(_place, durable)| !**durable);
+        unknown.map(|(place, _durable)| (place, self.entry(place).id)).collect()
+    }
+
+    /// Asks the cluster about chunks that are not known to be durable.
+    pub(crate) async fn refresh_durable(&self, meta: &Meta) -> Result<(), MetaError> {
+        let unknown = self.unknown();
+        let chunks: Vec<ChunkId> = unknown.iter().map(|(_place, chunk)| *chunk).collect();
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let pinned = meta.pinned(self.holder, &chunks).await?;
+        let places = unknown.iter().zip(pinned).filter(|(_chunk, pinned)| *pinned);
+        self.mark_durable(places.map(|((place, _chunk), _pinned)| *place));
+        Ok(())
+    }
+
+    /// Indexes into the list of chunks that are to be sent, each named once, ascending.
+    pub(crate) fn missing(&self) -> Vec<u32> {
+        let durable = lock(&self.durable);
+        let missing = self.distinct.iter().zip(durable.iter()).filter(|(_index, durable)| !**durable);
+        let mut missing: Vec<u32> = missing.map(|(index, _durable)| *index).collect();
+        missing.sort_unstable();
+        missing
+    }
+
+    fn is_fresh(&self) -> bool {
+        lock(&self.checked).elapsed() < SESSION_FRESH && random::now_ms() < self.expires_ms
+    }
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    sessions: HashMap<(NamespaceId, UploadId), (Arc<Session>, u64)>,
+    /// By when each was last used.
+    used: BTreeMap<u64, (NamespaceId, UploadId)>,
+    clock: u64,
+    entries: usize,
+}
+
+impl Cache {
+    fn get(&mut self, key: (NamespaceId, UploadId)) -> Option<Arc<Session>> {
+        let (session, used) = self.sessions.get_mut(&key)?;
+        self.clock += 1;
+        self.used.remove(used);
+        *used = self.clock;
+        self.used.insert(self.clock, key);
+        Some(Arc::clone(session))
+    }
+
+    fn remove(&mut self, key: (NamespaceId, UploadId)) {
+        if let Some((session, used)) = self.sessions.remove(&key) {
+            self.used.remove(&used);
+            self.entries -= session.entries.len();
+        }
+    }
+
+    fn insert(&mut self, key: (NamespaceId, UploadId), session: Arc<Session>) {
+        self.remove(key);
+        self.entries += session.entries.len();
+        self.clock += 1;
+        self.used.insert(self.clock, key);
+        self.sessions.insert(key, (session, self.clock));
+        while self.sessions.len() > SESSIONS_MAX
+            || (self.entries > SESSION_ENTRIES_MAX && self.sessions.len() > 1)
+        {
+            let Some((_used, oldest)) = self.used.first_key_value() else { break };
+            self.remove(*oldest);
+        }
+    }
+}
+
+/// The cache of all sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    cache: Mutex<Cache>,
+}
+
+/// Why a session takes no chunks and cannot be committed.
+pub(crate) fn session_gone() -> Failure {
+    let message = "there is no such upload session; it may have expired: begin a new one";
+    Failure::new(tonic::Code::NotFound, "no-upload", message)
+}
+
+fn ended(how: &str) -> Failure {
+    Failure::from_step(&StepError::UploadEnded { how: how.to_owned() }, "upload")
+}
+
+impl Sessions {
+    /// Keeps a session that has just begun, or been looked up.
+    pub(crate) fn insert(&self, namespace: NamespaceId, session: Arc<Session>) {
+        lock(&self.cache).insert((namespace, session.upload), session);
+    }
+
+    /// Drops a session that has ended.
+    pub(crate) fn remove(&self, namespace: NamespaceId, upload: UploadId) {
+        lock(&self.cache).remove((namespace, upload));
+    }
+
+    fn cached(&self, namespace: NamespaceId, upload: UploadId) -> Option<Arc<Session>> {
+        lock(&self.cache).get((namespace, upload))
+    }
+
+    /// Sessions of the caller's namespace that take chunks; each that does not says why.
+    pub(crate) async fn open(
+        &self,
+        meta: &Meta,
+        namespace: NamespaceId,
+        uploads: &[UploadId],
+    ) -> Result<HashMap<UploadId, Result<Arc<Session>, Failure>>, MetaError> {
+        let mut found = HashMap::with_capacity(uploads.len());
+        let mut stale = Vec::new();
+        for upload in uploads {
+            match self.cached(namespace, *upload).filter(|session| session.is_fresh()) {
+                Some(session) => drop(found.insert(*upload, Ok(session))),
+                None if !stale.contains(upload) => stale.push(*upload),
+                None => {}
+            }
+        }
+        if stale.is_empty() {
+            return Ok(found);
+        }
+        let rows = meta.uploads(namespace, stale.clone()).await?;
+        for (upload, row) in stale.into_iter().zip(rows) {
+            let session = match row {
+                None => Err(session_gone()),
+                Some(row) => match row.state {
+                    UploadState::Open | UploadState::Held { .. } => {
+                        Ok(self.load(meta, namespace, &row).await?)
+                    }
+                    UploadState::Committed { .. } => Err(ended("committed")),
+                    UploadState::Aborted => Err(ended("aborted or expired")),
+                },
+            };
+            if session.is_err() {
+                self.remove(namespace, upload);
+            }
+            found.insert(upload, session);
+        }
+        Ok(found)
+    }
+
+    /// The session of a row, with its list, from the cache if it is there.
+    pub(crate) async fn load(
+        &self,
+        meta: &Meta,
+        namespace: NamespaceId,
+        row: &UploadRow,
+    ) -> Result<Arc<Session>, MetaError> {
+        if let Some(session) = self.cached(namespace, row.upload) {
+            *lock(&session.checked) = Instant::now();
+            return Ok(session);
+        }
+        let entries = meta.upload_list(namespace, row).await?;
+        let session = Session::new(row.upload, row.holder, row.content, row.expires_ms, entries);
+        let session = Arc::new(session);
+        self.insert(namespace, Arc::clone(&session));
+        Ok(session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(byte: u8) -> ChunkId {
+        ChunkId::from_bytes([byte; 32])
+    }
+
+    fn session(upload: u8, chunks: &[u8]) -> Session {
+        let entries = chunks.iter().map(|byte| ManifestEntry { id: chunk(*byte), size: 10 }).collect();
+        let upload = UploadId::from_bytes([upload; 16]);
+        let holder = holder_of(NamespaceId::from_bytes([0; 16]), upload);
+        Session::new(upload, holder, ContentId::from_bytes([0; 32]), u64::MAX, entries)
+    }
+
+    #[test]
+    fn a_chunk_that_occurs_twice_is_missing_once() {
+        let session = session(1, &[9, 3, 9, 5]);
+        assert_eq!(session.missing(), [0, 1, 3]);
+        assert_eq!(session.size, 40);
+        let (place, size) = session.find(chunk(9)).unwrap();
+        assert_eq!(size, 10);
+        session.mark_durable([place]);
+        assert_eq!(session.missing(), [1, 3]);
+        assert!(session.find(chunk(4)).is_none());
+    }
+
+    #[test]
+    fn holders_differ_by_namespace_and_session() {
+        let holder =
+            |n: u8, u: u8| holder_of(NamespaceId::from_bytes([n; 16]), UploadId::from_bytes([u; 16]));
+        assert_eq!(holder(1, 1), holder(1, 1));
+        assert_ne!(holder(1, 1), holder(2, 1));
+        assert_ne!(holder(1, 1), holder(1, 2));
+    }
+
+    #[test]
+    fn the_cache_forgets_the_longest_unused() {
+        let namespace = NamespaceId::from_bytes([0; 16]);
+        let mut cache = Cache::default();
+        let key = |upload: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&upload.to_be_bytes());
+            (namespace, UploadId::from_bytes(bytes))
+        };
+        for number in 0..SESSIONS_MAX {
+            cache.insert(key(number), Arc::new(session(1, &[1])));
+        }
+        assert!(cache.get(key(0)).is_some());
+        cache.insert(key(SESSIONS_MAX), Arc::new(session(1, &[1])));
+        assert!(cache.get(key(0)).is_some(), "just used");
+        assert!(cache.get(key(1)).is_none(), "longest unused");
+        assert_eq!(cache.entries, SESSIONS_MAX);
+        assert_eq!(cache.used.len(), cache.sessions.len());
+    }
+}

@@ -1,0 +1,148 @@
+//! Opens upload sessions, many at once, and says which chunks are to be sent.
+//!
+//! The session's row is committed before anything is pinned for its holder, so that what a crash leaves behind is
+//! found by the session's expiry.
+
+use std::sync::Arc;
+
+use engine::ids::ContentId;
+use futures_util::future::join_all;
+use metaraft::api::MetaError;
+use metaraft::model::command::DataStep;
+use proto::v1;
+
+use crate::auth::Caller;
+use crate::convert;
+use crate::core::Core;
+use crate::failure::Failure;
+use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_STEPS_MAX};
+use crate::path::RemotePath;
+use crate::random;
+use crate::sessions::{Session, holder_of};
+use crate::uploads::look;
+
+/// Chunk list entries in one fused command.
+const COMMAND_ENTRIES_MAX: usize = 32 * 1024;
+
+/// A session that is about to begin.
+pub(crate) struct Beginning {
+    pub(crate) session: Arc<Session>,
+    pub(crate) path: RemotePath,
+    pub(crate) hint: Option<RemotePath>,
+    step: DataStep,
+}
+
+/// Begins all of them; each succeeds or fails by itself.
+pub(crate) async fn begin(
+    core: &Core,
+    caller: &Caller,
+    uploads: Vec<v1::BeginUpload>,
+) -> Result<Vec<v1::BegunUpload>, Failure> {
+    check_batch(&uploads)?;
+    let life_ms = u64::try_from(core.meta.api().settings().session_life().as_millis()).unwrap_or(u64::MAX);
+    let parsed: Vec<Result<Beginning, Failure>> =
+        uploads.into_iter().map(|upload| parse(caller, &upload, life_ms)).collect();
+    let valid: Vec<&Beginning> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
+    let mut begun = commit_all(core, caller, &valid).await.into_iter();
+    let mut results = Vec::with_capacity(parsed.len());
+    let mut open = Vec::new();
+    for beginning in parsed {
+        results.push(match beginning {
+            Err(failure) => Err(failure),
+            Ok(beginning) => match begun.next() {
+                Some(Ok(())) => {
+                    let session = Arc::clone(&beginning.session);
+                    open.push(beginning);
+                    Ok(session)
+                }
+                Some(Err(error)) => Err(Failure::from_meta(&error, &beginning.path.to_string())),
+                None => Err(Failure::internal("begin", &"an answer is missing")),
+            },
+        });
+    }
+    look::pin_readable(core, caller, &open).await?;
+    for beginning in open {
+        core.sessions.insert(caller.namespace, beginning.session);
+    }
+    Ok(results.into_iter().map(begun_to_wire).collect())
+}
+
+fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunUpload {
+    match result {
+        Ok(session) => {
+            v1::BegunUpload { missing: session.missing(), expires_ms: session.expires_ms, error: None }
+        }
+        Err(failure) => v1::BegunUpload { error: Some(failure.into_item()), ..Default::default() },
+    }
+}
+
+fn check_batch(uploads: &[v1::BeginUpload]) -> Result<(), Failure> {
+    let entries: usize =
+        uploads.iter().filter_map(|upload| upload.chunks.as_ref()).map(|chunks| chunks.sizes.len()).sum();
+    if uploads.len() > BATCH_ITEMS_MAX || entries > BATCH_ENTRIES_MAX {
+        return Err(Failure::invalid(format!(
+            "at most {BATCH_ITEMS_MAX} uploads with {BATCH_ENTRIES_MAX} chunks together in one request"
+        )));
+    }
+    Ok(())
+}
+
+fn parse(caller: &Caller, upload: &v1::BeginUpload, life_ms: u64) -> Result<Beginning, Failure> {
+    let path = RemotePath::parse_named(&upload.path)?;
+    let hint = match upload.hint_path.as_str() {
+        "" => None,
+        hint => Some(RemotePath::parse_named(hint)?),
+    };
+    let id = convert::upload_id(&upload.upload_id)?;
+    let cutter = convert::cutter(upload.cutter)?;
+    let entries = convert::chunk_list(upload.chunks.as_ref(), upload.size)?;
+    let content = ContentId::of(&entries);
+    let holder = holder_of(caller.namespace, id);
+    let step = DataStep::UploadBegin {
+        namespace: caller.namespace,
+        upload: id,
+        holder,
+        content,
+        size: upload.size,
+        cutter,
+        chunks: entries.clone(),
+        life_ms,
+    };
+    let expires_ms = random::now_ms().saturating_add(life_ms);
+    let session = Arc::new(Session::new(id, holder, content, expires_ms, entries));
+    Ok(Beginning { session, path, hint, step })
+}
+
+/// Commits the sessions' rows, fused; in order. Beginning is idempotent, so request ids are fresh.
+async fn commit_all(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), MetaError>> {
+    let mut commands: Vec<&[&Beginning]> = Vec::new();
+    let mut rest = sessions;
+    while !rest.is_empty() {
+        let mut entries = 0;
+        let fitting = rest.iter().take(COMMAND_STEPS_MAX).take_while(|beginning| {
+            let fits = entries == 0 || entries + beginning.session.entries.len() <= COMMAND_ENTRIES_MAX;
+            entries += beginning.session.entries.len();
+            fits
+        });
+        let (command, others) = rest.split_at(fitting.count().max(1));
+        commands.push(command);
+        rest = others;
+    }
+    let committed = commands.into_iter().map(|command| commit_some(core, caller, command));
+    join_all(committed).await.into_iter().flatten().collect()
+}
+
+/// Commits some as one command; if that is refused, each by itself, so that one bad session fails alone.
+async fn commit_some(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), MetaError>> {
+    let slot = caller.namespace.slot();
+    let steps: Vec<DataStep> = sessions.iter().map(|beginning| beginning.step.clone()).collect();
+    match core.meta.commit(slot, random::request(), steps).await {
+        Ok(_outcomes) => return sessions.iter().map(|_session| Ok(())).collect(),
+        Err(error) if sessions.len() == 1 => return vec![Err(error)],
+        Err(_one_of_them) => {}
+    }
+    let alone = sessions.iter().map(|beginning| async {
+        core.meta.step(slot, random::request(), beginning.step.clone()).await.map(drop)
+    });
+    join_all(alone).await
+}

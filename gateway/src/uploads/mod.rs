@@ -1,0 +1,7 @@
+//! Upload sessions: begin, put, status, commit, abort.
+
+pub(crate) mod begin;
+pub(crate) mod commit;
+pub(crate) mod look;
+pub(crate) mod put;
+pub(crate) mod status;

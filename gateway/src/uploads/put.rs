@@ -1,0 +1,360 @@
+//! Takes chunks from a stream, makes them durable, and acknowledges each.
+//!
+//! Invariants:
+//! - A chunk is acknowledged only after a commit that pinned it for every session it was sent for.
+//! - A chunk that is there already is acknowledged as late as one that was written, and its bytes count against the
+//!   same bounds: a client cannot tell the two apart.
+//! - Bytes held are bounded per stream and over all streams, and both bounds are taken before work begins.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use engine::codec::PreparedChunk;
+use engine::ids::{ChunkId, HolderId, UploadId};
+use engine::location::ChunkKind;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use proto::v1;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tonic::{Status, Streaming};
+
+use crate::auth::Caller;
+use crate::chunks::inflight::{Claim, Claimed};
+use crate::convert;
+use crate::core::Core;
+use crate::failure::Failure;
+use crate::limits::{
+    PUT_MESSAGE_CHUNKS_MAX, PUT_MESSAGES_IN_FLIGHT_MAX, PUT_SESSIONS_MAX, UPLOAD_STREAM_BYTES_MAX,
+};
+use crate::sessions::{Session, session_gone};
+
+/// Bytes are counted in units of this many.
+const BUDGET_UNIT_BYTES: usize = 1024;
+
+/// A client that takes no answers for so long loses its stream.
+const ANSWER_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Times that a chunk is looked for again after somebody else's attempt to store it ended.
+const CLAIM_ROUNDS_MAX: usize = 8;
+
+/// Where answers go.
+pub(crate) type Answers = mpsc::Sender<Result<v1::PutChunkResult, Status>>;
+
+/// The bound on bytes of all streams, or of one.
+pub(crate) fn byte_budget(bytes: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(bytes / BUDGET_UNIT_BYTES))
+}
+
+async fn take(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
+    let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES).max(1)).unwrap_or(u32::MAX);
+    let permit = Arc::clone(budget).acquire_many_owned(units).await;
+    permit.map_err(|closed| Failure::internal("upload budget", &closed))
+}
+
+/// Serves one stream until it ends.
+pub(crate) async fn serve(
+    core: Arc<Core>,
+    mut caller: Caller,
+    mut incoming: Streaming<v1::PutChunksRequest>,
+    answers: Answers,
+) {
+    let stream_budget = byte_budget(UPLOAD_STREAM_BYTES_MAX);
+    let mut working = JoinSet::new();
+    let end: Result<(), Status> = loop {
+        let message = tokio::select! {
+            message = incoming.message() => message,
+            () = core.stopping.cancelled() => {
+                break Err(Failure::unavailable("the gateway is stopping; go on in a moment").into());
+            }
+            () = answers.closed() => break Ok(()),
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(status),
+        };
+        if message.chunks.len() > PUT_MESSAGE_CHUNKS_MAX {
+            let text = format!("at most {PUT_MESSAGE_CHUNKS_MAX} chunks in one message");
+            break Err(Failure::invalid(text).into());
+        }
+        let budgets = tokio::select! {
+            budgets = admit(&core, &mut caller, &stream_budget, &message) => budgets,
+            () = answers.closed() => break Ok(()),
+        };
+        let budgets = match budgets {
+            Ok(budgets) => budgets,
+            Err(failure) => break Err(failure.into()),
+        };
+        while working.len() >= PUT_MESSAGES_IN_FLIGHT_MAX {
+            working.join_next().await;
+        }
+        while working.try_join_next().is_some() {}
+        working.spawn(put_message(Arc::clone(&core), caller.clone(), message, budgets, answers.clone()));
+    };
+    while working.join_next().await.is_some() {}
+    if let Err(status) = end {
+        // A client that has gone does not hear it.
+        drop(answers.send(Err(status)).await);
+    }
+}
+
+type Budgets = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+async fn admit(
+    core: &Core,
+    caller: &mut Caller,
+    stream_budget: &Arc<Semaphore>,
+    message: &v1::PutChunksRequest,
+) -> Result<Budgets, Failure> {
+    let bytes = message.chunks.iter().map(|chunk| chunk.data.len()).sum();
+    caller.recheck(&core.meta).await?;
+    Ok((take(stream_budget, bytes).await?, take(&core.upload_budget, bytes).await?))
+}
+
+/// A chunk that is what it says, and its place in each session that it is for.
+struct Item {
+    chunk: ChunkId,
+    plain: Bytes,
+    places: Vec<(Arc<Session>, usize)>,
+    arrived: Instant,
+}
+
+impl Item {
+    fn holders(&self) -> Vec<HolderId> {
+        self.places.iter().map(|(session, _place)| session.holder).collect()
+    }
+
+    fn mark_durable(&self) {
+        for (session, place) in &self.places {
+            session.mark_durable([*place]);
+        }
+    }
+}
+
+async fn answer(answers: &Answers, chunk: Bytes, result: Result<(), Failure>) {
+    let error = result.err().map(Failure::into_item);
+    let answer = v1::PutChunkResult { id: chunk, error };
+    // Both failures mean that nobody is listening.
+    drop(tokio::time::timeout(ANSWER_STALL_MAX, answers.send(Ok(answer))).await);
+}
+
+async fn put_message(
+    core: Arc<Core>,
+    caller: Caller,
+    message: v1::PutChunksRequest,
+    budgets: Budgets,
+    answers: Answers,
+) {
+    let arrived = Instant::now();
+    let (items, refused) = match check(&core, &caller, message.chunks, arrived).await {
+        Ok(checked) => checked,
+        Err((failure, ids)) => (Vec::new(), ids.into_iter().map(|id| (id, failure.clone())).collect()),
+    };
+    for (id, failure) in refused {
+        answer(&answers, id, Err(failure)).await;
+    }
+    store_all(&core, items, &answers).await;
+    drop(budgets);
+}
+
+type Checked = (Vec<Item>, Vec<(Bytes, Failure)>);
+
+/// Parts chunks into those that are to be stored and those that are refused. When nothing can be said about any of
+/// them, the error comes with all their ids.
+async fn check(
+    core: &Core,
+    caller: &Caller,
+    chunks: Vec<v1::PutChunk>,
+    arrived: Instant,
+) -> Result<Checked, (Failure, Vec<Bytes>)> {
+    let ids = || chunks.iter().map(|chunk| chunk.id.clone()).collect::<Vec<_>>();
+    let mut refused = Vec::new();
+    let mut parsed = Vec::with_capacity(chunks.len());
+    for chunk in &chunks {
+        match parse(chunk) {
+            Ok((id, uploads)) => parsed.push((id, uploads, chunk.data.clone())),
+            Err(failure) => refused.push((chunk.id.clone(), failure)),
+        }
+    }
+    let mut uploads: Vec<UploadId> =
+        parsed.iter().flat_map(|(_id, uploads, _plain)| uploads.iter().copied()).collect();
+    uploads.sort_unstable();
+    uploads.dedup();
+    let sessions = core.sessions.open(&core.meta, caller.namespace, &uploads).await;
+    let sessions = sessions.map_err(|error| (Failure::from_meta(&error, "upload"), ids()))?;
+    let mut items = Vec::with_capacity(parsed.len());
+    for (chunk, uploads, plain) in parsed {
+        match places(&sessions, chunk, &uploads, plain.len() as u64) {
+            Ok(places) => items.push(Item { chunk, plain, places, arrived }),
+            Err(failure) => refused.push((Bytes::copy_from_slice(chunk.as_bytes()), failure)),
+        }
+    }
+    let named: Vec<(ChunkId, Bytes)> = items.iter().map(|item| (item.chunk, item.plain.clone())).collect();
+    let right = core.preparer.check(named).await.map_err(|failure| (failure, ids()))?;
+    let mut good = Vec::with_capacity(items.len());
+    for (item, right) in items.into_iter().zip(right) {
+        if right {
+            good.push(item);
+        } else {
+            let message = "the bytes are not those of the chunk that they are sent as";
+            let failure = Failure::new(tonic::Code::InvalidArgument, "bad-chunk", message);
+            refused.push((Bytes::copy_from_slice(item.chunk.as_bytes()), failure));
+        }
+    }
+    Ok((good, refused))
+}
+
+fn parse(chunk: &v1::PutChunk) -> Result<(ChunkId, Vec<UploadId>), Failure> {
+    if chunk.upload_ids.is_empty() || chunk.upload_ids.len() > PUT_SESSIONS_MAX {
+        return Err(Failure::invalid(format!("a chunk is sent for 1 to {PUT_SESSIONS_MAX} upload sessions")));
+    }
+    let uploads =
+        chunk.upload_ids.iter().map(|upload| convert::upload_id(upload)).collect::<Result<_, _>>()?;
+    Ok((convert::chunk_id(&chunk.id)?, uploads))
+}
+
+/// The chunk's place in each session that it is sent for: all must be open and have it in their lists.
+fn places(
+    sessions: &HashMap<UploadId, Result<Arc<Session>, Failure>>,
+    chunk: ChunkId,
+    uploads: &[UploadId],
+    size: u64,
+) -> Result<Vec<(Arc<Session>, usize)>, Failure> {
+    let place = |upload: &UploadId| {
+        let session = sessions.get(upload).ok_or_else(session_gone)?.as_ref().map_err(Failure::clone)?;
+        match session.find(chunk) {
+            Some((place, listed)) if listed == size => Ok((Arc::clone(session), place)),
+            Some(_) => Err(Failure::invalid("the chunk has another size in the session's list")),
+            None => Err(Failure::invalid("the session's list has no such chunk")),
+        }
+    };
+    uploads.iter().map(place).collect()
+}
+
+/// Stores chunks, and answers each as soon as it is durable.
+async fn store_all(core: &Core, items: Vec<Item>, answers: &Answers) {
+    let mut claimed = Vec::new();
+    let mut others = Vec::new();
+    for item in items {
+        match core.in_flight.claim(item.chunk) {
+            Claim::Mine(claim) => claimed.push((item, claim)),
+            Claim::Others(wait) => others.push((item, wait)),
+        }
+    }
+    let mine = store_claimed(core, claimed, answers);
+    let after_others = others.into_iter().map(|(item, wait)| async move {
+        wait.ended().await;
+        let result = store_one(core, &item).await;
+        answer(answers, Bytes::copy_from_slice(item.chunk.as_bytes()), result).await;
+    });
+    let after_others = after_others.collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
+    futures_util::future::join(mine, after_others).await;
+}
+
+async fn store_claimed(core: &Core, claimed: Vec<(Item, Claimed)>, answers: &Answers) {
+    if claimed.is_empty() {
+        return;
+    }
+    let answer_all = |failure: Failure, items: Vec<(Item, Claimed)>| async move {
+        for (item, _claim) in items {
+            let id = Bytes::copy_from_slice(item.chunk.as_bytes());
+            answer(answers, id, Err(failure.clone())).await;
+        }
+    };
+    let pinned = pin_registered(core, claimed.iter().map(|(item, _claim)| item)).await;
+    let pinned = match pinned {
+        Ok(pinned) => pinned,
+        Err(failure) => return answer_all(failure, claimed).await,
+    };
+    let mut known = Vec::new();
+    let mut fresh = Vec::new();
+    for ((item, claim), pinned) in claimed.into_iter().zip(pinned) {
+        if pinned { known.push(item) } else { fresh.push((item, claim)) }
+    }
+    let named = fresh.iter().map(|(item, _claim)| (item.chunk, item.plain.clone())).collect();
+    let prepared = match core.preparer.prepare(ChunkKind::Data, named).await {
+        Ok(prepared) => prepared,
+        Err(failure) => return answer_all(failure, fresh).await,
+    };
+    let write = |(item, claim): (Item, Claimed), prepared| async move {
+        let id = Bytes::copy_from_slice(item.chunk.as_bytes());
+        let result = write_claimed(core, item, claim, prepared).await;
+        answer(answers, id, result).await;
+    };
+    let wait = |item: Item| async move {
+        wait_as_if_written(core, &item).await;
+        answer(answers, Bytes::copy_from_slice(item.chunk.as_bytes()), Ok(())).await;
+    };
+    let written = fresh.into_iter().zip(prepared).map(|(fresh, prepared)| write(fresh, prepared));
+    let written = written.collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
+    let waited = known.into_iter().map(wait).collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
+    futures_util::future::join(written, waited).await;
+}
+
+/// Pins those chunks that are registered, each for all its holders; says which are pinned, in order.
+async fn pin_registered(core: &Core, items: impl Iterator<Item = &Item>) -> Result<Vec<bool>, Failure> {
+    let failed = |error| Failure::from_meta(&error, "chunks");
+    let items: Vec<&Item> = items.collect();
+    let chunks: Vec<ChunkId> = items.iter().map(|item| item.chunk).collect();
+    let places = core.meta.locate(&chunks).await.map_err(failed)?;
+    let mut pinned: Vec<bool> = places.iter().map(Option::is_some).collect();
+    let mut pins = Vec::new();
+    let mut owners = Vec::new();
+    for (index, item) in items.iter().enumerate().filter(|(index, _item)| pinned[*index]) {
+        for holder in item.holders() {
+            pins.push((holder, item.chunk));
+            owners.push(index);
+        }
+    }
+    let there = core.meta.pin(&pins).await.map_err(failed)?;
+    for (index, there) in owners.into_iter().zip(there) {
+        pinned[index] &= there;
+    }
+    Ok(pinned)
+}
+
+async fn write_claimed(
+    core: &Core,
+    item: Item,
+    claim: Claimed,
+    prepared: PreparedChunk,
+) -> Result<(), Failure> {
+    core.writer.store(prepared, item.holders()).await?;
+    drop(claim);
+    core.latencies.record(item.arrived.elapsed());
+    item.mark_durable();
+    Ok(())
+}
+
+async fn wait_as_if_written(core: &Core, item: &Item) {
+    item.mark_durable();
+    tokio::time::sleep_until((item.arrived + core.latencies.draw()).into()).await;
+}
+
+/// Stores one chunk, after somebody else's attempt has ended.
+async fn store_one(core: &Core, item: &Item) -> Result<(), Failure> {
+    for _round in 0..CLAIM_ROUNDS_MAX {
+        let claim = match core.in_flight.claim(item.chunk) {
+            Claim::Mine(claim) => claim,
+            Claim::Others(wait) => {
+                wait.ended().await;
+                continue;
+            }
+        };
+        if pin_registered(core, std::iter::once(item)).await? == [true] {
+            drop(claim);
+            wait_as_if_written(core, item).await;
+            return Ok(());
+        }
+        let named = vec![(item.chunk, item.plain.clone())];
+        for prepared in core.preparer.prepare(ChunkKind::Data, named).await? {
+            core.writer.store(prepared, item.holders()).await?;
+        }
+        item.mark_durable();
+        return Ok(());
+    }
+    Err(Failure::busy("the same chunk is being sent by many at once"))
+}
