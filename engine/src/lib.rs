@@ -19,6 +19,8 @@ pub mod placement;
 pub mod read_plan;
 pub mod reader;
 pub mod rebuild;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod stripe;
 pub mod writer;

@@ -1,7 +1,7 @@
 //! Decides which ranges of which shards are read to get chunks of one stripe. Nothing here waits or does IO.
 //!
 //! Invariants:
-//! - A range of a shard is asked for once.
+//! - A range of a shard is asked for once (and once more in the search for a wrong shard).
 //! - Data is read from where it lies; other positions are asked only for ranges whose own position is bad, down or
 //!   slow, and what was read for other chunks is used first.
 //! - A plan is lost only when, for some range, neither its own position nor `k` others are left.
@@ -43,10 +43,10 @@ impl ShardRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     Good,
-    /// Has not answered within the time that reads usually take.
-    Slow,
-    /// Said to be down: asked only when nothing else is left.
+    /// Said to be down: asked only when too few good ones are left.
     Doubtful,
+    /// Asked, and has not answered within the time that reads usually take.
+    Slow,
     /// Lost, damaged, or failed just now: not asked again.
     Bad,
 }
@@ -196,7 +196,7 @@ impl ReadPlan {
         sources.truncate(self.need());
         let enough = sources.len() == self.need();
         let doubtful = sources.iter().any(|source| {
-            self.standing_of(*source) == Standing::Doubtful && self.held(wanted.at(*source)).is_none()
+            self.standing_of(*source) != Standing::Good && self.held(wanted.at(*source)).is_none()
         });
         if home != Standing::Bad && (!enough || doubtful) {
             self.start(wanted, reads);
@@ -249,9 +249,10 @@ impl ReadPlan {
         }
     }
 
-    /// Asks every position for the ranges of one chunk, as far as they are not held or asked for: to find out which
-    /// of them is wrong.
+    /// Asks every position for the ranges of one chunk that are not held: to find out which of them is wrong. Reads
+    /// that were under way are taken as given up.
     pub fn ask_all(&mut self, chunk: &LocatedChunk) -> Vec<ShardRange> {
+        self.under_way.clear();
         let mut reads = Vec::new();
         for piece in self.pieces(chunk) {
             for position in self.positions.clone() {

@@ -228,29 +228,37 @@ impl<S: ShardStore, T: Timer> ChunkReader<S, T> {
         }
     }
 
-    /// The chunk's bytes are wrong although its shards passed their checksums: reads it from all positions, and tries
-    /// without each of them, each two, and so on.
+    /// The chunk's bytes are wrong although its shards passed their checksums: reads it from all positions, and looks
+    /// for some that give it.
     async fn read_among_liars(
         &self,
         read: &mut StripeRead<'_>,
         chunk: &LocatedChunk,
     ) -> Result<Bytes, ReadChunkError> {
         let mut deadline = std::pin::pin!(self.timer.sleep(read.patience.deadline));
+        let mut hedge = std::pin::pin!(self.timer.sleep(read.patience.hedge_after));
+        let mut hedged = false;
         let mut under_way: FuturesUnordered<_> =
             read.plan.ask_all(chunk).into_iter().map(|range| self.read(&read.findings, range)).collect();
-        while let Either::Left((Some((range, result)), _)) = select(under_way.next(), &mut deadline).await {
-            read.take(range, result);
-        }
-        for without in subsets(read.plan.positions(), read.plan.need()).take(COMBINATIONS_MAX) {
-            let stored = read.plan.stored_bytes(chunk, without);
-            if let Some(plain) = stored.and_then(|stored| decode(chunk, stored)) {
-                for liar in read.plan.liars(chunk, without).iter() {
-                    read.findings.damaged(liar, "its bytes are not what the other shards give".to_owned());
+        while !under_way.is_empty() {
+            let usual_time =
+                if hedged { Either::Left(std::future::pending()) } else { Either::Right(&mut hedge) };
+            match select(select(under_way.next(), usual_time), &mut deadline).await {
+                Either::Left((Either::Left((Some((range, result)), _)), _)) => read.take(range, result),
+                Either::Left((Either::Right(_), _)) => {
+                    // Those that have answered may be enough.
+                    hedged = true;
+                    if let Some(plain) = read.see_through(chunk) {
+                        return Ok(plain);
+                    }
                 }
-                return Ok(plain);
+                Either::Left((Either::Left((None, _)), _)) | Either::Right(_) => break,
             }
         }
-        let have = read.plan.positions().len() - read.findings.damaged.len().min(read.plan.positions().len());
+        if let Some(plain) = read.see_through(chunk) {
+            return Ok(plain);
+        }
+        let have = read.plan.positions().len().saturating_sub(read.findings.damaged.len());
         Err(read.lost(chunk.chunk, have))
     }
 
@@ -292,6 +300,21 @@ impl StripeRead<'_> {
                 self.plan.failed(range);
             }
         }
+    }
+
+    /// Tries what is held of a chunk without each position, each two, and so on, until some give it; and reports those
+    /// that do not agree.
+    fn see_through(&mut self, chunk: &LocatedChunk) -> Option<Bytes> {
+        for without in subsets(self.plan.positions(), self.plan.need()).take(COMBINATIONS_MAX) {
+            let stored = self.plan.stored_bytes(chunk, without);
+            if let Some(plain) = stored.and_then(|stored| decode(chunk, stored)) {
+                for liar in self.plan.liars(chunk, without).iter() {
+                    self.findings.damaged(liar, "its bytes are not what the other shards give".to_owned());
+                }
+                return Some(plain);
+            }
+        }
+        None
     }
 
     /// Lost for good, or only for now, by how many shards are known to be damaged.

@@ -125,6 +125,12 @@ struct Target<'a> {
     sent: PositionSet,
 }
 
+impl Target<'_> {
+    fn disk(&self, position: Position) -> DiskId {
+        self.volume.members[usize::from(position.0)]
+    }
+}
+
 /// What the writer knows of disks while it writes one stripe.
 struct View<'a> {
     map: &'a ClusterMap,
@@ -158,11 +164,21 @@ impl<'a> View<'a> {
 }
 
 /// What became of an attempt.
-enum Attempt {
-    /// Durable enough to be acknowledged.
-    Durable(StripeRecord),
-    /// Not: so many shards are durable, of so many that are needed.
-    TooFew { durable: usize, needed: usize },
+struct Attempt {
+    /// The stripe as it stands, what is not durable among the missing.
+    record: StripeRecord,
+    /// Whether it was given up because another volume may do better.
+    given_up: bool,
+}
+
+impl Attempt {
+    fn durable(&self) -> usize {
+        self.record.used.count() - self.record.missing.count()
+    }
+
+    fn needed(&self) -> usize {
+        durable_shards_min(self.record.code, self.record.shape.layout)
+    }
 }
 
 impl<S: ShardStore, T: Timer, E: Entropy> StripeWriter<S, T, E> {
@@ -189,24 +205,33 @@ impl<S: ShardStore, T: Timer, E: Entropy> StripeWriter<S, T, E> {
     ) -> Result<WrittenStripe, WriteStripeError> {
         let mut view = View { map, writable, failed: Vec::new() };
         let mut shards = Shards { sealed, coded: None };
-        let mut most_durable = 0;
-        let mut fewest_needed = None;
+        let mut best: Option<Attempt> = None;
         if view.open().next().is_none() {
             return Err(WriteStripeError::NoVolume);
         }
-        for attempt in 1..=WRITE_ATTEMPTS_MAX {
+        for number in 1..=WRITE_ATTEMPTS_MAX {
             let Some(target) = self.choose(&view, sealed.layout()) else { break };
-            let last = attempt == WRITE_ATTEMPTS_MAX;
-            match self.attempt(&mut view, target, &mut shards, deadline, last).await? {
-                Attempt::Durable(record) => return Ok(WrittenStripe { record, failed: view.failed }),
-                Attempt::TooFew { durable, needed } => {
-                    most_durable = most_durable.max(durable);
-                    fewest_needed = Some(needed);
-                }
+            let last = number == WRITE_ATTEMPTS_MAX;
+            let attempt = self.attempt(&mut view, target, &mut shards, deadline, last).await?;
+            let enough = attempt.durable() >= attempt.needed() && !attempt.given_up;
+            if best.as_ref().is_none_or(|best| best.durable() < attempt.durable()) {
+                best = Some(attempt);
+            }
+            if enough {
+                break;
             }
         }
-        let needed = fewest_needed.unwrap_or_else(|| durable_shards_min(map.code, sealed.layout()));
-        Err(WriteStripeError::NotEnoughDisks { durable: most_durable, needed, failed: view.failed })
+        let needed =
+            best.as_ref().map_or_else(|| durable_shards_min(map.code, sealed.layout()), Attempt::needed);
+        match best {
+            Some(best) if best.durable() >= needed => {
+                Ok(WrittenStripe { record: best.record, failed: view.failed })
+            }
+            best => {
+                let durable = best.map_or(0, |best| best.durable());
+                Err(WriteStripeError::NotEnoughDisks { durable, needed, failed: view.failed })
+            }
+        }
     }
 
     /// Where to write next: a healthy volume; or copies on healthy disks of any volume; or as many healthy disks of
@@ -245,52 +270,46 @@ impl<S: ShardStore, T: Timer, E: Entropy> StripeWriter<S, T, E> {
         deadline: Duration,
         last: bool,
     ) -> Result<Attempt, WriteStripeError> {
-        let layout = shards.sealed.layout();
-        let needed = durable_shards_min(target.volume.code, layout);
         let mut durable = PositionSet::EMPTY;
         let mut waiting = target.sent;
+        let mut given_up = false;
         let mut over = std::pin::pin!(self.timer.sleep(deadline));
         let mut puts: FuturesUnordered<_> = shards
             .puts(target)
             .into_iter()
             .map(|put| async { (put.position, self.store.put_shard(put).await) })
             .collect();
-        while !waiting.is_empty() {
+        while !waiting.is_empty() && !given_up {
             let (position, result) = match select(puts.next(), &mut over).await {
                 Either::Left((Some(done), _over)) => done,
                 Either::Left((None, _)) | Either::Right(_) => break,
             };
             waiting = waiting.without(position);
-            let disk = target.volume.members[usize::from(position.0)];
             match result {
                 Ok(()) => durable = durable.with(position),
                 Err(PutShardError::StaleEpoch { current, .. }) => {
                     return Err(WriteStripeError::StaleEpoch { volume: target.volume.volume, current });
                 }
                 Err(error) => {
-                    view.failed.push(FailedPut { disk, error: Some(error) });
-                    if !last && !view.healthy_volumes().is_empty() {
-                        return Ok(Attempt::TooFew { durable: durable.count(), needed });
-                    }
+                    view.failed.push(FailedPut { disk: target.disk(position), error: Some(error) });
+                    given_up = !last && !view.healthy_volumes().is_empty();
                 }
             }
         }
-        let late = waiting.iter().map(|position| target.volume.members[usize::from(position.0)]);
-        view.failed.extend(late.map(|disk| FailedPut { disk, error: None }));
-        let missing =
-            target.used.iter().filter(|position| !durable.contains(*position)).collect::<PositionSet>();
-        let better = !missing.is_empty() && !last && !view.healthy_volumes().is_empty();
-        if better || durable.count() < needed {
-            return Ok(Attempt::TooFew { durable: durable.count(), needed });
+        if !given_up && !waiting.is_empty() {
+            let late = waiting.iter().map(|position| FailedPut { disk: target.disk(position), error: None });
+            view.failed.extend(late);
+            given_up = !last && !view.healthy_volumes().is_empty();
         }
-        Ok(Attempt::Durable(StripeRecord {
+        let record = StripeRecord {
             stripe: target.stripe,
             code: target.volume.code,
             shape: shards.sealed.shape(),
             epoch: target.volume.epoch,
             used: target.used,
-            missing,
-        }))
+            missing: target.used.iter().filter(|position| !durable.contains(*position)).collect(),
+        };
+        Ok(Attempt { record, given_up })
     }
 
     fn stripe_id(&self, volume: &Volume) -> StripeId {
@@ -328,7 +347,7 @@ impl Shards<'_> {
     fn puts(&mut self, target: Target<'_>) -> Vec<ShardPut> {
         let (volume, shape) = (target.volume, self.sealed.shape());
         let put = |position: Position| ShardPut {
-            disk: volume.members[usize::from(position.0)],
+            disk: target.disk(position),
             stripe: target.stripe,
             position,
             epoch: volume.epoch,
@@ -340,3 +359,6 @@ impl Shards<'_> {
         target.sent.iter().map(put).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
