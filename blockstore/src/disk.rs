@@ -337,3 +337,6 @@ fn read(core: &Core, work: &mpsc::Sender<Work>, name: ShardName, offset: u32, le
     }
     ReadOutcome::Lost("it is not stored on this disk".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -214,3 +214,6 @@ fn open_slot(slot: &mut Slot, cluster: ClusterId, reserve_bytes: Option<u64>, sc
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::files;
 use crate::locks::locked;
-use crate::record::{BOUNDARY_BYTES, ExtentNumber, HEADER_BYTES, Head, Owner, Place, encode_head};
+use crate::record::{BOUNDARY, BOUNDARY_BYTES, ExtentNumber, HEADER_BYTES, Head, Owner, Place, encode_head};
 
 /// Largest extent file.
 pub(crate) const EXTENT_BYTES_MAX: u64 = 1 << 30;
@@ -159,7 +159,7 @@ impl Extents {
 
     /// Replaces a record's first boundary by a tombstone.
     pub(crate) fn write_tombstone(&self, file: &File, place: Place, head: &Head) -> io::Result<()> {
-        let mut boundary = [0; BOUNDARY_BYTES as usize];
+        let mut boundary = [0; BOUNDARY];
         boundary[..HEADER_BYTES].copy_from_slice(&encode_head(self.owner, place, head));
         file.write_all_at(&boundary, place.offset)
     }

@@ -23,6 +23,8 @@ mod scrub;
 mod service;
 mod space;
 pub mod superblock;
+#[cfg(test)]
+mod testing;
 mod threads;
 mod wire;
 mod writer;

@@ -25,8 +25,11 @@ use serde::{Deserialize, Serialize};
 /// Payload bytes under one checksum.
 pub const BLOCK_BYTES: u32 = 64 * 1024;
 
+/// Where records begin, as a buffer's length.
+pub const BOUNDARY: usize = 4096;
+
 /// Where records begin.
-pub const BOUNDARY_BYTES: u64 = 4096;
+pub const BOUNDARY_BYTES: u64 = BOUNDARY as u64;
 
 /// Largest shard that is stored: with it, header and checksums still fit one boundary.
 pub const SHARD_BYTES_MAX: u32 = 16 * 1024 * 1024;

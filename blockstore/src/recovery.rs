@@ -170,3 +170,6 @@ pub(crate) fn measure(core: &Core) -> Result<(), ScanError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use crate::extent::{EXTENT_HEADER_BYTES, Extents, header_is_sound, read_up_to};
 use crate::index::IndexError;
 use crate::reader::{ReadFault, verify_file};
 use crate::record::{
-    BOUNDARY_BYTES, ExtentNumber, Head, HeadError, Place, decode_head, payload_start, record_bytes,
+    BOUNDARY, BOUNDARY_BYTES, ExtentNumber, Head, HeadError, Place, decode_head, payload_start, record_bytes,
 };
 use crate::writer::BATCH_BYTES_MAX;
 
@@ -54,7 +54,7 @@ pub(crate) fn walk_extent(
     let file = extents.file(extent)?;
     let end = file.metadata()?.len();
     let tail = if verify_all { 0 } else { end.saturating_sub(TAIL_BYTES) };
-    let mut boundary = [0; BOUNDARY_BYTES as usize];
+    let mut boundary = [0; BOUNDARY];
     let mut walk = Walk { end, ..Walk::default() };
 
     let filled = read_up_to(&file, &mut boundary, 0)?;

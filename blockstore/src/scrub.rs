@@ -186,3 +186,6 @@ impl Pace {
         stop.recv_timeout(due) == Err(RecvTimeoutError::Timeout)
     }
 }
+
+#[cfg(test)]
+mod tests;

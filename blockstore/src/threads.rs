@@ -93,7 +93,7 @@ mod tests {
             async move {
                 threads
                     .run(move || {
-                        drop(begun.send(()));
+                        begun.send(()).unwrap();
                         held.recv().is_ok()
                     })
                     .await

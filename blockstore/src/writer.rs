@@ -35,7 +35,7 @@ use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, punch_hole, write_par
 use crate::index::{ExtentFigures, IndexBatch, IndexError, Row, ScrubCursor, Totals};
 use crate::reader::{ReadFault, read_range};
 use crate::record::{
-    BOUNDARY_BYTES, ExtentNumber, Head, Place, ShardHeader, ShardName, encode_front, record_bytes,
+    BOUNDARY, ExtentNumber, Head, Place, ShardHeader, ShardName, encode_front, record_bytes,
 };
 
 /// Most that one batch writes before its sync, unless a single record is larger.
@@ -50,7 +50,7 @@ const VOLUMES_MAX: usize = 1 << 20;
 /// After so many bytes the index is synced with a batch, so that a scan after a power cut stays short.
 const INDEX_UNSYNCED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-const ZEROS: [u8; BOUNDARY_BYTES as usize] = [0; BOUNDARY_BYTES as usize];
+const ZEROS: [u8; BOUNDARY] = [0; BOUNDARY];
 
 /// What became of a put.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -283,14 +283,19 @@ impl Writer {
             }
             _ => {}
         }
-        let stored = match self.core.index.row(header.name) {
-            Ok(Some(row)) => row,
-            Ok(None) => return Admission::Write { replaced: None },
-            Err(error) => {
-                self.core.fence_for_index(&error);
-                return refused(error.to_string());
-            }
-        };
+        let known = self.core.index.row(header.name);
+        let (stored, damaged) =
+            match known.and_then(|row| Ok((row, self.core.index.is_damaged(header.name)?))) {
+                Ok((Some(row), damaged)) => (row, damaged),
+                Ok((None, _)) => return Admission::Write { replaced: None },
+                Err(error) => {
+                    self.core.fence_for_index(&error);
+                    return refused(error.to_string());
+                }
+            };
+        if damaged {
+            return Admission::Write { replaced: Some(stored) };
+        }
         let same = stored.payload_length == header.payload_length;
         let read = read_range(&self.core.extents, header.name, &stored, 0, stored.payload_length);
         match read {
@@ -332,9 +337,10 @@ impl Writer {
         };
         self.totals.extent_next = ExtentNumber(following);
         let file = self.core.extents.create(extent).map_err(|error| self.write_failed(&error))?;
-        if let Some(before) =
-            self.active.replace(Active { extent, file, end: EXTENT_HEADER_BYTES, named: false })
-        {
+        // From now on the newest extent is the one whose growth is watched.
+        self.core.measure_extent(extent);
+        let active = Active { extent, file, end: EXTENT_HEADER_BYTES, named: false };
+        if let Some(before) = self.active.replace(active) {
             self.core.measure_extent(before.extent);
         }
         Ok(())
