@@ -83,7 +83,7 @@ fn a_scrub_counts_each_damaged_shard_once() -> Result<()> {
     let mut cluster = Cluster::start(&Options::default())?;
     let client = cluster.client()?;
     let scratch = cluster.scratch("scrub")?;
-    // Files of 3 MiB that do not compress, put one by one: a shard of each is some 768 KiB on every disk.
+    // Files of 3 MiB that do not compress, put one by one: every disk gets a large shard of each.
     let made = scratch.join("made");
     fs::create_dir(&made)?;
     client.ok(&["mkdir", "/tree"])?;
@@ -97,16 +97,16 @@ fn a_scrub_counts_each_damaged_shard_once() -> Result<()> {
     let mut damaged = 0;
     for node in [1, 4] {
         let extent = damage::extents(&storage_dir(&cluster, node)?)?.pop().context("no extent")?;
-        let records = records(&extent)?;
-        ensure!(records.len() >= 8, "only {} records in {}", records.len(), extent.display());
+        let records = large_records(&extent)?;
+        ensure!(records.len() >= 8, "only {} large records in {}", records.len(), extent.display());
         // One flip, or several, in the payload of some records: far enough behind their headers.
         let mut chosen = BTreeSet::new();
         while chosen.len() < 5 {
             chosen.extend(records.choose(&mut random));
         }
-        for record in &chosen {
+        for (start, length) in &chosen {
             for _ in 0..random.random_range(1..4) {
-                let offset = record + random.random_range(64 * KIB..700 * KIB);
+                let offset = start + random.random_range(32 * KIB..length - 32 * KIB);
                 damage::flip_bit(&extent, offset, random.random_range(0..8))?;
             }
         }
@@ -128,26 +128,22 @@ fn a_scrub_counts_each_damaged_shard_once() -> Result<()> {
     cluster.finish()
 }
 
-/// Where large records begin in an extent: those 4 KiB pages that begin as the first record does.
-fn records(extent: &Path) -> Result<Vec<u64>> {
+/// Where large records begin in an extent, and their lengths: from one page that begins as the first record does (behind
+/// the extent's own header) to the next.
+fn large_records(extent: &Path) -> Result<Vec<(u64, u64)>> {
     const PAGE: usize = 4096;
-    const MAGIC_BYTES: usize = 4;
+    const MAGIC_BYTES: usize = 8;
     let bytes = fs::read(extent)?;
-    let mut starts: Vec<u64> = Vec::new();
     let magic = bytes.get(PAGE..PAGE + MAGIC_BYTES).context("an empty extent")?;
+    let mut starts: Vec<u64> = Vec::new();
     for (index, page) in bytes.chunks(PAGE).enumerate() {
         if page.starts_with(magic) {
             starts.push(u64::try_from(index * PAGE)?);
         }
     }
-    let end = u64::try_from(bytes.len())?;
-    let next: Vec<u64> = starts.iter().skip(1).copied().chain([end]).collect();
-    Ok(starts
-        .iter()
-        .zip(next)
-        .filter(|(start, next)| next - *start > 720 * KIB)
-        .map(|(start, _)| *start)
-        .collect())
+    let ends = starts.iter().skip(1).copied().chain([u64::try_from(bytes.len())?]);
+    let records = starts.iter().zip(ends).map(|(&start, end)| (start, end - start));
+    Ok(records.filter(|(_, length)| *length > 128 * KIB).collect())
 }
 
 #[test]
