@@ -159,13 +159,13 @@ fn two_copies_of_a_small_stripe_suffice_and_one_does_not() {
 #[test]
 fn an_attempt_that_was_durable_enough_counts_if_no_later_one_is_better() {
     for seed in 0..10 {
-        let (sim, mut map) = (Sim::new(seed), cluster(12, code()));
-        map.volumes.truncate(2);
-        for (volume, first) in map.volumes.iter_mut().zip([0, 6]) {
+        // As many volumes as attempts: one with a disk that hangs, the others with two.
+        let (sim, mut map) = (Sim::new(seed), cluster(24, code()));
+        map.volumes.truncate(WRITE_ATTEMPTS_MAX);
+        for (volume, first) in map.volumes.iter_mut().zip((0..).step_by(6)) {
             volume.members = (first..first + 6).map(disk_id).collect();
-        }
-        for hanging in [0, 6, 7] {
-            sim.set_fault(disk_id(hanging), Fault::Hangs);
+            sim.set_fault(disk_id(first), Fault::Hangs);
+            sim.set_fault(disk_id(first + u64::from(first > 0)), Fault::Hangs);
         }
         let record = write(&sim, &map, &large().0).unwrap().record;
         assert_eq!((record.stripe.volume(), record.missing), (map.volumes[0].volume, PositionSet(1)));
