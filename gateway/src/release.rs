@@ -30,8 +30,8 @@ use crate::sessions::Session;
 /// Releases that are taken up at once when what is left of earlier ones is drained.
 const DRAIN_MAX: u32 = 1000;
 
-fn failed(error: MetaError) -> Failure {
-    Failure::from_meta(&error, "clean-up")
+fn failed(error: &MetaError) -> Failure {
+    Failure::from_meta(error, "clean-up")
 }
 
 /// Commits steps of several groups, fused; gives the outcomes in the order of the steps within each group.
@@ -64,15 +64,15 @@ pub(crate) async fn execute(
     let mut steps: BTreeMap<GroupId, Vec<DataStep>> = BTreeMap::new();
     for Release { content, generation } in releases {
         let (content, generation) = (*content, *generation);
-        let group = meta.group_of(content.slot()).map_err(failed)?;
+        let group = meta.group_of(content.slot()).map_err(|error| failed(&error))?;
         steps.entry(group).or_default().push(DataStep::ContentRelease { content, namespace, generation });
     }
     let mut dead = Vec::new();
-    for outcome in commit_fused(meta, steps).await.map_err(failed)? {
+    for outcome in commit_fused(meta, steps).await.map_err(|error| failed(&error))? {
         match outcome {
             StepOutcome::Released { dead: Some(content) } => dead.push(content),
             StepOutcome::Released { dead: None } => {}
-            _ => return Err(failed(wrong_reply("release"))),
+            _ => return Err(failed(&wrong_reply("release"))),
         }
     }
     bury_contents(meta, source, dead).await?;
@@ -81,9 +81,9 @@ pub(crate) async fn execute(
         content: release.content,
         generation: release.generation,
     };
-    let group = meta.group_of(namespace.slot()).map_err(failed)?;
+    let group = meta.group_of(namespace.slot()).map_err(|error| failed(&error))?;
     let steps = BTreeMap::from([(group, releases.iter().map(done).collect())]);
-    commit_fused(meta, steps).await.map_err(failed)?;
+    commit_fused(meta, steps).await.map_err(|error| failed(&error))?;
     Ok(())
 }
 
@@ -93,11 +93,11 @@ async fn bury_contents(meta: &Meta, source: &ChunkSource, dead: Vec<DeadContent>
     let mut forgotten: BTreeMap<GroupId, Vec<DataStep>> = BTreeMap::new();
     for DeadContent { content, holder, list } in dead {
         unpin_list(meta, source, holder, list, &mut pins).await?;
-        let group = meta.group_of(content.slot()).map_err(failed)?;
+        let group = meta.group_of(content.slot()).map_err(|error| failed(&error))?;
         forgotten.entry(group).or_default().push(DataStep::DeadContentForget { content, holder });
     }
     pins.flush(meta).await?;
-    commit_fused(meta, forgotten).await.map_err(failed)?;
+    commit_fused(meta, forgotten).await.map_err(|error| failed(&error))?;
     Ok(())
 }
 
@@ -117,7 +117,10 @@ impl Pins {
     ) -> Result<(), Failure> {
         let mut groups: BTreeMap<GroupId, Vec<ChunkId>> = BTreeMap::new();
         for chunk in chunks {
-            groups.entry(meta.group_of(chunk.slot()).map_err(failed)?).or_default().push(chunk);
+            groups
+                .entry(meta.group_of(chunk.slot()).map_err(|error| failed(&error))?)
+                .or_default()
+                .push(chunk);
         }
         for (group, chunks) in groups {
             self.chunks += chunks.len();
@@ -131,7 +134,7 @@ impl Pins {
 
     async fn flush(&mut self, meta: &Meta) -> Result<(), Failure> {
         self.chunks = 0;
-        commit_fused(meta, std::mem::take(&mut self.steps)).await.map_err(failed)?;
+        commit_fused(meta, std::mem::take(&mut self.steps)).await.map_err(|error| failed(&error))?;
         Ok(())
     }
 }
@@ -180,9 +183,9 @@ pub(crate) async fn drain(meta: &Meta, source: &ChunkSource, namespace: Namespac
     let mut before: Vec<Release> = Vec::new();
     loop {
         let query = Query::Releases { namespace, count_max: DRAIN_MAX };
-        let releases = match meta.query(namespace.slot(), query).await.map_err(failed)? {
+        let releases = match meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))? {
             Reply::Releases(releases) => releases,
-            _ => return Err(failed(wrong_reply("releases"))),
+            _ => return Err(failed(&wrong_reply("releases"))),
         };
         if releases.is_empty() || releases == before {
             return Ok(());
@@ -209,8 +212,8 @@ pub(crate) async fn unpin_session(meta: &Meta, session: &Session, dismissed: boo
 /// Bars a holder from becoming the content's; false if it is already.
 async fn dismiss(meta: &Meta, content: ContentId, holder: HolderId) -> Result<bool, Failure> {
     let step = DataStep::HolderDismiss { content, holder };
-    match meta.step(content.slot(), random::request(), step).await.map_err(failed)? {
+    match meta.step(content.slot(), random::request(), step).await.map_err(|error| failed(&error))? {
         StepOutcome::Dismissed { in_force } => Ok(!in_force),
-        _ => Err(failed(wrong_reply("dismiss"))),
+        _ => Err(failed(&wrong_reply("dismiss"))),
     }
 }

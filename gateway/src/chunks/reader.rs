@@ -45,8 +45,8 @@ fn missing(chunk: ChunkId) -> Failure {
     Failure::new(Code::DataLoss, "data-loss", message)
 }
 
-fn failed(error: MetaError) -> Failure {
-    Failure::from_meta(&error, "chunks")
+fn failed(error: &MetaError) -> Failure {
+    Failure::from_meta(error, "chunks")
 }
 
 fn log_damage(damaged: &[DamagedShard]) {
@@ -87,7 +87,7 @@ impl ChunkSource {
 
     /// Where chunks lie, in order; a chunk that lies nowhere is an error.
     pub(crate) async fn locate(&self, chunks: &[ChunkId]) -> Result<Vec<LocatedChunk>, Failure> {
-        let places = self.meta.locate(chunks).await.map_err(failed)?;
+        let places = self.meta.locate(chunks).await.map_err(|error| failed(&error))?;
         let located = chunks.iter().zip(places).map(|(chunk, location)| {
             Ok(LocatedChunk { chunk: *chunk, location: location.ok_or_else(|| missing(*chunk))? })
         });
@@ -104,7 +104,7 @@ impl ChunkSource {
             if matches!(error, ReadChunkError::Unavailable { .. }) {
                 tokio::time::sleep(ATTEMPT_PAUSE).await;
             }
-            self.meta.api().refresh_map().await.map_err(failed)?;
+            self.meta.api().refresh_map().await.map_err(|error| failed(&error))?;
             let chunks: Vec<ChunkId> = run.iter().map(|located| located.chunk).collect();
             let located = self.locate(&chunks).await?;
             let moved = located.iter().zip(run).any(|(now, before)| now.location != before.location);

@@ -72,14 +72,14 @@ pub(crate) struct Planner {
     done: bool,
 }
 
-fn bad_list(error: ManifestError) -> Failure {
-    Failure::internal("manifest", &error)
+fn bad_list(error: &ManifestError) -> Failure {
+    Failure::internal("manifest", error)
 }
 
 impl Planner {
     pub(crate) fn new(source: ChunkSource, list: ContentList, range: Range<u64>) -> Result<Self, Failure> {
         let done = range.is_empty();
-        let walk = TreeWalk::new(list, range.start).map_err(bad_list)?;
+        let walk = TreeWalk::new(list, range.start).map_err(|error| bad_list(&error))?;
         Ok(Self { walk, range, source, done })
     }
 
@@ -94,7 +94,7 @@ impl Planner {
                 }
                 WalkStep::Fetch { entry } => {
                     let bytes = self.source.read_node(entry.id).await?;
-                    self.walk.feed(&bytes).map_err(bad_list)?;
+                    self.walk.feed(&bytes).map_err(|error| bad_list(&error))?;
                 }
                 WalkStep::Done => return Err(Failure::internal("manifest", &"it ends before its file does")),
             }

@@ -229,7 +229,8 @@ mod tests {
         let mut sent = Vec::new();
         let mut expected = Vec::new();
         for (number, size) in sizes.into_iter().enumerate() {
-            let bytes: Vec<u8> = (0..size).map(|byte: usize| (byte * 31 + number) as u8).collect();
+            let bytes: Vec<u8> =
+                (0..size).map(|byte: usize| ((byte * 31 + number) % 251).to_le_bytes()[0]).collect();
             expected.extend_from_slice(&bytes);
             sent.extend(messages.push(bytes.into()));
         }

@@ -20,14 +20,14 @@ use crate::release;
 /// Steps that one purge of one item takes: more entries than any tree has.
 const PURGE_STEPS_MAX: u32 = 10_000_000;
 
-fn failed(error: MetaError) -> Failure {
-    Failure::from_meta(&error, "trash")
+fn failed(error: &MetaError) -> Failure {
+    Failure::from_meta(error, "trash")
 }
 
 /// The item of that number, if it is there.
 async fn item(core: &Core, caller: &Caller, trash: u64) -> Result<Option<TrashRow>, Failure> {
     let Some(before) = trash.checked_sub(1) else { return Ok(None) };
-    let (rows, _more) = core.meta.trash(caller.namespace, before, 1).await.map_err(failed)?;
+    let (rows, _more) = core.meta.trash(caller.namespace, before, 1).await.map_err(|error| failed(&error))?;
     Ok(rows.into_iter().next().filter(|row| row.trash == trash))
 }
 
@@ -46,7 +46,8 @@ async fn target(
         // Perhaps a repetition: the remembered answer, or that there is no such item.
         return Ok((NO_ENTRY, "-".to_owned(), RemotePath::ROOT));
     };
-    let parents = core.meta.paths(caller.namespace, vec![row.entry.parent]).await.map_err(failed)?;
+    let parents =
+        core.meta.paths(caller.namespace, vec![row.entry.parent]).await.map_err(|error| failed(&error))?;
     match parents.into_iter().next().flatten() {
         Some(parent) => Ok((row.entry.parent, row.entry.name.clone(), parent.join(&row.entry.name))),
         None => {
@@ -75,7 +76,8 @@ pub(crate) async fn restore(
         Failure::from_meta(&error, &about)
     })?;
     if path == RemotePath::ROOT {
-        let paths = core.meta.paths(caller.namespace, vec![row.entry]).await.map_err(failed)?;
+        let paths =
+            core.meta.paths(caller.namespace, vec![row.entry]).await.map_err(|error| failed(&error))?;
         path = paths.into_iter().next().flatten().unwrap_or(path);
     }
     Ok(convert::entry_to_wire(row, Some(&path)))
@@ -97,7 +99,7 @@ pub(crate) async fn purge(
     let mut after = 0;
     loop {
         let page = core.meta.trash(caller.namespace, after, PAGE_ENTRIES).await;
-        let (rows, more) = page.map_err(failed)?;
+        let (rows, more) = page.map_err(|error| failed(&error))?;
         for row in &rows {
             purge_one(core, caller, request, row.trash, &mut purged).await?;
             after = row.trash;
@@ -123,7 +125,7 @@ async fn purge_one(
         let outcome = core.meta.step(namespace.slot(), item.step(number), step).await;
         let outcome = outcome.map_err(|error| Failure::from_meta(&error, &format!("trash item {trash}")))?;
         let StepOutcome::Purged { done, entries, bytes, releases } = outcome else {
-            return Err(failed(wrong_reply("purge")));
+            return Err(failed(&wrong_reply("purge")));
         };
         purged.entries += entries;
         purged.bytes += bytes;

@@ -21,8 +21,8 @@ pub(crate) struct AccountsService {
     core: Arc<Core>,
 }
 
-fn failed(error: MetaError) -> Failure {
-    Failure::from_meta(&error, "account")
+fn failed(error: &MetaError) -> Failure {
+    Failure::from_meta(error, "account")
 }
 
 impl AccountsService {
@@ -55,9 +55,10 @@ impl Accounts for AccountsService {
         let _admitted = self.core.admit()?;
         let caller = auth::caller(&self.core.meta, request.metadata()).await?;
         let query = Query::Namespace { namespace: caller.namespace };
-        let reply = self.core.meta.query(caller.namespace.slot(), query).await.map_err(failed)?;
+        let reply =
+            self.core.meta.query(caller.namespace.slot(), query).await.map_err(|error| failed(&error))?;
         let Reply::Namespace(Some(namespace)) = reply else {
-            return Err(failed(wrong_reply("namespace")).into());
+            return Err(failed(&wrong_reply("namespace")).into());
         };
         Ok(Response::new(v1::WhoAmIResponse {
             account: Bytes::copy_from_slice(caller.account.as_bytes()),
@@ -78,8 +79,9 @@ impl Accounts for AccountsService {
         let _admitted = self.core.admit()?;
         let caller = auth::caller(&self.core.meta, request.metadata()).await?;
         let query = Query::Devices { account: caller.account };
-        let reply = self.core.meta.query(caller.account.slot(), query).await.map_err(failed)?;
-        let Reply::Devices(rows) = reply else { return Err(failed(wrong_reply("devices")).into()) };
+        let reply =
+            self.core.meta.query(caller.account.slot(), query).await.map_err(|error| failed(&error))?;
+        let Reply::Devices(rows) = reply else { return Err(failed(&wrong_reply("devices")).into()) };
         let devices = rows.into_iter().map(|(device, row)| v1::Device {
             device: Bytes::copy_from_slice(device.as_bytes()),
             name: row.name,

@@ -23,8 +23,8 @@ use crate::path::RemotePath;
 use crate::sessions::Session;
 use crate::uploads::begin::Beginning;
 
-fn failed(error: metaraft::api::MetaError) -> Failure {
-    Failure::from_meta(&error, "upload")
+fn failed(error: &metaraft::api::MetaError) -> Failure {
+    Failure::from_meta(error, "upload")
 }
 
 /// Pins what may be skipped, and marks it as durable in the sessions.
@@ -45,7 +45,7 @@ pub(crate) async fn pin_readable(core: &Core, caller: &Caller, begun: &[Beginnin
             }
         }
     }
-    let pinned = core.meta.pin(&pins).await.map_err(failed)?;
+    let pinned = core.meta.pin(&pins).await.map_err(|error| failed(&error))?;
     for ((number, place), pinned) in places.into_iter().zip(pinned) {
         if pinned {
             sessions[number].mark_durable([place]);
@@ -65,7 +65,7 @@ async fn mark_held(
     if contents.is_empty() {
         return Ok(());
     }
-    let held = core.meta.namespace_holds(caller.namespace, contents).await.map_err(failed)?;
+    let held = core.meta.namespace_holds(caller.namespace, contents).await.map_err(|error| failed(&error))?;
     for (readable, _held) in readable.iter_mut().zip(held).filter(|(_readable, held)| *held) {
         readable.fill(true);
     }
@@ -98,7 +98,7 @@ async fn mark_current(
         asked.extend(beginning.hint.clone().map(|hint| (number, hint)));
     }
     let paths: Vec<RemotePath> = asked.iter().map(|(_number, path)| path.clone()).collect();
-    let resolved = core.meta.resolve(caller.namespace, &paths).await.map_err(failed)?;
+    let resolved = core.meta.resolve(caller.namespace, &paths).await.map_err(|error| failed(&error))?;
     let mut interested: HashMap<ContentId, Vec<usize>> = HashMap::new();
     for ((number, path), resolved) in asked.iter().zip(&resolved) {
         if let Some(content) = content_at(path, resolved) {
@@ -106,7 +106,7 @@ async fn mark_current(
         }
     }
     let contents: Vec<ContentId> = interested.keys().copied().collect();
-    let rows = core.meta.contents(&contents).await.map_err(failed)?;
+    let rows = core.meta.contents(&contents).await.map_err(|error| failed(&error))?;
     let mut left = LOOK_BATCH_ENTRIES_MAX;
     for (content, row) in rows {
         let numbers = interested.remove(&content).unwrap_or_default();

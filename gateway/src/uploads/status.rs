@@ -17,13 +17,13 @@ use crate::meta::wrong_reply;
 use crate::release;
 use crate::sessions::session_gone;
 
-fn failed(error: MetaError) -> Failure {
-    Failure::from_meta(&error, "upload")
+fn failed(error: &MetaError) -> Failure {
+    Failure::from_meta(error, "upload")
 }
 
 async fn row_of(core: &Core, caller: &Caller, upload: &[u8]) -> Result<Option<UploadRow>, Failure> {
     let upload = convert::upload_id(upload)?;
-    let rows = core.meta.uploads(caller.namespace, vec![upload]).await.map_err(failed)?;
+    let rows = core.meta.uploads(caller.namespace, vec![upload]).await.map_err(|error| failed(&error))?;
     Ok(rows.into_iter().next().flatten())
 }
 
@@ -38,12 +38,17 @@ pub(crate) async fn status(
         v1::UploadStatusResponse { expires_ms: row.expires_ms, ..v1::UploadStatusResponse::default() };
     match row.state {
         UploadState::Open | UploadState::Held { .. } => {
-            let session = core.sessions.load(&core.meta, caller.namespace, &row).await.map_err(failed)?;
-            session.refresh_durable(&core.meta).await.map_err(failed)?;
+            let session = core
+                .sessions
+                .load(&core.meta, caller.namespace, &row)
+                .await
+                .map_err(|error| failed(&error))?;
+            session.refresh_durable(&core.meta).await.map_err(|error| failed(&error))?;
             response.missing = session.missing();
         }
         UploadState::Committed { entry, version } => {
-            let paths = core.meta.paths(caller.namespace, vec![entry]).await.map_err(failed)?;
+            let paths =
+                core.meta.paths(caller.namespace, vec![entry]).await.map_err(|error| failed(&error))?;
             let mut committed = v1::Entry { id: entry.0, version: version.0, ..v1::Entry::default() };
             committed.set_kind(v1::EntryKind::File);
             committed.size = row.size;
@@ -74,15 +79,16 @@ pub(crate) async fn abort(
     let row = row_of(core, caller, upload).await?;
     let session = match &row {
         Some(row) if !matches!(row.state, UploadState::Committed { .. }) => {
-            Some(core.sessions.load(&core.meta, namespace, row).await.map_err(failed)?)
+            Some(core.sessions.load(&core.meta, namespace, row).await.map_err(|error| failed(&error))?)
         }
         _ => None,
     };
     let step = DataStep::UploadAbort { namespace, upload: id };
-    let outcome = core.meta.step(namespace.slot(), request.step(0), step).await.map_err(failed)?;
+    let outcome =
+        core.meta.step(namespace.slot(), request.step(0), step).await.map_err(|error| failed(&error))?;
     core.sessions.remove(namespace, id);
     let StepOutcome::Aborted { holder, release } = outcome else {
-        return Err(failed(wrong_reply("abort")));
+        return Err(failed(&wrong_reply("abort")));
     };
     if let Some(release) = release {
         release::execute(&core.meta, &core.source, namespace, &[release]).await?;
