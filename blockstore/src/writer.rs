@@ -20,6 +20,8 @@
 //! - A failed write (other than for want of space) or a failed sync fences the disk; it is never tried again.
 //! - After a write that ran out of space its extent is never appended to, so torn bytes lie only at the end of one.
 
+mod deletion;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
@@ -34,9 +36,7 @@ use crate::disk_core::Core;
 use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, punch_hole, write_parts};
 use crate::index::{ExtentFigures, IndexBatch, IndexError, Row, ScrubCursor, Totals};
 use crate::reader::{ReadFault, read_range};
-use crate::record::{
-    BOUNDARY, ExtentNumber, Head, Place, ShardHeader, ShardName, encode_front, record_bytes,
-};
+use crate::record::{BOUNDARY, ExtentNumber, Place, ShardHeader, ShardName, encode_front, record_bytes};
 
 /// Most that one batch writes before its sync, unless a single record is larger.
 pub(crate) const BATCH_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -438,109 +438,6 @@ impl Writer {
         Ok(batch)
     }
 
-    /// Takes rows out of the index and out of the figures of their extents.
-    fn remove_rows(&mut self, batch: &mut IndexBatch, rows: &[(ShardName, Row)]) -> Result<(), IndexError> {
-        for (name, row) in rows {
-            batch.remove(*name, row);
-            self.totals.shards = self.totals.shards.saturating_sub(1);
-            let figures = self.extents.entry(row.place.extent).or_default();
-            figures.shards = figures.shards.saturating_sub(1);
-            batch.set_extent(row.place.extent, Some(figures))?;
-        }
-        Ok(())
-    }
-
-    /// Puts tombstones over records and syncs them.
-    fn bury(&self, rows: &[(ShardName, Row)]) -> Result<(), String> {
-        let mut files = BTreeMap::new();
-        let mut all = || -> io::Result<()> {
-            for (name, row) in rows {
-                let file = match self.core.extents.file(row.place.extent) {
-                    Ok(file) => file,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error),
-                };
-                // Beyond the end of a truncated extent there is nothing to bury.
-                if row.place.offset < file.metadata()?.len() {
-                    let tombstone = Head::Tombstone(row.header(*name));
-                    self.core.extents.write_tombstone(&file, row.place, &tombstone)?;
-                    files.insert(row.place.extent, file);
-                }
-            }
-            files.values().try_for_each(|file| file.sync_data())
-        };
-        all().map_err(|error| {
-            self.core.fence(&format!("a deletion could not be made durable: {error}"));
-            error.to_string()
-        })
-    }
-
-    /// Gives the space of deleted records back. A failure costs space, nothing else.
-    fn give_back(&mut self, rows: &[(ShardName, Row)]) {
-        let touched: BTreeSet<ExtentNumber> = rows.iter().map(|(_, row)| row.place.extent).collect();
-        for (_, row) in rows {
-            if let Ok(file) = self.core.extents.file(row.place.extent)
-                && let Err(error) = punch_hole(&file, row.place.offset, record_bytes(row.payload_length))
-            {
-                tracing::debug!(%error, extent = %row.place.extent, "no hole was punched");
-            }
-        }
-        for extent in touched {
-            self.unlink_if_dead(extent);
-            self.core.measure_extent(extent);
-        }
-    }
-
-    /// Removes an extent in which nothing lives any more.
-    fn unlink_if_dead(&mut self, extent: ExtentNumber) {
-        let dead =
-            self.extents.get(&extent).is_some_and(|figures| figures.shards == 0 && !figures.unreadable);
-        let active = self.active.as_ref().is_some_and(|active| active.extent == extent);
-        if !dead || active {
-            return;
-        }
-        self.extents.remove(&extent);
-        let mut batch = IndexBatch::default();
-        let batch = batch.set_extent(extent, None).map(|()| batch);
-        if self.commit(batch, false).is_err() {
-            return;
-        }
-        if let Err(error) = self.core.extents.remove(extent) {
-            tracing::warn!(%error, %extent, "an empty extent was not removed");
-        }
-    }
-
-    fn delete(&mut self, names: &[ShardName]) -> Result<u64, String> {
-        if let Some(reason) = self.core.refuses_reads() {
-            return Err(reason);
-        }
-        let unique: BTreeSet<ShardName> = names.iter().copied().collect();
-        let mut rows = Vec::new();
-        for name in unique {
-            match self.core.index.row(name) {
-                Ok(row) => rows.extend(row.map(|row| (name, row))),
-                Err(error) => {
-                    self.core.fence_for_index(&error);
-                    return Err(error.to_string());
-                }
-            }
-        }
-        self.delete_rows(&rows)?;
-        Ok(rows.len() as u64)
-    }
-
-    fn delete_rows(&mut self, rows: &[(ShardName, Row)]) -> Result<(), String> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        self.bury(rows)?;
-        let mut batch = IndexBatch::default();
-        let batch = self.remove_rows(&mut batch, rows).map(|()| batch);
-        self.commit(batch, true)?;
-        self.give_back(rows);
-        Ok(())
-    }
-
     fn raise_epochs(&mut self, epochs: &[(VolumeId, Epoch)]) {
         let mut batch = IndexBatch::default();
         let mut raised = false;
@@ -578,15 +475,6 @@ impl Writer {
                 );
             }
             Ok(_known_or_gone) => {}
-            Err(error) => self.core.fence_for_index(&error),
-        }
-    }
-
-    /// Finishes a deletion that a crash cut short.
-    fn forget(&mut self, name: ShardName, row: &Row) {
-        match self.core.index.row(name) {
-            Ok(Some(now)) if now == *row => drop(self.delete_rows(&[(name, *row)])),
-            Ok(_changed) => {}
             Err(error) => self.core.fence_for_index(&error),
         }
     }
