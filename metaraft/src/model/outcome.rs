@@ -56,7 +56,7 @@ pub enum StepOutcome {
     },
     /// [`super::command::DataStep::ContentRelease`].
     Released {
-        /// Set if the content died (now or before, and is still queued).
+        /// Set if the content died by this very release (now or before, and is still queued).
         dead: Option<DeadContent>,
     },
     /// [`super::command::DataStep::ChunksPin`]: for each chunk, whether it is there and now pinned.

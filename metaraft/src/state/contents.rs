@@ -18,8 +18,11 @@ use super::rows::{DeadContentRow, UseRow};
 use super::txn::{Group, invalid};
 use super::versions::has_rows;
 use crate::model::command::StepError;
-use crate::model::outcome::StepOutcome;
+use crate::model::outcome::{DeadContent, StepOutcome};
 use crate::model::row::ContentRow;
+
+/// Deaths of one content that wait for its chunks to be let go: it is made anew between two.
+const DEAD_ROWS_MAX: usize = 1000;
 
 fn changed(what: &str) -> StepError {
     StepError::Changed { what: what.to_owned() }
@@ -90,19 +93,26 @@ impl Group<'_, '_> {
         if self.contains(&reference) {
             self.delete(&reference);
             if self.first_key(&keys::content_refs(content)).is_none() {
-                self.content_die(content)?;
+                self.content_die(content, namespace, generation)?;
             }
         }
-        let dead = self.scan::<DeadContentRow>(&keys::dead_contents(content), 1)?.pop();
-        Ok(StepOutcome::Released { dead })
+        let queued: Vec<DeadContentRow> = self.scan(&keys::dead_contents(content), DEAD_ROWS_MAX)?;
+        let own = queued.into_iter().find(|row| row.namespace == namespace && row.generation == generation);
+        Ok(StepOutcome::Released { dead: own.map(|row| row.dead) })
     }
 
-    fn content_die(&mut self, content: ContentId) -> Result<(), StepError> {
+    fn content_die(
+        &mut self,
+        content: ContentId,
+        namespace: NamespaceId,
+        generation: u64,
+    ) -> Result<(), StepError> {
         let key = keys::content(content);
         if let Some(ContentRow { holder, list, .. }) = self.get(&key)? {
             self.delete(&key);
-            let dead = DeadContentRow { content, holder, list };
-            self.put(&keys::dead_content(content, holder), &dead);
+            let dead = DeadContent { content, holder, list };
+            let row = DeadContentRow { dead, namespace, generation };
+            self.put(&keys::dead_content(content, holder), &row);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use engine::cluster::{Location, SlotRange};
 use engine::code::Code;
-use engine::ids::{ClusterId, DiskId, EntryId, Epoch, NodeId, SlotId};
+use engine::ids::{ClusterId, DiskId, EntryId, Epoch, NamespaceId, NodeId, SlotId};
 use serde::{Deserialize, Serialize};
 
 use crate::model::outcome::DeadContent;
@@ -128,7 +128,16 @@ pub(super) struct UseRow {
 }
 
 /// A dead content, until the references to its chunks are gone.
-pub(super) type DeadContentRow = DeadContent;
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DeadContentRow {
+    /// What is to be let go.
+    pub dead: DeadContent,
+    /// Whose release was the last one: only that one, repeated, answers with this row, so that none is forgotten
+    /// when a content dies twice.
+    pub namespace: NamespaceId,
+    /// And of which generation.
+    pub generation: u64,
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,1 +1,181 @@
+//! Random interleavings of many sessions over one and three groups, in memory: uploads, aborts, releases and edits
+//! proceed one command at a time in the order of `docs/metadata.md`, and between any two commands they may crash,
+//! be continued by another gateway, wake up late beside it, or have a command delivered twice.
+//!
+//! After every command the invariants of the whole state are checked ([`invariants`]); followers of the journals are
+//! compared with the trees ([`follower`]).
+//!
+//! A failure prints its seed: `KEEPSTONE_SEED=n` runs that one alone, `KEEPSTONE_SEEDS=n` runs as many.
 
+mod abort;
+mod cleaner;
+mod editor;
+mod follower;
+mod invariants;
+mod upload;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use rand::Rng;
+
+use self::abort::Abort;
+use self::cleaner::Cleaner;
+use self::follower::Follower;
+use self::upload::Upload;
+use self::world::{Progress, World};
+
+/// Seeds that are run unless `KEEPSTONE_SEEDS` says otherwise.
+const SEEDS: u64 = 60;
+
+/// Commands, about, in one run.
+const STEPS: usize = 400;
+
+/// Actors at once.
+const ACTORS_MAX: usize = 8;
+
+/// Somebody who does a row of commands.
+#[derive(Clone)]
+enum Actor {
+    Upload(Upload),
+    Abort(Abort),
+    Cleaner(Cleaner),
+}
+
+impl Actor {
+    fn step(&mut self, world: &mut World) -> Progress {
+        match self {
+            Self::Upload(actor) => actor.step(world),
+            Self::Abort(actor) => actor.step(world),
+            Self::Cleaner(actor) => actor.step(world),
+        }
+    }
+}
+
+/// What may befall actors in a run.
+#[derive(Clone, Copy, Debug)]
+struct Faults {
+    crashes: bool,
+    jumps: bool,
+}
+
+fn run(seed: u64, groups: u16, faults: Faults) {
+    let mut world = World::new(seed, groups);
+    let mut actors: Vec<Actor> = Vec::new();
+    let mut followers = Follower::some(&world);
+    for _ in 0..STEPS {
+        if actors.len() < ACTORS_MAX && world.random.random_bool(0.25) {
+            actors.push(begin(&mut world));
+        }
+        if actors.is_empty() || world.random.random_bool(0.3) {
+            editor::edit(&mut world);
+        } else {
+            advance(&mut world, &mut actors, faults);
+        }
+        if faults.jumps && world.random.random_bool(0.005) {
+            world.time_ms += world.random.random_range(1..60) * 3_600_000;
+        }
+        invariants::check(&world);
+        let some = world.random.random_range(0..followers.len());
+        if world.random.random_bool(0.1) {
+            followers[some].follow(&world);
+        }
+    }
+    settle(&mut world, actors, faults);
+    for mut follower in followers {
+        follower.follow(&world);
+    }
+}
+
+fn begin(world: &mut World) -> Actor {
+    match world.random.random_range(0..10) {
+        0..7 => Actor::Upload(Upload::new(world)),
+        7 => match world.some_upload() {
+            Some(upload) => Actor::Abort(Abort::new(world, &upload)),
+            None => Actor::Upload(Upload::new(world)),
+        },
+        _ => Actor::Cleaner(Cleaner::new(world)),
+    }
+}
+
+/// One command of one actor, or a crash before it.
+fn advance(world: &mut World, actors: &mut Vec<Actor>, faults: Faults) {
+    let index = world.random.random_range(0..actors.len());
+    if faults.crashes && world.random.random_bool(0.06) {
+        match (&actors[index], world.random.random_range(0..4)) {
+            // Nobody goes on with it.
+            (_, 0) => drop(actors.swap_remove(index)),
+            // Another gateway goes on from the start, while this one may wake up later.
+            (Actor::Upload(upload), 1..=2) => actors.push(Actor::Upload(upload.taken_over(world))),
+            // Somebody gives it up, while this one may wake up later.
+            (Actor::Upload(upload), _) => actors.push(Actor::Abort(Abort::new(world, &upload.session()))),
+            // The very same commands, by two at once.
+            (other, _) => actors.push(other.clone()),
+        }
+        return;
+    }
+    if actors[index].step(world) == Progress::Ended {
+        let ended = actors.swap_remove(index);
+        if let Actor::Upload(upload) = ended
+            && upload.failed()
+        {
+            actors.push(Actor::Abort(Abort::new(world, &upload.session())));
+        }
+    }
+}
+
+/// Lets everybody finish, without faults, and looks for what should have been cleaned up.
+fn settle(world: &mut World, mut actors: Vec<Actor>, faults: Faults) {
+    for _ in 0..20_000 {
+        if actors.is_empty() {
+            actors.extend(Cleaner::needed(world).map(Actor::Cleaner));
+            if actors.is_empty() {
+                break;
+            }
+        }
+        advance(world, &mut actors, Faults { crashes: false, jumps: false });
+        invariants::check(world);
+    }
+    assert!(actors.is_empty(), "actors never end");
+    invariants::check_quiet(world, faults.crashes || faults.jumps);
+}
+
+fn seeds() -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    match number("KEEPSTONE_SEED") {
+        Some(seed) => vec![seed],
+        None => {
+            let first: u64 = rand::random::<u32>().into();
+            (0..number("KEEPSTONE_SEEDS").unwrap_or(SEEDS)).map(|seed| first + seed).collect()
+        }
+    }
+}
+
+fn run_all(groups: u16, faults: Faults) {
+    for seed in seeds() {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed, groups, faults))) {
+            println!("KEEPSTONE_SEED={seed} failed: groups={groups} {faults:?}");
+            resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn one_group_keeps_its_invariants_without_faults_and_leaves_no_garbage() {
+    run_all(1, Faults { crashes: false, jumps: false });
+}
+
+#[test]
+fn three_groups_keep_their_invariants_without_faults_and_leave_no_garbage() {
+    run_all(3, Faults { crashes: false, jumps: false });
+}
+
+#[test]
+fn one_group_keeps_its_invariants_through_crashes_and_late_wakers() {
+    run_all(1, Faults { crashes: true, jumps: true });
+}
+
+#[test]
+fn three_groups_keep_their_invariants_through_crashes_and_late_wakers() {
+    run_all(3, Faults { crashes: true, jumps: true });
+}
