@@ -163,12 +163,15 @@ impl Read for View<'_> {
 #[derive(Clone, Copy, Debug)]
 pub struct Savepoint(usize);
 
+/// A key, and what a write replaced there in a transaction's changes, if there was anything.
+type Replaced = (Vec<u8>, Option<Option<Vec<u8>>>);
+
 /// Changes over a consistent view, seen by its own reads.
 pub struct Txn<'a> {
     view: View<'a>,
     changes: Changes,
     /// What each write replaced in `changes`, oldest first.
-    undo: Vec<(Vec<u8>, Option<Option<Vec<u8>>>)>,
+    undo: Vec<Replaced>,
 }
 
 impl<'a> Txn<'a> {

@@ -128,6 +128,10 @@ impl Leaders {
 fn is_final(status: &Status) -> bool {
     matches!(
         status.code(),
-        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::NotFound | Code::OutOfRange
+        Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::NotFound
+            | Code::OutOfRange
     )
 }

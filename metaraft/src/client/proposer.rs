@@ -92,9 +92,9 @@ async fn propose(
     });
     match called.await {
         Ok(outcomes) if outcomes.len() == count => Ok(outcomes),
-        Ok(outcomes) => Err(ProposeError::Refused {
-            reason: format!("{} outcomes for {count} commands", outcomes.len()),
-        }),
+        Ok(outcomes) => {
+            Err(ProposeError::Refused { reason: format!("{} outcomes for {count} commands", outcomes.len()) })
+        }
         Err(GaveUp::Deadline { last_failure }) => Err(ProposeError::Unavailable { last_failure }),
         Err(GaveUp::Refused { reason }) => Err(ProposeError::Refused { reason }),
     }

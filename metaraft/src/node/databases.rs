@@ -32,7 +32,8 @@ impl Databases {
         };
         std::fs::create_dir_all(directory).map_err(failed("make the data directory"))?;
         let log = LogDatabase::open(&directory.join("log")).map_err(failed("open the log database"))?;
-        let witness = Witness::open(&directory.join("log.witness")).map_err(failed("open the log's witness"))?;
+        let witness =
+            Witness::open(&directory.join("log.witness")).map_err(failed("open the log's witness"))?;
         let state = StateDatabase::open(&directory.join("state"), groups.iter().copied())
             .map_err(failed("open the state database"))?;
         // The files just made must not vanish with a power cut while what they promise stays.

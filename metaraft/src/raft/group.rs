@@ -26,8 +26,8 @@ pub const COMMAND_BYTES_MAX: usize = 4 * 1024 * 1024;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 const HEARTBEAT_MS: u64 = 150;
-const ELECTION_MS_MIN: u64 = 500;
-const ELECTION_MS_MAX: u64 = 900;
+const ELECTION_MS_MIN: u64 = 450;
+const ELECTION_MS_MAX: u64 = 750;
 /// How long a node waits for the one before it to found a group.
 const FOUND_DELAY: Duration = Duration::from_millis(1500);
 

@@ -102,7 +102,8 @@ pub(crate) struct LogDatabase {
 impl LogDatabase {
     /// Opens it, or makes it.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let db = DB::open(&options(), path).map_err(|error| database_error("open the log database", &error))?;
+        let db =
+            DB::open(&options(), path).map_err(|error| database_error("open the log database", &error))?;
         Ok(Self { db })
     }
 
@@ -237,11 +238,7 @@ pub(crate) fn put_entries(
 }
 
 /// Adds the removal of all entries after `last` to a batch.
-pub(crate) fn truncate_after(
-    batch: &mut WriteBatch,
-    group: GroupId,
-    last: Option<LogId>,
-) -> io::Result<()> {
+pub(crate) fn truncate_after(batch: &mut WriteBatch, group: GroupId, last: Option<LogId>) -> io::Result<()> {
     let from = last.map_or(0, |last| last.index + 1);
     batch.delete_range(entry_key(group, from), key(group, BEYOND_ENTRIES));
     match last {

@@ -35,6 +35,8 @@ pub(crate) struct Tail(Mutex<TailState>);
 
 struct TailState {
     ends: LogEnds,
+    /// The index of the log's first entry, or where it would be.
+    first: u64,
     entries: VecDeque<Entry>,
     bytes: usize,
     durable_index_next: u64,
@@ -44,7 +46,8 @@ impl Tail {
     /// For a log of which nothing is in memory.
     pub(crate) fn new(ends: LogEnds) -> Self {
         let durable_index_next = ends.last.map_or(0, |last| last.index + 1);
-        Self(Mutex::new(TailState { ends, entries: VecDeque::new(), bytes: 0, durable_index_next }))
+        let first = ends.purged.map_or(0, |purged| purged.index + 1);
+        Self(Mutex::new(TailState { ends, first, entries: VecDeque::new(), bytes: 0, durable_index_next }))
     }
 
     fn lock(&self) -> MutexGuard<'_, TailState> {
@@ -74,6 +77,9 @@ impl TailState {
     }
 
     fn push(&mut self, entry: Entry) {
+        if self.ends.last.is_none() {
+            self.first = entry.log_id.index;
+        }
         self.bytes += entry_bytes(&entry);
         self.ends.last = Some(entry.log_id);
         self.entries.push_back(entry);
@@ -97,6 +103,7 @@ impl TailState {
             }
         }
         self.ends.purged = Some(upto);
+        self.first = upto.index + 1;
         if self.ends.last < Some(upto) {
             self.ends.last = Some(upto);
             self.durable_index_next = self.durable_index_next.max(upto.index + 1);
@@ -142,7 +149,7 @@ impl LogStore {
     async fn read(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let (from, from_memory, mut recent) = {
             let tail = self.tail.lock();
-            let from = from.max(tail.ends.purged.map_or(0, |purged| purged.index + 1));
+            let from = from.max(tail.first);
             let to = to.min(tail.ends.last.map_or(0, |last| last.index + 1));
             if from >= to {
                 return Ok(Vec::new());
@@ -171,8 +178,8 @@ impl LogStore {
         let mut entries = tokio::task::spawn_blocking(older).await.map_err(io::Error::other)??;
         entries.append(&mut recent);
         // What is missing at the beginning must have been purged meanwhile.
-        let purged_next = self.tail.lock().ends.purged.map_or(0, |purged| purged.index + 1);
-        consecutive(from.max(purged_next), entries)
+        let first = self.tail.lock().first;
+        consecutive(from.max(first), entries)
     }
 }
 

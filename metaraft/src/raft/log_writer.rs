@@ -118,7 +118,8 @@ impl LogWriter {
             if matches!(request, LogRequest::Truncate { .. }) {
                 lowered.push(group);
             }
-            let added = if result.is_ok() { self.add(&mut batch, group, &mut after, &request) } else { Ok(()) };
+            let added =
+                if result.is_ok() { self.add(&mut batch, group, &mut after, &request) } else { Ok(()) };
             if let Err(error) = added {
                 result = Err(error.to_string());
             }
@@ -133,7 +134,8 @@ impl LogWriter {
                 LogRequest::Purge { .. } => {}
             }
         }
-        let written = result.and_then(|()| self.write(batch, &ends, &lowered).map_err(|error| error.to_string()));
+        let written =
+            result.and_then(|()| self.write(batch, &ends, &lowered).map_err(|error| error.to_string()));
         if let Err(error) = &written
             && self.failure.is_none()
         {
@@ -162,9 +164,9 @@ impl LogWriter {
     ) -> io::Result<()> {
         match request {
             LogRequest::Append { entries, last, .. } => {
-                let next = ends.last.map_or(0, |last| last.index + 1);
-                if entries.first().is_some_and(|(first, _)| *first != next) {
-                    return Err(io::Error::other(format!("a gap in the log: group={group} next_index={next}")));
+                let gap = |end: LogId| entries.first().is_some_and(|(first, _)| *first != end.index + 1);
+                if let Some(end) = ends.last.filter(|end| gap(*end)) {
+                    return Err(io::Error::other(format!("a gap in the log: group={group} end={end}")));
                 }
                 put_entries(batch, group, entries, last)?;
                 ends.last = Some(*last);

@@ -171,9 +171,8 @@ impl RaftNetworkV2<RaftTypes> for PeerNetwork {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<RaftTypes>, StreamingError<RaftTypes>> {
-        let failed = |error: CallError| {
-            StreamingError::from(self.rpc_error(RPCTypes::InstallSnapshot, error))
-        };
+        let failed =
+            |error: CallError| StreamingError::from(self.rpc_error(RPCTypes::InstallSnapshot, error));
         let SnapshotData::Own(state) = snapshot.snapshot else {
             let why = "a received snapshot is installed, not sent on";
             return Err(StreamingError::Network(NetworkError::from_string(why)));

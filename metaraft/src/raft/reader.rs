@@ -54,8 +54,7 @@ pub(crate) async fn run(raft: Raft, state: StateStore, mut queue: mpsc::Receiver
 }
 
 async fn round(raft: &Raft, state: StateStore, jobs: Vec<QueryJob>) {
-    let (queries, waiters): (Vec<_>, Vec<_>) =
-        jobs.into_iter().map(|job| (job.query, job.reply)).unzip();
+    let (queries, waiters): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.query, job.reply)).unzip();
     let confirmed = tokio::time::timeout(ROUND_TIMEOUT, raft.ensure_linearizable(ReadPolicy::ReadIndex))
         .await
         .map_err(|_elapsed| unavailable("no quorum answered in time"))

@@ -87,7 +87,10 @@ async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<Snapsho
 }
 
 /// Keeps the parts that come over `queue` in `path`. Blocks.
-fn keep(path: &std::path::Path, mut queue: mpsc::Receiver<bytes::Bytes>) -> std::io::Result<ReceivedSnapshot> {
+fn keep(
+    path: &std::path::Path,
+    mut queue: mpsc::Receiver<bytes::Bytes>,
+) -> std::io::Result<ReceivedSnapshot> {
     let mut receiver = SnapshotReceiver::create(path)?;
     while let Some(part) = queue.blocking_recv() {
         receiver.take(&part)?;

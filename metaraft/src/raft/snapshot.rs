@@ -114,12 +114,7 @@ pub(crate) struct SnapshotReceiver {
 impl SnapshotReceiver {
     /// Keeps the parts in `path`, replacing what is there.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            file: BufWriter::new(File::create(path)?),
-            rows: 0,
-            time_ms: None,
-        })
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(File::create(path)?), rows: 0, time_ms: None })
     }
 
     /// Checks and keeps the next part.

@@ -236,7 +236,11 @@ impl Backing for StateView<'_> {
             Source::Live(db) => db.raw_iterator_opt(options),
             Source::Snapshot(snapshot) => snapshot.raw_iterator_opt(options),
         };
-        if reverse { iterator.seek_to_last() } else { iterator.seek_to_first() }
+        if reverse {
+            iterator.seek_to_last()
+        } else {
+            iterator.seek_to_first()
+        }
         let mut rows = Vec::new();
         while rows.len() < limit
             && let Some((key, value)) = iterator.item()

@@ -16,9 +16,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 
 use super::snapshot::{ReceivedSnapshot, SnapshotData};
 use super::state_database::{PinnedState, StateDatabase, StateMeta};
-use super::types::{
-    Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes,
-};
+use super::types::{Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes};
 use crate::app::App;
 use crate::kv::{Txn, View};
 
@@ -36,9 +34,7 @@ pub(crate) struct StateStore {
     app: Arc<dyn App>,
 }
 
-async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

@@ -66,8 +66,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
         let what = std::any::type_name::<T>();
         io::Error::new(io::ErrorKind::InvalidData, format!("cannot decode {what}: {why}"))
     };
-    let (value, rest) =
-        postcard::take_from_bytes(bytes).map_err(|error| malformed(error.to_string()))?;
+    let (value, rest) = postcard::take_from_bytes(bytes).map_err(|error| malformed(error.to_string()))?;
     if rest.is_empty() { Ok(value) } else { Err(malformed(format!("{} bytes left over", rest.len()))) }
 }
 
@@ -76,7 +75,8 @@ pub(crate) fn entry_bytes(entry: &Entry) -> usize {
     const OVERHEAD_BYTES: usize = 128;
     match &entry.payload {
         openraft::EntryPayload::Normal(batch) => {
-            batch.commands.iter().map(|command| command.len() + OVERHEAD_BYTES / 2).sum::<usize>() + OVERHEAD_BYTES
+            batch.commands.iter().map(|command| command.len() + OVERHEAD_BYTES / 2).sum::<usize>()
+                + OVERHEAD_BYTES
         }
         _ => OVERHEAD_BYTES,
     }

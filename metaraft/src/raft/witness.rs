@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(witness.read(GroupId(3)).unwrap(), acknowledged);
         assert_eq!(witness.read(GroupId(2)).unwrap(), Acknowledged::default());
         assert_eq!(witness.read(GroupId(4)).unwrap(), Acknowledged::default());
-        witness.file.write_all_at(&[0xff], offset_bytes(GroupId(3)) + 9).unwrap();
+        witness.file.write_all_at(&[0], offset_bytes(GroupId(3)) + 9).unwrap();
         assert_eq!(witness.read(GroupId(3)).unwrap(), Acknowledged::default());
     }
 }

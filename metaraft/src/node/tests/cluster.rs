@@ -19,6 +19,12 @@ use crate::node::{MetaConfig, MetaNode, StartError};
 /// How long a test waits for anything that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Runs a test on a runtime of its own.
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(4).enable_all().build().unwrap().block_on(test);
+}
+
 /// The certificates of one installation.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -37,13 +43,7 @@ impl Authority {
         self.issue_for(self.cluster, directory, role, node)
     }
 
-    pub(crate) fn issue_for(
-        &self,
-        cluster: ClusterId,
-        directory: &Path,
-        role: Role,
-        node: u64,
-    ) -> TlsFiles {
+    pub(crate) fn issue_for(&self, cluster: ClusterId, directory: &Path, role: Role, node: u64) -> TlsFiles {
         let peer = Peer { cluster, role, node: NodeId(node) };
         let mut params = CertificateParams::new(vec![INTERNAL_NAME.to_owned()]).unwrap();
         params.subject_alt_names.push(SanType::URI(peer.uri().try_into().unwrap()));
@@ -155,6 +155,16 @@ impl Cluster {
         })
         .await;
         leader
+    }
+
+    /// Which of these nodes leads `group` now, by its own account.
+    pub(crate) fn leader_among(&self, nodes: &[u64], group: GroupId) -> Option<u64> {
+        let leads = |node: &u64| {
+            self.nodes
+                .get(node)
+                .is_some_and(|started| started.group(group).is_some_and(|group| group.is_leader()))
+        };
+        nodes.iter().copied().find(leads)
     }
 
     /// Waits until all nodes that are up have applied the same.

@@ -5,16 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use engine::ids::{GroupId, NodeId, ROOT_GROUP};
 
-use super::cluster::{Cluster, wait_for};
+use super::cluster::{Cluster, run, wait_for};
 use crate::node::GroupError;
 
 const DATA: GroupId = GroupId(1);
-const RUNTIME: &str = "a runtime";
-
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().expect(RUNTIME);
-    runtime.block_on(test);
-}
 
 #[test]
 fn commands_are_applied_and_refused_ones_leave_nothing() {
