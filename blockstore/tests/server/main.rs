@@ -1,5 +1,7 @@
 //! A storage node and its client over mutual TLS on loopback, and its heartbeats.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
+
 mod heartbeats;
 mod support;
 
