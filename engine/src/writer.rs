@@ -7,7 +7,8 @@
 //!    every attempt has a new one.
 //!
 //! The rule: a stripe is reported written when every shard is durable. Only when no volume is left whose members are
-//! all healthy may it be reported with shards missing: at least `k + 1` durable ones, or two copies of a small stripe.
+//! all healthy may it be reported with shards missing: at least `k + 1` durable ones, or two copies of a small stripe
+//! in a volume of which `k + 1` members are healthy.
 //! What is missing is in the record, which the caller commits: the queue for repair.
 
 use std::sync::Arc;
@@ -71,7 +72,7 @@ pub enum WriteStripeError {
     NotEnoughDisks {
         /// Most shards of one attempt that became durable.
         durable: usize,
-        /// Fewest that may be acknowledged.
+        /// Fewest members of a volume that must take writes.
         needed: usize,
         /// What went wrong.
         failed: Vec<FailedPut>,
@@ -154,6 +155,20 @@ impl<'a> View<'a> {
             .collect()
     }
 
+    /// Whether enough members take writes for a coded stripe. Small stripes keep to it as well: a cluster that is so
+    /// short of disks that it refuses large files must not take small ones as if nothing were wrong.
+    fn takes_stripes(&self, volume: &Volume) -> bool {
+        self.healthy(volume).count() >= durable_shards_min(volume.code, StripeLayout::Coded)
+    }
+
+    /// Whether a stripe that has enough durable shards may be acknowledged: a whole one always, a short one only in a
+    /// volume that still takes stripes.
+    fn may_acknowledge(&self, record: &StripeRecord) -> bool {
+        record.missing.is_empty()
+            || record.shape.layout == StripeLayout::Coded
+            || self.map.volume(record.stripe.volume()).is_some_and(|volume| self.takes_stripes(volume))
+    }
+
     fn open(&self) -> impl Iterator<Item = &'a Volume> + use<'a> {
         self.map.volumes.iter().filter(|volume| volume.open && volume.members.len() == volume.code.total())
     }
@@ -221,13 +236,13 @@ impl<S: ShardStore, T: Timer, E: Entropy> StripeWriter<S, T, E> {
                 break;
             }
         }
-        let needed =
-            best.as_ref().map_or_else(|| durable_shards_min(map.code, sealed.layout()), Attempt::needed);
         match best {
-            Some(best) if best.durable() >= needed => {
+            Some(best) if best.durable() >= best.needed() && view.may_acknowledge(&best.record) => {
                 Ok(WrittenStripe { record: best.record, failed: view.failed })
             }
             best => {
+                let code = best.as_ref().map_or(map.code, |best| best.record.code);
+                let needed = durable_shards_min(code, StripeLayout::Coded);
                 let durable = best.map_or(0, |best| best.durable());
                 Err(WriteStripeError::NotEnoughDisks { durable, needed, failed: view.failed })
             }
@@ -243,7 +258,7 @@ impl<S: ShardStore, T: Timer, E: Entropy> StripeWriter<S, T, E> {
             let used = used_positions(volume.code, stripe, layout);
             return Some(Target { volume, stripe, used, sent: used });
         }
-        let open: Vec<&Volume> = view.open().collect();
+        let open: Vec<&Volume> = view.open().filter(|volume| view.takes_stripes(volume)).collect();
         let draws = match layout {
             StripeLayout::Coded => open.clone(),
             StripeLayout::Copies => (0..ID_DRAWS_MAX).filter_map(|_draw| self.pick(&open)).collect(),
