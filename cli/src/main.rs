@@ -1,1 +1,87 @@
-fn main() {}
+//! The one binary, `keepstone`: parses, composes, calls, prints.
+//!
+//! Exit codes: 0 done, 1 failed in part or whole (what and why is on standard error, and in the JSON document),
+//! 2 usage. Standard output carries results only: with `--json`, exactly one JSON document.
+
+mod args;
+mod bootstrap;
+mod commands;
+mod config;
+mod cpu;
+mod files;
+mod format;
+mod logging;
+mod output;
+mod pki;
+mod progress;
+mod role;
+mod shutdown;
+mod table;
+mod target;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Arguments, Command};
+use crate::output::Output;
+
+/// Threads that run async work. Few: memory is bounded, and the disk work has threads of its own.
+const ROLE_WORKERS: usize = 3;
+const CLIENT_WORKERS: usize = 2;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output::new(arguments.global.json);
+    let is_role = arguments.command.is_role();
+    logging::start(is_role, arguments.global.log_json);
+    if let Err(error) = cpu::check() {
+        return output.failed(&error);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(if is_role { ROLE_WORKERS } else { CLIENT_WORKERS })
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return output.failed(&anyhow::anyhow!("the async runtime does not start: {error}")),
+    };
+    let done = runtime.block_on(run(arguments, &output));
+    // Blocking work that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    match done {
+        Ok(code) => code,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => output.failed(&error),
+    }
+}
+
+async fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let global = &arguments.global;
+    match arguments.command {
+        Command::Up(up) => up::run(up, output).await,
+        Command::Meta(role) => role::run_meta(&role, output).await,
+        Command::Storage(role) => role::run_storage(&role, output).await,
+        Command::Gateway(role) => role::run_gateway(&role, output).await,
+        Command::Cluster(command) => commands::cluster::run(command, output).await,
+        Command::Admin(command) => commands::admin::run(global, command, output).await,
+        Command::Login(login) => commands::account::login(global, login, output).await,
+        Command::Whoami => commands::account::who_am_i(global, output).await,
+        Command::Devices(command) => commands::account::devices(global, command, output).await,
+        Command::Put(put) => commands::transfer::put(global, put, output).await,
+        Command::Get(get) => commands::transfer::get(global, get, output).await,
+        Command::Cat(cat) => commands::transfer::cat(global, &cat, output).await,
+        Command::Ls(ls) => commands::list::ls(global, &ls, output).await,
+        Command::Stat(stat) => commands::list::stat(global, &stat, output).await,
+        Command::History(history) => commands::versions::history(global, &history, output).await,
+        Command::Restore(restore) => commands::versions::restore(global, &restore, output).await,
+        Command::Mkdir(mkdir) => commands::entries::mkdir(global, mkdir, output).await,
+        Command::Mv(mv) => commands::entries::mv(global, mv, output).await,
+        Command::Cp(cp) => commands::entries::cp(global, cp, output).await,
+        Command::Rm(rm) => commands::entries::rm(global, rm, output).await,
+        Command::Trash(command) => commands::trash::run(global, command, output).await,
+        Command::Completions(completions) => commands::shell::completions(&completions, output),
+        Command::Man(man) => commands::shell::man(&man, output),
+    }
+}

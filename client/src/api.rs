@@ -4,6 +4,7 @@ mod accounts;
 mod admin;
 mod files;
 
+pub use self::admin::{NewAccount, ScrubStream};
 use proto::MESSAGE_BYTES_MAX;
 use proto::v1::accounts_client::AccountsClient;
 use proto::v1::admin_client::AdminClient;

@@ -1,0 +1,149 @@
+//! Arguments of the commands on files.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Args)]
+pub(crate) struct Put {
+    /// Local files, folders and symlinks; folders go with all that is in them.
+    #[arg(required = true, value_name = "LOCAL")]
+    pub(crate) sources: Vec<PathBuf>,
+    /// Where to, absolute in the account's tree. A folder, several sources or a trailing `/` mean "into it".
+    #[arg(value_name = "REMOTE")]
+    pub(crate) target: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// A file or folder of the account's tree; `/` is all of it.
+    #[arg(value_name = "REMOTE")]
+    pub(crate) source: String,
+    /// Where to. An existing folder or a trailing `/` mean "into it".
+    #[arg(value_name = "LOCAL")]
+    pub(crate) target: PathBuf,
+    /// Replace local files that are there already.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cat {
+    /// A file of the account's tree.
+    pub(crate) path: String,
+    /// This version of it, not the current one.
+    #[arg(long, value_name = "N")]
+    pub(crate) version: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// A folder, or a single entry.
+    #[arg(default_value = "/")]
+    pub(crate) path: String,
+    /// Mode, size and modification time as well.
+    #[arg(short, long)]
+    pub(crate) long: bool,
+    /// Folders below as well.
+    #[arg(short = 'R', long)]
+    pub(crate) recursive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stat {
+    /// The entry.
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mkdir {
+    /// The folders.
+    #[arg(required = true)]
+    pub(crate) paths: Vec<String>,
+    /// Make missing parents too, and take a folder that is there already as made.
+    #[arg(short, long)]
+    pub(crate) parents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mv {
+    /// What to move.
+    #[arg(required = true, value_name = "FROM")]
+    pub(crate) sources: Vec<String>,
+    /// Where to. A folder, several sources or a trailing `/` mean "into it".
+    #[arg(value_name = "TO")]
+    pub(crate) target: String,
+    /// What is at the target goes to the trash.
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cp {
+    /// What to copy; folders go with all that is in them.
+    #[arg(required = true, value_name = "FROM")]
+    pub(crate) sources: Vec<String>,
+    /// Where to. A folder, several sources or a trailing `/` mean "into it".
+    #[arg(value_name = "TO")]
+    pub(crate) target: String,
+    /// What is at the target goes to the trash.
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Accepted for habit: folders are always copied whole.
+    #[arg(short, long, hide = true)]
+    pub(crate) recursive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// What to remove.
+    #[arg(required = true)]
+    pub(crate) paths: Vec<String>,
+    /// Folders too, with all that is in them.
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    /// The file.
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The file.
+    pub(crate) path: String,
+    /// The version to bring back, as `keepstone history` shows it.
+    #[arg(long, value_name = "N")]
+    pub(crate) version: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrashCommand {
+    /// Show what is in the trash.
+    Ls,
+    /// Bring an item back.
+    Restore(TrashRestore),
+    /// Delete an item, or everything in the trash, for good.
+    Purge(TrashPurge),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrashRestore {
+    /// Its id, as `keepstone trash ls` shows it.
+    pub(crate) id: u64,
+    /// Where to, if not where it was.
+    #[arg(long, value_name = "REMOTE")]
+    pub(crate) to: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrashPurge {
+    /// Its id, as `keepstone trash ls` shows it.
+    #[arg(required_unless_present = "all")]
+    pub(crate) id: Option<u64>,
+    /// Everything in the trash.
+    #[arg(long, conflicts_with = "id")]
+    pub(crate) all: bool,
+}

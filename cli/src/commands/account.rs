@@ -1,0 +1,125 @@
+//! `login`, `whoami`, `devices`.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bytes::Bytes;
+use client::connection::{ApiClient, ConnectOptions, normalize_endpoint};
+use client::profile::Profile;
+use serde_json::json;
+
+use super::{connect, profile_path, read_password};
+use crate::args::{DevicesCommand, Global, Login};
+use crate::format;
+use crate::output::Output;
+use crate::table::{Side, Table};
+
+pub(crate) async fn login(global: &Global, arguments: Login, output: &Output) -> anyhow::Result<ExitCode> {
+    let ca = std::fs::canonicalize(&arguments.ca)
+        .with_context(|| format!("cannot read the CA certificate {}", arguments.ca.display()))?;
+    let ca_pem =
+        std::fs::read(&ca).with_context(|| format!("cannot read the CA certificate {}", ca.display()))?;
+    let endpoint = normalize_endpoint(&arguments.endpoint);
+    let options = ConnectOptions { endpoint: endpoint.clone(), ca_pem, token: None };
+    let api = ApiClient::connect(&options).await?;
+    let password = read_password(arguments.password_stdin, false).await?;
+    let device_name =
+        arguments.device.or_else(crate::pki::host_name).unwrap_or_else(|| "keepstone".to_owned());
+    let signed_in = api.sign_in(&arguments.email, &password, &device_name).await?;
+    let profile = Profile {
+        endpoint,
+        ca,
+        token: signed_in.token,
+        account: hex::encode(&signed_in.account),
+        device: hex::encode(&signed_in.device),
+    };
+    let path = match arguments.out {
+        Some(path) => path,
+        None => profile_path(global)?,
+    };
+    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        crate::files::make_directory(directory)?;
+    }
+    profile.save(&path)?;
+    let document = json!({
+        "profile": path, "endpoint": profile.endpoint, "account": profile.account,
+        "device": profile.device, "device_name": device_name,
+    });
+    output.print(&document, || {
+        format!("Signed in as {}; the profile is {}", arguments.email, path.display())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn who_am_i(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
+    let api = connect(global).await?;
+    let me = api.who_am_i().await?;
+    let document = json!({
+        "endpoint": api.endpoint(), "account": hex::encode(&me.account), "email": me.email, "name": me.name,
+        "admin": me.admin, "device": hex::encode(&me.device), "device_name": me.device_name,
+        "quota_bytes": me.quota_bytes, "used_bytes": me.used_bytes,
+    });
+    output.print(&document, || {
+        let mut table = Table::new(&[("", Side::Left), ("", Side::Left)]);
+        let mut row = |name: &str, value: String| table.row(vec![name.to_owned(), value]);
+        row("email", me.email.clone());
+        row("name", me.name.clone());
+        row("account", hex::encode(&me.account));
+        row("administrator", if me.admin { "yes" } else { "no" }.to_owned());
+        row("device", format!("{} ({})", me.device_name, hex::encode(&me.device)));
+        row("gateway", api.endpoint().to_owned());
+        let quota = match me.quota_bytes {
+            0 => "no limit".to_owned(),
+            quota => format!("of {}", format::size(quota)),
+        };
+        row("used", format!("{}, {quota}", format::size(me.used_bytes)));
+        table.render()
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn devices(
+    global: &Global,
+    command: DevicesCommand,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        DevicesCommand::Ls => list_devices(global, output).await,
+        DevicesCommand::Revoke { id } => {
+            let device = hex::decode(&id)
+                .with_context(|| format!("{id:?} is not a device's id; `keepstone devices ls` shows them"))?;
+            connect(global).await?.revoke_device(Bytes::from(device)).await?;
+            output.print(&json!({ "revoked": id }), || format!("Revoked {id}"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn list_devices(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
+    let devices = connect(global).await?.list_devices().await?;
+    let rows: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            json!({
+                "device": hex::encode(&device.device), "name": device.name,
+                "created": format::json_time_ms(device.created_ms),
+                "revoked": format::json_time_ms(device.revoked_ms),
+            })
+        })
+        .collect();
+    output.print(&json!({ "devices": rows }), || {
+        let columns =
+            [("DEVICE", Side::Left), ("SIGNED IN", Side::Left), ("STATE", Side::Left), ("NAME", Side::Left)];
+        let mut table = Table::new(&columns);
+        for device in &devices {
+            let state = match device.revoked_ms {
+                0 => "active".to_owned(),
+                revoked => format!("revoked {}", format::time_ms(revoked)),
+            };
+            let created = format::time_ms(device.created_ms);
+            table.row(vec![hex::encode(&device.device), created, state, device.name.clone()]);
+        }
+        table.render()
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,212 @@
+//! `put`, `get`, `cat`.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use client::connection::ApiClient;
+use client::download::{DownloadOptions, DownloadSource, download};
+use client::path::RemotePath;
+use client::report::Failure;
+use client::upload::{UploadSource, upload};
+use proto::v1;
+use serde_json::json;
+
+use super::{connect, entries::look};
+use crate::args::{Cat, Get, Global, Put};
+use crate::output::Output;
+use crate::target::{At, Placement, RemoteTarget, TargetError, placement};
+use crate::{format, progress};
+
+pub(crate) async fn put(global: &Global, arguments: Put, output: &Output) -> anyhow::Result<ExitCode> {
+    let target = RemoteTarget::parse(&arguments.target)?;
+    let api = connect(global).await?;
+    let at = look(&api, &target.path).await?;
+    let placement = placement(arguments.sources.len(), target.trailing_slash, at)
+        .with_context(|| arguments.target.clone())?;
+    let (sources, mut failed) = place_sources(&arguments.sources, &target.path, placement);
+    let started = Instant::now();
+    let mut report = upload(&api, sources, progress::for_transfer(*output)).await;
+    report.failed.append(&mut failed);
+    let elapsed = started.elapsed();
+    let mut document = serde_json::to_value(&report)?;
+    document["elapsed_ms"] = json!(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+    output.print(&document, || {
+        format!(
+            "Put {}, {} in {} ({}); {} sent",
+            format::count(report.files, "file"),
+            format::size(report.bytes),
+            seconds(elapsed),
+            rate(report.bytes, elapsed),
+            format::size(report.bytes_sent),
+        )
+    })?;
+    Ok(output.failures(&report.failed))
+}
+
+fn seconds(elapsed: Duration) -> String {
+    format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+fn rate(bytes: u64, elapsed: Duration) -> String {
+    let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    format!("{}/s", format::size(bytes.saturating_mul(1000) / ms))
+}
+
+/// Where each source goes exactly; and those that have no name to go by.
+fn place_sources(
+    sources: &[PathBuf],
+    target: &RemotePath,
+    placement: Placement,
+) -> (Vec<UploadSource>, Vec<Failure>) {
+    let mut placed = Vec::with_capacity(sources.len());
+    let mut failed = Vec::new();
+    for source in sources {
+        let remote = match placement {
+            Placement::Exact => Ok(target.clone()),
+            Placement::Into => into(source, target),
+        };
+        match remote {
+            Ok(remote) => placed.push(UploadSource { local: source.clone(), remote }),
+            Err(reason) => failed.push(Failure { path: source.display().to_string(), reason }),
+        }
+    }
+    (placed, failed)
+}
+
+fn into(source: &Path, target: &RemotePath) -> Result<RemotePath, String> {
+    // As by `cp -r DIR/. INTO`: what is in the folder goes there, not the folder.
+    let bytes = source.as_os_str().as_bytes();
+    if bytes == b"." || bytes.ends_with(b"/.") {
+        return Ok(target.clone());
+    }
+    let name = match source.file_name() {
+        Some(name) => name.to_owned(),
+        // `..` and `/` have a name, or none, only once it is known where they are.
+        None => std::fs::canonicalize(source)
+            .ok()
+            .and_then(|path| path.file_name().map(OsString::from))
+            .ok_or("it has no name: name the target in full")?,
+    };
+    let name = name.to_str().ok_or("its name is not UTF-8: name the target in full")?;
+    target.join(name).map_err(|error| error.to_string())
+}
+
+pub(crate) async fn get(global: &Global, arguments: Get, output: &Output) -> anyhow::Result<ExitCode> {
+    let remote = RemotePath::parse(&arguments.source)?;
+    let source =
+        place_target(&remote, &arguments.target).with_context(|| arguments.target.display().to_string())?;
+    let api = connect(global).await?;
+    // Before anything is made here.
+    let entry = api.get_entry(&remote).await?;
+    if source.name.is_none() {
+        crate::files::make_directory(&source.folder)?;
+    }
+    anyhow::ensure!(
+        source.name.is_some() || entry.kind() == v1::EntryKind::Folder,
+        "{remote} is not a folder"
+    );
+    let started = Instant::now();
+    let options = DownloadOptions { overwrite: arguments.overwrite };
+    let report = download(&api, vec![source], options, progress::for_transfer(*output)).await;
+    let elapsed = started.elapsed();
+    let mut document = serde_json::to_value(&report)?;
+    document["elapsed_ms"] = json!(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+    output.print(&document, || {
+        format!(
+            "Got {}, {} in {} ({})",
+            format::count(report.files, "file"),
+            format::size(report.bytes),
+            seconds(elapsed),
+            rate(report.bytes, elapsed),
+        )
+    })?;
+    Ok(output.failures(&report.failed))
+}
+
+/// Where what is at `remote` goes exactly.
+fn place_target(remote: &RemotePath, target: &Path) -> anyhow::Result<DownloadSource> {
+    let at = match std::fs::metadata(target) {
+        Ok(metadata) if metadata.is_dir() => At::Folder,
+        Ok(_) => At::Other,
+        // A dangling symlink is something, too.
+        Err(_) if std::fs::symlink_metadata(target).is_ok() => At::Other,
+        Err(_) => At::Nothing,
+    };
+    let trailing_slash = target.as_os_str().as_bytes().ends_with(b"/");
+    // The whole tree has no name: it goes straight into the folder, which may be new.
+    if remote.is_root() {
+        anyhow::ensure!(at != At::Other, TargetError::NotAFolder);
+        return Ok(DownloadSource { remote: remote.clone(), folder: target.to_owned(), name: None });
+    }
+    if placement(1, trailing_slash, at)? == Placement::Into {
+        let name = remote.name().map(OsString::from);
+        return Ok(DownloadSource { remote: remote.clone(), folder: target.to_owned(), name });
+    }
+    let name = target.file_name().context("it has no name")?.to_owned();
+    let folder = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    anyhow::ensure!(folder.is_dir(), "no such folder: {}; make it first", folder.display());
+    Ok(DownloadSource { remote: remote.clone(), folder, name: Some(name) })
+}
+
+pub(crate) async fn cat(global: &Global, arguments: &Cat, output: &Output) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(!output.is_json(), "cat writes the file itself, which is no JSON; leave out --json");
+    let path = RemotePath::parse(&arguments.path)?;
+    let api = connect(global).await?;
+    write_out(&api, &path, arguments.version.unwrap_or(0)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn write_out(api: &ApiClient, path: &RemotePath, version: u64) -> anyhow::Result<()> {
+    let mut stream = api.open_download(path, version).await?;
+    while let Some(data) = stream.next().await? {
+        // A reader that is slow, or a terminal that is held, must not hold up the async work.
+        tokio::task::spawn_blocking(move || std::io::stdout().lock().write_all(&data)).await??;
+    }
+    tokio::task::spawn_blocking(|| std::io::stdout().lock().flush()).await??;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_keep_their_last_name() {
+        let target = RemotePath::parse("/t").unwrap();
+        let into = |source: &str| into(Path::new(source), &target).map(|path| path.to_string());
+        assert_eq!(into("a/b"), Ok("/t/b".to_owned()));
+        assert_eq!(into("a/b/"), Ok("/t/b".to_owned()));
+        assert_eq!(into("a/."), Ok("/t".to_owned()));
+        assert_eq!(into("."), Ok("/t".to_owned()));
+        assert!(into("/").is_err());
+        assert!(into("/tmp/..").is_err(), "it is the root");
+    }
+
+    #[test]
+    fn downloads_go_where_cp_would_put_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::create_dir(at("folder")).unwrap();
+        std::fs::write(at("file"), "").unwrap();
+        let remote = RemotePath::parse("/docs/a").unwrap();
+        let place =
+            |target: PathBuf| place_target(&remote, &target).map(|placed| (placed.folder, placed.name));
+        assert_eq!(place(at("folder")).unwrap(), (at("folder"), Some("a".into())));
+        assert_eq!(place(at("new")).unwrap(), (directory.path().to_owned(), Some("new".into())));
+        assert_eq!(place(at("file")).unwrap(), (directory.path().to_owned(), Some("file".into())));
+        assert!(place(at("new/")).is_err());
+        assert!(place(at("file/")).is_err());
+        assert!(place(at("no/such/folder")).is_err());
+        let all = place_target(&RemotePath::root(), &at("new")).unwrap();
+        assert_eq!((all.folder, all.name), (at("new"), None));
+        assert!(place_target(&RemotePath::root(), &at("file")).is_err());
+    }
+}

@@ -1,0 +1,73 @@
+//! `history`, `restore`.
+
+use std::process::ExitCode;
+
+use client::path::RemotePath;
+use proto::v1;
+use serde_json::{Value, json};
+
+use super::connect;
+use crate::args::{Global, History, Restore};
+use crate::format::{self, json_entry};
+use crate::output::Output;
+use crate::table::{Side, Table};
+
+pub(crate) async fn history(
+    global: &Global,
+    arguments: &History,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let path = RemotePath::parse(&arguments.path)?;
+    let versions = connect(global).await?.list_versions(&path).await?;
+    let document =
+        json!({ "path": path.as_str(), "versions": versions.iter().map(json_version).collect::<Vec<_>>() });
+    output.print(&document, || {
+        let mut table = Table::new(&[
+            ("VERSION", Side::Right),
+            ("", Side::Left),
+            ("STORED", Side::Left),
+            ("SIZE", Side::Right),
+            ("MODIFIED", Side::Left),
+            ("DEVICE", Side::Left),
+        ]);
+        for version in &versions {
+            table.row(vec![
+                version.version.to_string(),
+                if version.current { "current" } else { "" }.to_owned(),
+                format::time_ms(version.created_ms),
+                version.size.to_string(),
+                format::time_ns(version.mtime_ns),
+                hex::encode(&version.device),
+            ]);
+        }
+        table.render()
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn json_version(version: &v1::Version) -> Value {
+    json!({
+        "version": version.version,
+        "current": version.current,
+        "size": version.size,
+        "mode": format!("{:04o}", version.mode),
+        "mtime": format::json_time_ns(version.mtime_ns),
+        "mtime_ns": version.mtime_ns,
+        "created": format::json_time_ms(version.created_ms),
+        "content": hex::encode(&version.content),
+        "device": hex::encode(&version.device),
+    })
+}
+
+pub(crate) async fn restore(
+    global: &Global,
+    arguments: &Restore,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let path = RemotePath::parse(&arguments.path)?;
+    let entry = connect(global).await?.restore_version(&path, arguments.version).await?;
+    output.print(&json_entry(&entry, Some(path.as_str())), || {
+        format!("{path} has the content of version {} again, as version {}", arguments.version, entry.version)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

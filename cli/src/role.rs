@@ -1,0 +1,135 @@
+//! One role of a cluster, running: started from its configuration file, in this process.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use blockstore::node::StorageNode;
+use engine::ids::ROOT_GROUP;
+use gateway::server::Gateway;
+use metaraft::node::MetaNode;
+use metaraft::state::StateMachine;
+use metaraft::warden::Warden;
+use metaraft::warden::liveness::Liveness;
+
+use crate::args::RoleArguments;
+use crate::config;
+use crate::config::gateway::GatewayFile;
+use crate::config::meta::MetaFile;
+use crate::config::storage::StorageFile;
+use crate::output::Output;
+use crate::shutdown::StopSignals;
+
+/// Set by `keepstone up --processes`: the process id with which a role ends.
+pub(crate) const PARENT_VARIABLE: &str = "KEEPSTONE_PARENT";
+/// How long a role may take to stop before its process ends anyway: all that is acknowledged is durable.
+const STOP_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// A metadata node with its warden.
+pub(crate) struct RunningMeta {
+    node: MetaNode,
+    warden: Warden,
+}
+
+impl RunningMeta {
+    pub(crate) async fn start(file: &Path) -> anyhow::Result<Self> {
+        let (parsed, directory) = config::load::<MetaFile>(file)?;
+        let liveness = Arc::new(Liveness::default());
+        let app = Arc::new(StateMachine::new(liveness.clone()));
+        let node = MetaNode::start(parsed.resolve(&directory), app)
+            .await
+            .with_context(|| format!("metadata node {} does not start", parsed.node))?;
+        let root = node.group(ROOT_GROUP).context("a metadata node without a root group")?;
+        let warden = Warden::start(root, liveness);
+        node.set_heartbeat_sink(warden.sink());
+        Ok(Self { node, warden })
+    }
+
+    pub(crate) async fn stop(self) {
+        self.warden.stop().await;
+        drop(self.warden);
+        self.node.stop().await;
+    }
+}
+
+pub(crate) async fn start_storage(file: &Path) -> anyhow::Result<StorageNode> {
+    let (parsed, directory) = config::load::<StorageFile>(file)?;
+    let config = parsed.resolve(&directory).with_context(|| format!("in {}", file.display()))?;
+    StorageNode::start(config).await.with_context(|| format!("storage node {} does not start", parsed.node))
+}
+
+pub(crate) async fn start_gateway(file: &Path) -> anyhow::Result<Gateway> {
+    let (parsed, directory) = config::load::<GatewayFile>(file)?;
+    Gateway::start(parsed.resolve(&directory))
+        .await
+        .with_context(|| format!("gateway {} does not start", parsed.node))
+}
+
+/// Prints the example, or gives the file to start from.
+fn file_or_example<'a>(
+    arguments: &'a RoleArguments,
+    output: &Output,
+    example: impl FnOnce() -> String,
+) -> anyhow::Result<Option<&'a Path>> {
+    if arguments.print_config {
+        let example = example();
+        output.print(&serde_json::json!({ "config": example }), || example.clone())?;
+        return Ok(None);
+    }
+    Ok(Some(arguments.config.as_deref().context("no --config")?))
+}
+
+/// Makes this process end with the one that started it, if that asked for it.
+fn end_with_parent() -> anyhow::Result<()> {
+    let Some(parent) = std::env::var_os(PARENT_VARIABLE) else { return Ok(()) };
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let now = rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero);
+    if now.map(|pid| pid.to_string()).as_deref() != parent.to_str() {
+        anyhow::bail!("the process that started this one has ended");
+    }
+    Ok(())
+}
+
+async fn stop_in_time(role: &str, stop: impl Future<Output = ()>) -> ExitCode {
+    tracing::info!(role, "stops");
+    if tokio::time::timeout(STOP_TIME_MAX, stop).await.is_err() {
+        tracing::warn!(role, "did not stop in time; ends anyway");
+    }
+    ExitCode::SUCCESS
+}
+
+pub(crate) async fn run_meta(arguments: &RoleArguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let Some(file) = file_or_example(arguments, output, || MetaFile::example().render())? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    end_with_parent()?;
+    let mut signals = StopSignals::new()?;
+    let meta = RunningMeta::start(file).await?;
+    signals.wait().await;
+    Ok(stop_in_time("meta", meta.stop()).await)
+}
+
+pub(crate) async fn run_storage(arguments: &RoleArguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let Some(file) = file_or_example(arguments, output, || StorageFile::example().render())? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    end_with_parent()?;
+    let mut signals = StopSignals::new()?;
+    let storage = start_storage(file).await?;
+    signals.wait().await;
+    Ok(stop_in_time("storage", storage.stop()).await)
+}
+
+pub(crate) async fn run_gateway(arguments: &RoleArguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let Some(file) = file_or_example(arguments, output, || GatewayFile::example().render())? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    end_with_parent()?;
+    let mut signals = StopSignals::new()?;
+    let gateway = start_gateway(file).await?;
+    tracing::info!(address = %gateway.address(), "gateway started");
+    signals.wait().await;
+    Ok(stop_in_time("gateway", gateway.stop()).await)
+}
