@@ -25,7 +25,7 @@ use crate::reader::{ReadFault, read_range};
 use crate::record::{Owner, Place, ShardName};
 use crate::recovery;
 use crate::scan::ScanError;
-use crate::scrub::{self, Checked, ScrubEnd, report_damage};
+use crate::scrub::{self, Checked, ScrubEnd, finish_deletion, report_damage};
 use crate::space::Space;
 use crate::superblock::{self, DiskLock, SuperblockError};
 use crate::threads::{NotRun, Threads};
@@ -116,8 +116,9 @@ pub struct Disk {
     stopping: Arc<AtomicBool>,
     /// Dropped to wake the background scrub.
     background_stop: Mutex<Option<std_mpsc::Sender<()>>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    refreshing: AtomicBool,
+    background: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    refreshing: Arc<AtomicBool>,
     _lock: DiskLock,
 }
 
@@ -139,13 +140,14 @@ impl Disk {
         core.refresh_usage();
 
         let stopping = Arc::new(AtomicBool::new(false));
-        let mut threads = vec![spawn("disk-write", move || writer.run(changes))?];
+        let writer = spawn("disk-write", move || writer.run(changes))?;
+        let mut background = None;
         let (background_stop, stop) = std_mpsc::channel();
         if options.scrub.bytes_per_second > 0 {
             let (core, work, config) = (Arc::clone(&core), work.clone(), options.scrub.clone());
             let stopping = Arc::clone(&stopping);
             let body = move || scrub::scrub_for_ever(&core, &work, &config, &stopping, &stop);
-            threads.push(spawn("disk-scrub", body)?);
+            background = Some(spawn("disk-scrub", body)?);
         }
         Ok(Self {
             core,
@@ -154,8 +156,9 @@ impl Disk {
             scrubs: Threads::start("disk-scrub-now", 1, SCRUBS_WAITING_MAX)?,
             stopping,
             background_stop: Mutex::new(Some(background_stop)),
-            threads: Mutex::new(threads),
-            refreshing: AtomicBool::new(false),
+            background: Mutex::new(background),
+            writer: Mutex::new(Some(writer)),
+            refreshing: Arc::default(),
             _lock: lock,
         })
     }
@@ -256,15 +259,21 @@ impl Disk {
     }
 
     /// Takes the figures anew, unless that is under way: a disk that hangs must not hang its node.
+    /// Dropping the future leaves it under way.
     pub async fn refresh_usage(&self) {
         if self.refreshing.swap(true, Ordering::Relaxed) {
             return;
         }
-        let core = Arc::clone(&self.core);
-        if let Err(error) = self.reads.run(move || core.refresh_usage()).await {
+        let (core, refreshing) = (Arc::clone(&self.core), Arc::clone(&self.refreshing));
+        // The job clears the flag, not this future, which may be dropped while a disk hangs.
+        let job = move || {
+            core.refresh_usage();
+            refreshing.store(false, Ordering::Relaxed);
+        };
+        if let Err(error) = self.reads.run(job).await {
+            self.refreshing.store(false, Ordering::Relaxed);
             tracing::debug!(disk = %self.id(), %error, "the disk's figures were not refreshed");
         }
-        self.refreshing.store(false, Ordering::Relaxed);
     }
 
     /// Ends scrubs soon; everything else goes on.
@@ -278,14 +287,18 @@ impl Disk {
         drop(locked(&self.background_stop).take());
         self.scrubs.stop();
         self.reads.stop();
-        // The writer goes last: the others may still tell it of damage.
+        self.join(&self.background);
+        // The writer goes last: all the others may still tell it of damage, and how far they are.
         if self.work.blocking_send(Work::Stop).is_err() {
             tracing::debug!(disk = %self.id(), "the disk's writer has ended already");
         }
-        for thread in std::mem::take(&mut *locked(&self.threads)) {
-            if thread.join().is_err() {
-                tracing::error!(disk = %self.id(), "a disk thread panicked");
-            }
+        self.join(&self.writer);
+    }
+
+    fn join(&self, thread: &Mutex<Option<JoinHandle<()>>>) {
+        let thread = locked(thread).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(disk = %self.id(), "a disk thread panicked");
         }
     }
 }
@@ -328,7 +341,7 @@ fn read(core: &Core, work: &mpsc::Sender<Work>, name: ShardName, offset: u32, le
         };
         if row == Some(found) {
             if matches!(fault, ReadFault::Gone) {
-                drop(work.blocking_send(Work::Forget { name, row: found }));
+                finish_deletion(work, name, found);
             } else {
                 report_damage(work, name, found);
             }

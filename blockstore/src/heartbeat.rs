@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use engine::cluster::Health;
 use engine::ids::{Epoch, VolumeId};
+use futures_util::future::join_all;
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::{self, DiskReport, DiskState, HeartbeatRequest, HeartbeatResponse};
 use tokio_util::sync::CancellationToken;
@@ -108,13 +109,8 @@ impl Heart {
     }
 
     async fn beat(&mut self) {
-        let refreshed = async {
-            for slot in self.slots.iter() {
-                if let Some(disk) = &slot.disk {
-                    disk.refresh_usage().await;
-                }
-            }
-        };
+        let disks = self.slots.iter().filter_map(|slot| slot.disk.as_ref());
+        let refreshed = join_all(disks.map(|disk| disk.refresh_usage()));
         // The figures of a disk that hangs are old ones; the others' are not held up by it for long.
         if tokio::time::timeout(INTERVAL / 2, refreshed).await.is_err() {
             tracing::warn!("a disk is slow to give its figures");

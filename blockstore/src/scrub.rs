@@ -55,6 +55,14 @@ pub(crate) fn report_damage(work: &mpsc::Sender<Work>, name: ShardName, row: Row
     }
 }
 
+/// Has the writer finish a deletion that a crash cut short, and waits until it has. Blocks.
+pub(crate) fn finish_deletion(work: &mpsc::Sender<Work>, name: ShardName, row: Row) {
+    let (answer, finished) = oneshot::channel();
+    if work.blocking_send(Work::Forget { name, row, answer }).is_ok() && finished.blocking_recv().is_err() {
+        tracing::debug!("the node stopped before a deletion was finished; it will be met again");
+    }
+}
+
 /// Checks one record; `None` if it is there no more.
 fn check(
     core: &Core,
@@ -78,7 +86,7 @@ fn check(
             Err(error.to_string())
         }
         Err(ReadFault::Gone) => {
-            drop(work.blocking_send(Work::Forget { name, row }));
+            finish_deletion(work, name, row);
             Ok(None)
         }
         Err(ReadFault::Damaged(_reason)) => {

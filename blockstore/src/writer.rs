@@ -95,6 +95,7 @@ pub(crate) enum Work {
     Forget {
         name: ShardName,
         row: Row,
+        answer: oneshot::Sender<()>,
     },
     SetScrubCursor(ScrubCursor),
     Stop,
@@ -180,7 +181,12 @@ impl Writer {
                         tracing::debug!("nobody waits for the count any more");
                     }
                 }
-                Work::Forget { name, row } => self.forget(name, &row),
+                Work::Forget { name, row, answer } => {
+                    self.forget(name, &row);
+                    if answer.send(()).is_err() {
+                        tracing::debug!("nobody waits for the deletion any more");
+                    }
+                }
                 Work::SetScrubCursor(cursor) => self.set_scrub_cursor(&cursor),
                 Work::Stop => break,
             }
