@@ -289,6 +289,9 @@ impl RaftLogStorage<RaftTypes> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        if last.map(|last| last.index) >= self.tail.lock().ends.last.map(|end| end.index) {
+            return Ok(());
+        }
         self.tail.lock().truncate_after(last);
         self.queue_and_wait(|done| LogRequest::Truncate { last, done }).await?;
         // Again, for appends that were queued before have completed since: what they wrote is gone.

@@ -72,35 +72,67 @@ fn opened(part: &[u8]) -> io::Result<Body> {
     decode(body)
 }
 
+/// Reads a group's state and hands it out a bounded number of rows at a time, until `take` says that nobody wants
+/// more.
+fn read_rows(state: &PinnedState, mut take: impl FnMut(Vec<Row>) -> io::Result<bool>) -> io::Result<()> {
+    let view = state.view();
+    let mut range = KeyRange::all();
+    loop {
+        let rows = view.scan(&range, READ_ROWS, false).map_err(io::Error::other)?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        range.from = [last.as_slice(), &[0]].concat();
+        if !take(rows)? {
+            return Ok(());
+        }
+    }
+}
+
 /// Reads a group's state and hands it out part by part, until `send` says that nobody wants more.
 ///
 /// # Errors
 /// If the database cannot be read.
 pub(crate) fn send_parts(state: &PinnedState, mut send: impl FnMut(Vec<u8>) -> bool) -> io::Result<()> {
-    let view = state.view();
-    let (mut range, mut count) = (KeyRange::all(), 0);
-    let (mut waiting, mut bytes) = (Vec::new(), 0);
-    loop {
-        let rows = view.scan(&range, READ_ROWS, false).map_err(io::Error::other)?;
-        let Some((last, _)) = rows.last() else { break };
-        range.from = [last.as_slice(), &[0]].concat();
+    let (mut count, mut bytes, mut waiting, mut wanted) = (0, 0, Vec::new(), true);
+    read_rows(state, |rows| {
         for row in rows {
             bytes += row.0.len() + row.1.len();
             count += 1;
             waiting.push(row);
-            if bytes >= PART_BYTES {
+            if bytes >= PART_BYTES && wanted {
                 bytes = 0;
-                if !send(sealed(&Body::Rows(std::mem::take(&mut waiting)))?) {
-                    return Ok(());
-                }
+                wanted = send(sealed(&Body::Rows(std::mem::take(&mut waiting)))?);
             }
         }
+        Ok(wanted)
+    })?;
+    if wanted && !waiting.is_empty() {
+        wanted = send(sealed(&Body::Rows(waiting))?);
     }
-    if !waiting.is_empty() && !send(sealed(&Body::Rows(waiting))?) {
-        return Ok(());
+    if wanted {
+        send(sealed(&Body::End { rows: count, time_ms: state.meta().time_ms })?);
     }
-    send(sealed(&Body::End { rows: count, time_ms: state.meta().time_ms })?);
     Ok(())
+}
+
+impl SnapshotData {
+    /// The leader's time of the last batch that it holds.
+    pub(crate) fn time_ms(&self) -> u64 {
+        match self {
+            Self::Own(state) => state.meta().time_ms,
+            Self::Received(received) => received.time_ms,
+        }
+    }
+
+    /// Reads all its rows, a bounded number at a time. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or `take` fails.
+    pub(crate) fn read(&self, mut take: impl FnMut(&[Row]) -> io::Result<()>) -> io::Result<()> {
+        match self {
+            Self::Own(state) => read_rows(state, |rows| take(&rows).map(|()| true)),
+            Self::Received(received) => received.read(take),
+        }
+    }
 }
 
 /// Takes parts as they arrive.
@@ -149,13 +181,8 @@ pub(crate) struct ReceivedSnapshot {
 }
 
 impl ReceivedSnapshot {
-    /// The leader's time of the last batch that it holds.
-    pub(crate) fn time_ms(&self) -> u64 {
-        self.time_ms
-    }
-
     /// Reads it back, part by part, checking again.
-    pub(crate) fn read(&self, mut take: impl FnMut(&[Row]) -> io::Result<()>) -> io::Result<()> {
+    fn read(&self, mut take: impl FnMut(&[Row]) -> io::Result<()>) -> io::Result<()> {
         let mut file = BufReader::new(File::open(&self.path)?);
         let mut count = 0;
         loop {
@@ -184,5 +211,68 @@ impl Drop for ReceivedSnapshot {
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "received snapshot not removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use engine::ids::GroupId;
+
+    use super::*;
+    use crate::kv::Changes;
+    use crate::raft::state_database::{StateDatabase, StateMeta};
+
+    fn parts() -> (tempfile::TempDir, Vec<Row>, Vec<Vec<u8>>) {
+        let directory = tempfile::tempdir().unwrap();
+        let database =
+            StateDatabase::open(&directory.path().join("state"), [GroupId(1)].into_iter()).unwrap();
+        let rows: Vec<Row> =
+            (0..3000_u32).map(|index| (index.to_be_bytes().to_vec(), vec![7; 1000])).collect();
+        let changes = rows.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+        let meta = StateMeta { time_ms: 5, ..StateMeta::default() };
+        database.write(GroupId(1), changes.collect::<Changes>(), &meta).unwrap();
+        let state = PinnedState::new(Arc::new(database), GroupId(1)).unwrap();
+        let mut parts = Vec::new();
+        send_parts(&state, |part| {
+            parts.push(part);
+            true
+        })
+        .unwrap();
+        (directory, rows, parts)
+    }
+
+    fn receive(directory: &tempfile::TempDir, parts: &[Vec<u8>]) -> io::Result<ReceivedSnapshot> {
+        let mut receiver = SnapshotReceiver::create(&directory.path().join("received"))?;
+        parts.iter().try_for_each(|part| receiver.take(part))?;
+        receiver.finish()
+    }
+
+    #[test]
+    fn a_snapshot_arrives_whole_in_bounded_parts() {
+        let (directory, rows, parts) = parts();
+        assert!(parts.len() > 3 && parts.iter().all(|part| part.len() < 2 * PART_BYTES));
+        let received = SnapshotData::Received(receive(&directory, &parts).unwrap());
+        let mut found = Vec::new();
+        received
+            .read(|rows| {
+                found.extend_from_slice(rows);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!((found, received.time_ms()), (rows, 5));
+    }
+
+    #[test]
+    fn a_damaged_or_incomplete_snapshot_is_refused() {
+        let (directory, _rows, parts) = parts();
+        assert!(receive(&directory, &parts[..parts.len() - 1]).is_err(), "the end is missing");
+        assert!(receive(&directory, &parts[1..]).is_err(), "a part is missing");
+        assert!(receive(&directory, &[parts.clone(), parts.clone()].concat()).is_err(), "a part too many");
+        let mut flipped = parts.clone();
+        flipped[0][500] ^= 1;
+        assert!(receive(&directory, &flipped).is_err(), "a bit is flipped");
+        assert!(receive(&directory, &[vec![1, 2]]).is_err(), "a part is too short");
     }
 }

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 
-use super::snapshot::{ReceivedSnapshot, SnapshotData};
+use super::snapshot::SnapshotData;
 use super::state_database::{PinnedState, StateDatabase, StateMeta};
 use super::types::{Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes};
 use crate::app::App;
@@ -85,7 +85,7 @@ impl StateStore {
     }
 
     /// Replaces the state by a snapshot's. Blocks.
-    fn install(&self, meta: SnapshotMeta, received: &ReceivedSnapshot) -> io::Result<()> {
+    fn install(&self, meta: SnapshotMeta, snapshot: &SnapshotData) -> io::Result<()> {
         let before = self.database.meta(self.group)?;
         let generation = before
             .generation
@@ -93,22 +93,20 @@ impl StateStore {
             .ok_or_else(|| io::Error::other("no generation is left in the state database"))?;
         // What an earlier attempt left there.
         self.database.delete_generations(self.group, generation, u32::MAX)?;
-        received.read(|rows| self.database.write_rows(self.group, generation, rows))?;
+        snapshot.read(|rows| self.database.write_rows(self.group, generation, rows))?;
         let after = StateMeta {
             generation,
             applied: meta.last_log_id,
             membership: meta.last_membership,
-            time_ms: received.time_ms(),
+            time_ms: snapshot.time_ms(),
         };
         self.database.switch(self.group, before.generation, &after)
     }
 
-    fn current(&self) -> io::Result<Option<Snapshot>> {
+    /// The state as it is now. Blocks.
+    fn present(&self) -> io::Result<Snapshot> {
         let state = PinnedState::new(Arc::clone(&self.database), self.group)?;
-        if state.meta().applied.is_none() {
-            return Ok(None);
-        }
-        Ok(Some(Snapshot { meta: state.meta().snapshot_meta(), snapshot: SnapshotData::Own(state) }))
+        Ok(Snapshot { meta: state.meta().snapshot_meta(), snapshot: SnapshotData::Own(state) })
     }
 
     /// Where a snapshot that is being received is kept, below `directory`.
@@ -123,8 +121,7 @@ impl RaftSnapshotBuilder<RaftTypes> for StateStore {
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let store = self.clone();
         on_disk(move || {
-            let nothing = || io::Error::other("nothing has been applied yet");
-            let snapshot = store.current()?.ok_or_else(nothing)?;
+            let snapshot = store.present()?;
             store.database.make_durable(store.group)?;
             Ok(snapshot)
         })
@@ -182,18 +179,16 @@ impl RaftStateMachine<RaftTypes> for StateStore {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        match snapshot {
-            // Only ever offered by openraft when it restarts, and then it is where the state is already.
-            SnapshotData::Own(_) => Ok(()),
-            SnapshotData::Received(received) => {
-                let (store, meta) = (self.clone(), meta.clone());
-                on_disk(move || store.install(meta, &received)).await
-            }
-        }
+        let (store, meta) = (self.clone(), meta.clone());
+        on_disk(move || store.install(meta, &snapshot)).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let store = self.clone();
-        on_disk(move || store.current()).await
+        on_disk(move || {
+            let snapshot = store.present()?;
+            Ok(snapshot.meta.last_log_id.is_some().then_some(snapshot))
+        })
+        .await
     }
 }
