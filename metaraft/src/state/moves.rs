@@ -11,6 +11,7 @@ use super::tree::{Change, Target};
 use super::txn::Group;
 use crate::model::command::StepError;
 use crate::model::outcome::StepOutcome;
+use crate::model::row::EntryKind;
 
 impl Group<'_, '_> {
     pub(super) fn entry_move(
@@ -29,11 +30,13 @@ impl Group<'_, '_> {
         if from.parent == to.parent && from.name == to.name {
             return Ok(StepOutcome::Entry(moved));
         }
+        let folder = moved.kind == EntryKind::Folder;
+        let arrived = if folder { self.arrived_with(namespace, from.parent)? } else { 0 };
         self.take_entry(namespace, &moved);
         self.make_room(namespace, &mut row, to, replace)?;
         moved.parent = to.parent;
         to.name.clone_into(&mut moved.name);
-        self.journal(namespace, &mut row, &mut moved, Change::Changed)?;
+        self.journal(namespace, &mut row, &mut moved, Change::Moved(arrived))?;
         self.put_entry(namespace, &moved);
         self.put_namespace(namespace, &row);
         Ok(StepOutcome::Entry(moved))

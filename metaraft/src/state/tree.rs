@@ -66,6 +66,8 @@ pub(super) enum Change {
     Deleted,
     /// It is back, with all below it.
     Arrived,
+    /// It is elsewhere; with all below it, it last came back at this number, by itself or in a folder it was in.
+    Moved(u64),
 }
 
 impl NamespaceRow {
@@ -143,12 +145,18 @@ impl Group<'_, '_> {
 
     /// An entry that is in the tree.
     pub(super) fn live_entry(&self, namespace: NamespaceId, entry: EntryId) -> Result<EntryRow, StepError> {
+        let row = self.placed_entry(namespace, entry)?;
+        if entry != ROOT_ENTRY {
+            self.depth_of(namespace, row.parent, None, WALK_MAX)?;
+        }
+        Ok(row)
+    }
+
+    /// An entry that has a row in a folder, whether that is in the tree or not.
+    fn placed_entry(&self, namespace: NamespaceId, entry: EntryId) -> Result<EntryRow, StepError> {
         let Some(PlaceRow::In(parent, name)) = self.get(&keys::place(namespace, entry))? else {
             return Err(not_found("entry"));
         };
-        if entry != ROOT_ENTRY {
-            self.depth_of(namespace, parent, None, WALK_MAX)?;
-        }
         self.get(&keys::entry(namespace, parent, &name))?.ok_or_else(|| not_found("entry"))
     }
 
@@ -220,6 +228,21 @@ impl Group<'_, '_> {
         Ok(())
     }
 
+    /// When, by sequence, a folder or any above it last came back from the trash. Who moves out of it takes that
+    /// along: once the folder is deleted again its own row tells nothing of what came back in it.
+    pub(super) fn arrived_with(&self, namespace: NamespaceId, folder: EntryId) -> Result<u64, StepError> {
+        let mut arrived = 0;
+        let mut at = folder;
+        while at != ROOT_ENTRY {
+            let above = self.placed_entry(namespace, at)?;
+            if let Some(latest) = self.get::<JournalRow>(&keys::journal(namespace, above.sequence))? {
+                arrived = arrived.max(latest.arrived);
+            }
+            at = above.parent;
+        }
+        Ok(arrived)
+    }
+
     /// Gives a change its number in the journal: the entry's earlier row goes.
     pub(super) fn journal(
         &mut self,
@@ -230,10 +253,11 @@ impl Group<'_, '_> {
     ) -> Result<(), StepError> {
         row.sequence += 1;
         let before = keys::journal(namespace, entry.sequence);
-        let arrived = match self.get::<JournalRow>(&before)? {
-            _ if change == Change::Arrived => row.sequence,
-            Some(latest) => latest.arrived,
-            None => 0,
+        let latest = self.get::<JournalRow>(&before)?.map_or(0, |latest| latest.arrived);
+        let arrived = match change {
+            Change::Arrived => row.sequence,
+            Change::Moved(arrived) => arrived.max(latest),
+            Change::Changed | Change::Deleted => latest,
         };
         self.delete(&before);
         let deleted = change == Change::Deleted;
