@@ -13,6 +13,7 @@ use engine::ids::{Epoch, VolumeId};
 use futures_util::future::join_all;
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::{self, DiskReport, DiskState, HeartbeatRequest, HeartbeatResponse};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -40,6 +41,23 @@ enum BeatError {
     Address { address: String, reason: String },
 }
 
+/// Requests for a beat out of turn that may wait.
+const OUT_OF_TURN_MAX: usize = 16;
+
+/// Asks for a beat out of turn. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Pulse(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Pulse {
+    /// Returns once a beat that began after this call has ended, however it ended; at once if the heart has stopped.
+    pub(crate) async fn beat_now(&self) {
+        let (beaten, ended) = oneshot::channel();
+        if self.0.send(beaten).await.is_ok() && ended.await.is_err() {
+            tracing::debug!("the node stops; nobody beats any more");
+        }
+    }
+}
+
 /// Beats until told to stop.
 pub(crate) struct Heart {
     node: u64,
@@ -52,6 +70,7 @@ pub(crate) struct Heart {
     /// Where the last beat succeeded.
     leader: Option<String>,
     healthy: Option<bool>,
+    out_of_turn: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 fn report(slot: &Slot) -> Option<DiskReport> {
@@ -82,8 +101,9 @@ impl Heart {
         identity: &proto::peer::TlsIdentity,
         address: String,
         slots: Arc<Vec<Slot>>,
-    ) -> Self {
-        Self {
+    ) -> (Self, Pulse) {
+        let (pulse, out_of_turn) = mpsc::channel(OUT_OF_TURN_MAX);
+        let heart = Self {
             node: config.node.0,
             cluster: identity.peer().cluster.as_bytes().to_vec(),
             address,
@@ -93,17 +113,27 @@ impl Heart {
             slots,
             leader: None,
             healthy: None,
-        }
+            out_of_turn,
+        };
+        (heart, Pulse(pulse))
     }
 
-    /// Beats every second until `stop`.
+    /// Beats every second, and when asked, until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        loop {
+            let asked = tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => None,
+                Some(asked) = self.out_of_turn.recv() => Some(asked),
+            };
             // A beat that is dropped by the stop is as good as one that was never sent.
             if stop.run_until_cancelled(self.beat()).await.is_none() {
                 return;
+            }
+            if asked.is_some_and(|asked| asked.send(()).is_err()) {
+                tracing::debug!("nobody waits for the beat any more");
             }
         }
     }

@@ -99,11 +99,11 @@ impl StorageNode {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
-        let heart = Heart::new(&config, &identity, advertised, Arc::clone(&slots));
+        let (heart, pulse) = Heart::new(&config, &identity, advertised, Arc::clone(&slots));
         tasks.spawn(heart.run(stop.clone()));
 
         let service =
-            StorageServer::new(StorageService::new(peer.cluster, Arc::clone(&slots), tasks.clone()))
+            StorageServer::new(StorageService::new(peer.cluster, Arc::clone(&slots), tasks.clone(), pulse))
                 .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(proto::MESSAGE_BYTES_MAX);
         let router = Server::builder()

@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 
 use crate::disk::{Disk, DiskError, ReadOutcome};
 use crate::disks::Slot;
+use crate::heartbeat::Pulse;
 use crate::locks::locked;
 use crate::scrub::ScrubEnd;
 use crate::wire;
@@ -49,6 +50,7 @@ pub(crate) struct StorageService {
     payload_bytes: Arc<Semaphore>,
     scrubs: Arc<Semaphore>,
     tasks: TaskTracker,
+    pulse: Pulse,
 }
 
 /// A disk of this node, or why it does not serve.
@@ -58,8 +60,8 @@ enum Found<'a> {
 }
 
 impl StorageService {
-    /// `tasks` ends with the node: scrubs run in it.
-    pub(crate) fn new(cluster: ClusterId, slots: Arc<Vec<Slot>>, tasks: TaskTracker) -> Self {
+    /// `tasks` ends with the node: scrubs run in it. `pulse` reports what they found.
+    pub(crate) fn new(cluster: ClusterId, slots: Arc<Vec<Slot>>, tasks: TaskTracker, pulse: Pulse) -> Self {
         let by_id = (0..).zip(slots.iter()).filter_map(|(index, slot)| Some((slot.id?, index))).collect();
         Self {
             cluster,
@@ -68,6 +70,7 @@ impl StorageService {
             payload_bytes: Arc::new(Semaphore::new(PAYLOAD_BYTES_MAX)),
             scrubs: Arc::new(Semaphore::new(SCRUBS_MAX)),
             tasks,
+            pulse,
         }
     }
 
@@ -216,8 +219,9 @@ impl Storage for StorageService {
             .map_err(|_none_left| Status::resource_exhausted("a scrub runs already; wait for its end"))?;
         let disks: Vec<Arc<Disk>> = self.slots.iter().filter_map(|slot| slot.disk.clone()).collect();
         let (progress, messages) = mpsc::channel(PROGRESS_WAITING_MAX);
+        let pulse = self.pulse.clone();
         self.tasks.spawn(async move {
-            scrub_all(disks, progress).await;
+            scrub_all(disks, &pulse, progress).await;
             drop(permit);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
@@ -230,8 +234,13 @@ struct Progress {
     told: Instant,
 }
 
-/// Scrubs all disks side by side; ends early once nobody listens.
-async fn scrub_all(disks: Vec<Arc<Disk>>, messages: mpsc::Sender<Result<internal::ScrubProgress, Status>>) {
+/// Scrubs all disks side by side; ends early once nobody listens. What it found has been reported to the metadata
+/// cluster, if that can be reached, before the last message goes out: so who waits for that sees it in the status.
+async fn scrub_all(
+    disks: Vec<Arc<Disk>>,
+    pulse: &Pulse,
+    messages: mpsc::Sender<Result<internal::ScrubProgress, Status>>,
+) {
     let progress = Progress { so_far: internal::ScrubProgress::default(), told: Instant::now() };
     let progress = Arc::new(Mutex::new(progress));
     let scrubs = disks.iter().map(|disk| {
@@ -259,6 +268,7 @@ async fn scrub_all(disks: Vec<Arc<Disk>>, messages: mpsc::Sender<Result<internal
             Err(error) => end = Err(disk_status(error)),
         }
     }
+    pulse.beat_now().await;
     let so_far = locked(&progress).so_far;
     let last = end.map(|()| internal::ScrubProgress { done: true, ..so_far });
     if messages.send(last).await.is_err() {

@@ -39,7 +39,10 @@ pub fn differences(left: &Path, right: &Path) -> anyhow::Result<Vec<String>> {
     let paths: BTreeSet<PathBuf> = relative_paths(left)?.union(&relative_paths(right)?).cloned().collect();
     let mut found = Vec::new();
     for path in paths {
-        if let Some(difference) = entry_difference(&left.join(&path), &right.join(&path))? {
+        // Joining an empty path would add a slash, behind which a file is no file.
+        let under =
+            |root: &Path| if path.as_os_str().is_empty() { root.to_owned() } else { root.join(&path) };
+        if let Some(difference) = entry_difference(&under(left), &under(right))? {
             found.push(format!("{}: {difference}", path.display()));
             if found.len() == DIFFERENCES_SHOWN_MAX {
                 break;

@@ -1,5 +1,6 @@
 //! One role of a cluster, running: started from its configuration file, in this process.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::config;
 use crate::config::gateway::GatewayFile;
 use crate::config::meta::MetaFile;
 use crate::config::storage::StorageFile;
+use crate::listen::wait_until_free;
 use crate::output::Output;
 use crate::shutdown::StopSignals;
 
@@ -36,6 +38,7 @@ pub(crate) struct RunningMeta {
 impl RunningMeta {
     pub(crate) async fn start(file: &Path) -> anyhow::Result<Self> {
         let (parsed, directory) = config::load::<MetaFile>(file)?;
+        wait_to_listen(parsed.listen)?;
         let liveness = Arc::new(Liveness::default());
         let app = Arc::new(StateMachine::new(liveness.clone()));
         let node = MetaNode::start(parsed.resolve(&directory), app)
@@ -56,15 +59,21 @@ impl RunningMeta {
 
 pub(crate) async fn start_storage(file: &Path) -> anyhow::Result<StorageNode> {
     let (parsed, directory) = config::load::<StorageFile>(file)?;
+    wait_to_listen(parsed.listen)?;
     let config = parsed.resolve(&directory).with_context(|| format!("in {}", file.display()))?;
     StorageNode::start(config).await.with_context(|| format!("storage node {} does not start", parsed.node))
 }
 
 pub(crate) async fn start_gateway(file: &Path) -> anyhow::Result<Gateway> {
     let (parsed, directory) = config::load::<GatewayFile>(file)?;
+    wait_to_listen(parsed.listen)?;
     Gateway::start(parsed.resolve(&directory))
         .await
         .with_context(|| format!("gateway {} does not start", parsed.node))
+}
+
+fn wait_to_listen(address: SocketAddr) -> anyhow::Result<()> {
+    wait_until_free(address).with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Prints the example, or gives the file to start from.

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use anyhow::Context;
 
 use super::layout::RoleName;
+use crate::listen::wait_until_free;
 
 const PORT_FIRST: u16 = 10_000;
 const PORT_LAST: u16 = 31_999;
@@ -61,10 +62,10 @@ fn taken(who: &str, address: SocketAddr) -> String {
     )
 }
 
-/// Checks that every role can listen, before any is started.
+/// Checks that every role can listen, before any is started. Waits for processes that are being taken down.
 pub(crate) fn check_free(addresses: &[(RoleName, SocketAddr)]) -> anyhow::Result<()> {
     for (name, address) in addresses {
-        TcpListener::bind(address).with_context(|| taken(&name.to_string(), *address))?;
+        wait_until_free(*address).with_context(|| taken(&name.to_string(), *address))?;
     }
     Ok(())
 }
