@@ -217,6 +217,11 @@ pub(crate) fn request_id() -> Bytes {
 }
 
 impl Client {
+    /// The same connection with another token.
+    pub(crate) fn with_token(&self, token: String) -> Self {
+        Self { channel: self.channel.clone(), token }
+    }
+
     pub(crate) fn files(&self) -> FilesClient<Channel> {
         FilesClient::new(self.channel.clone())
             .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
