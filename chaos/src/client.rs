@@ -249,7 +249,7 @@ impl Client {
         let output = self.run(&["stat", remote, "--json"])?;
         match output.code {
             Some(0) => Ok(true),
-            Some(1) if output.stderr.contains("no such") || output.stderr.contains("not found") => Ok(false),
+            Some(1) if output.json()?["error"]["reason"] == "not-found" => Ok(false),
             _other => anyhow::bail!("stat {remote}: {output:?}"),
         }
     }

@@ -87,7 +87,7 @@ fn wrong_token(client: &Client, scratch: &Path) -> Result<()> {
 }
 
 fn unknown_paths(client: &Client, file: &Path, scratch: &Path) -> Result<()> {
-    const NOT_THERE: [&str; 3] = ["no such", "not found", "does not exist"];
+    const NOT_THERE: [&str; 4] = ["no such", "not found", "does not exist", "there is no"];
     let target = scratch.join("nothing");
     refused(&client.run(&["get".as_ref(), "/no/such".as_ref(), target.as_os_str()])?, &NOT_THERE)?;
     ensure!(!target.exists());
