@@ -4,7 +4,7 @@ pub(crate) mod gateway;
 pub(crate) mod meta;
 pub(crate) mod storage;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 use proto::peer::TlsFiles;
@@ -22,9 +22,9 @@ pub(crate) struct TlsSection {
 impl TlsSection {
     fn resolve(&self, directory: &Path) -> TlsFiles {
         TlsFiles {
-            ca: directory.join(&self.ca),
-            certificate: directory.join(&self.certificate),
-            key: directory.join(&self.key),
+            ca: join(directory, &self.ca),
+            certificate: join(directory, &self.certificate),
+            key: join(directory, &self.key),
         }
     }
 
@@ -60,8 +60,20 @@ pub(crate) fn load<T: DeserializeOwned>(file: &Path) -> anyhow::Result<(T, PathB
         )
     })?;
     let file = std::path::absolute(file).with_context(|| format!("where is {}?", file.display()))?;
-    let directory = file.parent().context("a file without a directory")?.to_owned();
+    let directory = file.parent().context("a file without a directory")?;
+    let directory =
+        std::fs::canonicalize(directory).with_context(|| format!("where is {}?", directory.display()))?;
     Ok((parsed, directory))
+}
+
+/// `path` as seen from `directory`, which has no symlinks in it: so a leading `..` can be taken off in the text.
+pub(crate) fn join(directory: &Path, path: &Path) -> PathBuf {
+    let mut directory = directory.to_owned();
+    let mut rest = path.components();
+    while rest.clone().next() == Some(Component::ParentDir) && directory.pop() {
+        rest.next();
+    }
+    directory.join(rest.as_path())
 }
 
 /// A text as TOML.
@@ -84,5 +96,20 @@ fn optional(key: &str, value: Option<&str>, example: &str) -> String {
     match value {
         Some(value) => format!("{key} = {value}\n"),
         None => format!("# {key} = {example}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_relative_to_the_files_directory() {
+        let join = |path: &str| join(Path::new("/d/config"), Path::new(path)).display().to_string();
+        assert_eq!(join("../pki/ca.pem"), "/d/pki/ca.pem");
+        assert_eq!(join("ca.pem"), "/d/config/ca.pem");
+        assert_eq!(join("/abs/ca.pem"), "/abs/ca.pem");
+        assert_eq!(join("a/../ca.pem"), "/d/config/a/../ca.pem", "there may be a symlink");
+        assert_eq!(join("../../../../x"), "/x");
     }
 }

@@ -7,8 +7,21 @@ use tracing_subscriber::EnvFilter;
 /// The variable that sets what is logged.
 const VARIABLE: &str = "KEEPSTONE_LOG";
 
-pub(crate) fn start(is_role: bool, json: bool) {
-    let default = if is_role { "info,openraft=warn" } else { "error" };
+/// Who logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    Role,
+    /// `up`, to a terminal: what goes well is not told.
+    WholeCluster,
+    Client,
+}
+
+pub(crate) fn start(speaks: Speaks, json: bool) {
+    let default = match speaks {
+        Speaks::Role => "info,openraft=error",
+        Speaks::WholeCluster => "warn,openraft=error",
+        Speaks::Client => "error",
+    };
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_unset| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -10,6 +10,7 @@ mod config;
 mod cpu;
 mod files;
 mod format;
+mod listen;
 mod logging;
 mod output;
 mod pki;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{Arguments, Command};
+use crate::logging::Speaks;
 use crate::output::Output;
 
 /// Threads that run async work. Few: memory is bounded, and the disk work has threads of its own.
@@ -35,7 +37,12 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let output = Output::new(arguments.global.json);
     let is_role = arguments.command.is_role();
-    logging::start(is_role, arguments.global.log_json);
+    let speaks = match &arguments.command {
+        Command::Up(_) => Speaks::WholeCluster,
+        _ if is_role => Speaks::Role,
+        _ => Speaks::Client,
+    };
+    logging::start(speaks, arguments.global.log_json);
     if let Err(error) = cpu::check() {
         return output.failed(&error);
     }

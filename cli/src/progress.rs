@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use client::progress::{NoProgress, Progress};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::Output;
 
@@ -18,13 +18,9 @@ pub(crate) fn for_transfer(output: Output) -> Arc<dyn Progress> {
         return Arc::new(NoProgress);
     }
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
-    let template = "{wide_bar} {bytes:>10} of {total_bytes} {bytes_per_sec:>12} {left}";
-    let left = |state: &ProgressState, writer: &mut dyn std::fmt::Write| {
-        // Until the whole tree is walked the time left is not known.
-        drop(write!(writer, "{:.0?} left", std::time::Duration::from_secs(state.eta().as_secs())));
-    };
+    let template = "{wide_bar} {bytes:>10} of {total_bytes}  {bytes_per_sec:>12}  {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.with_key("left", left));
+        bar.set_style(style);
     }
     Arc::new(Bar { bar })
 }

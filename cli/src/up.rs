@@ -84,7 +84,10 @@ fn prepare(layout: &Layout, arguments: &Up) -> anyhow::Result<Parameters> {
             changes.check(&parameters, layout)?;
             Ok(parameters)
         }
-        None => generate::generate(layout, &changes),
+        None => {
+            eprintln!("making a new cluster in {}", layout.root().display());
+            generate::generate(layout, &changes)
+        }
     }
 }
 

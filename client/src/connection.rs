@@ -256,13 +256,13 @@ mod tests {
         assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn backoff_ends_at_its_deadline() {
-        let mut backoff = Backoff::new(Duration::from_secs(3));
+        let mut backoff = Backoff::new(Duration::from_millis(400));
         let mut tries = 0;
         while backoff.wait().await {
             tries += 1;
         }
-        assert!((5..10).contains(&tries), "{tries}");
+        assert!((1..=3).contains(&tries), "{tries}");
     }
 }

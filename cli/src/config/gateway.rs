@@ -7,7 +7,7 @@ use engine::ids::NodeId;
 use gateway::config::GatewayConfig;
 use serde::Deserialize;
 
-use super::{TlsSection, path, texts};
+use super::{TlsSection, join, path, texts};
 
 /// The certificate that clients see.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -36,9 +36,9 @@ impl GatewayFile {
             listen: self.listen,
             meta: self.meta.clone(),
             internal_tls: self.tls.resolve(directory),
-            certificate: directory.join(&self.public.certificate),
-            key: directory.join(&self.public.key),
-            data_dir: directory.join(&self.data_dir),
+            certificate: join(directory, &self.public.certificate),
+            key: join(directory, &self.public.key),
+            data_dir: join(directory, &self.data_dir),
         }
     }
 

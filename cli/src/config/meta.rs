@@ -7,7 +7,7 @@ use engine::ids::NodeId;
 use metaraft::node::{LOG_ENTRIES_KEPT, MetaConfig, SNAPSHOT_LOG_ENTRIES};
 use serde::Deserialize;
 
-use super::{TlsSection, optional, path, text};
+use super::{TlsSection, join, optional, path, text};
 
 /// A metadata node and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -38,7 +38,7 @@ impl MetaFile {
             node: self.node,
             listen: self.listen,
             advertise: self.advertise.clone(),
-            data_dir: directory.join(&self.data_dir),
+            data_dir: join(directory, &self.data_dir),
             tls: self.tls.resolve(directory),
             members: self.members.iter().map(|member| (member.node, member.address.clone())).collect(),
             data_groups: self.data_groups,

@@ -8,7 +8,7 @@ use blockstore::config::{ScrubConfig, StorageConfig};
 use engine::ids::NodeId;
 use serde::Deserialize;
 
-use super::{TlsSection, optional, path, text, texts};
+use super::{TlsSection, join, optional, path, text, texts};
 use crate::args::parse_size;
 
 /// How the background scrub goes on.
@@ -55,8 +55,8 @@ impl StorageFile {
             node: self.node,
             listen: self.listen,
             advertise: self.advertise.clone(),
-            data_dir: directory.join(&self.data_dir),
-            disks: self.disks.iter().map(|disk| directory.join(disk)).collect(),
+            data_dir: join(directory, &self.data_dir),
+            disks: self.disks.iter().map(|disk| join(directory, disk)).collect(),
             rack: self.rack.clone(),
             meta: self.meta.clone(),
             tls: self.tls.resolve(directory),

@@ -16,8 +16,8 @@ use crate::bootstrap::{Administrator, Installation, bootstrap};
 
 /// How long the cluster may take until it can be used at all.
 const USABLE_TIME_MAX: Duration = Duration::from_secs(45);
-/// How long it may take from there until nothing is wrong with it; then it is ready, and `admin status` says what is.
-const HEALTHY_TIME_MAX: Duration = Duration::from_millis(2500);
+/// How long it may take from there until every node has been heard of; after that what is wrong is here to stay.
+const HEARD_TIME_MAX: Duration = Duration::from_millis(2500);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const ADMINISTRATOR_EMAIL: &str = "admin@localhost";
 
@@ -36,7 +36,7 @@ pub(crate) async fn wait(layout: &Layout, parameters: &Parameters) -> anyhow::Re
             Ok(status) if status.volumes > 0 && status.health == "ok" => break,
             Ok(status) if status.volumes > 0 && status.health != "down" => {
                 let since = *usable_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= HEALTHY_TIME_MAX {
+                if all_heard(&status) || since.elapsed() >= HEARD_TIME_MAX {
                     for problem in status.problems {
                         eprintln!("{problem}");
                     }
@@ -52,6 +52,11 @@ pub(crate) async fn wait(layout: &Layout, parameters: &Parameters) -> anyhow::Re
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(profile.endpoint)
+}
+
+fn all_heard(status: &proto::v1::StatusResponse) -> bool {
+    let down = |state: &str| state == "down";
+    !status.nodes.iter().any(|node| down(&node.state)) && !status.disks.iter().any(|disk| down(&disk.state))
 }
 
 async fn first_start(layout: &Layout, parameters: &Parameters) -> anyhow::Result<Profile> {
