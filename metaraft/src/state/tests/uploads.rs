@@ -1,0 +1,196 @@
+//! Sessions and commits.
+
+use engine::chunk::CHUNK_BYTES_MAX;
+use engine::ids::{AccountId, ContentId, NamespaceId, UploadId, VersionId};
+
+use super::{DEVICE, Harness, SPACE, begin_step, chunks, commit_step, entry, holder_of, retain_step};
+use crate::model::command::{Base, DataStep, StepError};
+use crate::model::outcome::StepOutcome;
+use crate::model::query::{Query, Reply};
+use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY, UploadState};
+
+fn version(row: &EntryRow) -> VersionId {
+    match row.kind {
+        EntryKind::File(state) => state.version,
+        _ => panic!("{row:?}"),
+    }
+}
+
+#[test]
+fn a_session_whose_list_does_not_fit_is_refused() {
+    let mut harness = Harness::data();
+    let upload = UploadId::from_bytes([1; 16]);
+    let good = begin_step(upload, &chunks(1, 1000));
+    let change = |change: &dyn Fn(&mut DataStep)| {
+        let mut step = good.clone();
+        change(&mut step);
+        step
+    };
+    let bad = [
+        change(&|step| {
+            if let DataStep::UploadBegin { size, .. } = step {
+                *size += 1
+            }
+        }),
+        change(&|step| {
+            if let DataStep::UploadBegin { content, .. } = step {
+                *content = ContentId::from_bytes([3; 32]);
+            }
+        }),
+        change(&|step| {
+            if let DataStep::UploadBegin { life_ms, .. } = step {
+                *life_ms = u64::MAX
+            }
+        }),
+        begin_step(upload, &chunks(1, CHUNK_BYTES_MAX as u64 + 1)),
+    ];
+    for step in bad {
+        assert!(matches!(harness.step(step.clone()), Err(StepError::Invalid { .. })), "{step:?}");
+    }
+    harness.done(good.clone());
+    harness.done(good);
+    let other = begin_step(upload, &chunks(2, 1000));
+    assert!(matches!(harness.step(other), Err(StepError::AlreadyExists { .. })));
+}
+
+#[test]
+fn a_commit_goes_through_only_against_its_base() {
+    let mut harness = Harness::data();
+    let first = harness.file(1, "a");
+    let upload = harness.begin(2, 1000);
+    let current = Some(version(&first));
+    assert_eq!(harness.commit(upload, "a", Base::Absent), Err(StepError::Conflict { current }));
+    let stale = Base::Version(VersionId(77));
+    assert_eq!(harness.commit(upload, "a", stale), Err(StepError::Conflict { current }));
+    let nothing = harness.commit(upload, "b", Base::Version(version(&first)));
+    assert_eq!(nothing, Err(StepError::Conflict { current: None }));
+    harness.folder(ROOT_ENTRY, "f");
+    let onto_folder = harness.commit(upload, "f", Base::Any);
+    assert_eq!(onto_folder, Err(StepError::WrongKind { is: "folder".into() }));
+    let second = harness.commit(upload, "a", Base::Version(version(&first))).unwrap();
+    assert_eq!(second.entry, first.entry);
+    assert!(version(&second) > version(&first));
+    let again = harness.commit(upload, "a", Base::Any);
+    assert_eq!(again, Err(StepError::UploadEnded { how: "committed".into() }));
+    let Reply::Versions(versions) = harness.ask(&Query::Versions { namespace: SPACE, entry: first.entry })
+    else {
+        panic!("no versions");
+    };
+    let numbers: Vec<_> = versions.iter().map(|row| row.version).collect();
+    assert_eq!(numbers, [version(&second), version(&first)]);
+    assert_eq!(harness.used_bytes(), 2000);
+}
+
+#[test]
+fn a_commit_needs_its_content_held_unless_there_is_none() {
+    let mut harness = Harness::data();
+    let upload = harness.begin(1, 1000);
+    let commit = commit_step(upload, ROOT_ENTRY, "a", Base::Any);
+    assert!(matches!(harness.step(commit), Err(StepError::Invalid { .. })));
+    let empty = harness.begin(2, 0);
+    let held = harness.done(DataStep::UploadHold { namespace: SPACE, upload: empty });
+    assert_eq!(held, StepOutcome::Held { generation: 0, retained: true });
+    let row = entry(harness.step(commit_step(empty, ROOT_ENTRY, "empty", Base::Any))).unwrap();
+    assert!(matches!(row.kind, EntryKind::File(state) if state.size == 0));
+    let trash = harness.delete(&row, false).unwrap();
+    let purged = harness.done(DataStep::TrashPurge { namespace: SPACE, trash, entries_max: 10 });
+    assert!(
+        matches!(purged, StepOutcome::Purged { done: true, entries: 1, ref releases, .. } if releases.is_empty())
+    );
+}
+
+#[test]
+fn an_aborted_or_expired_session_never_commits() {
+    let mut harness = Harness::data();
+    let upload = harness.begin(1, 1000);
+    harness.done(DataStep::UploadHold { namespace: SPACE, upload });
+    let abort = || DataStep::UploadAbort { namespace: SPACE, upload };
+    let aborted = harness.done(abort());
+    let StepOutcome::Aborted { holder: Some(holder), release: Some(release) } = aborted else {
+        panic!("{aborted:?}");
+    };
+    assert_eq!(holder, holder_of(upload));
+    assert_eq!(harness.done(abort()), aborted, "still to be released");
+    let ended = Err(StepError::UploadEnded { how: "aborted".into() });
+    assert_eq!(harness.commit(upload, "a", Base::Any), ended);
+    let (content, generation) = (release.content, release.generation);
+    harness.done(DataStep::ContentRelease { content, namespace: SPACE, generation });
+    harness.done(DataStep::ReleaseDone { namespace: SPACE, content, generation });
+    assert_eq!(harness.done(abort()), StepOutcome::Aborted { holder: Some(holder), release: None });
+    let late = harness.step(retain_step(upload, &chunks(1, 1000), Some(generation)));
+    assert!(matches!(late, Err(StepError::Changed { .. })), "a late retain of what was released");
+
+    let upload = harness.begin(2, 1000);
+    harness.time_ms += 3_600_001;
+    let ended = Err(StepError::UploadEnded { how: "expired".into() });
+    assert_eq!(harness.commit(upload, "a", Base::Any), ended);
+    let unknown = UploadId::from_bytes([99; 16]);
+    let nothing = harness.done(DataStep::UploadAbort { namespace: SPACE, upload: unknown });
+    assert_eq!(nothing, StepOutcome::Aborted { holder: None, release: None });
+}
+
+#[test]
+fn the_quota_is_exact() {
+    let mut harness = Harness::data();
+    let namespace = NamespaceId::from_bytes([70; 16]);
+    let owner = AccountId::from_bytes([1; 16]);
+    harness.done(DataStep::NamespaceCreate { namespace, owner, quota_bytes: 1500 });
+    let in_it = |step: DataStep| match step {
+        DataStep::UploadBegin { upload, holder, content, size, cutter, chunks, life_ms, .. } => {
+            DataStep::UploadBegin { namespace, upload, holder, content, size, cutter, chunks, life_ms }
+        }
+        other => other,
+    };
+    let uploads = [1, 2].map(|number| UploadId::from_bytes([number; 16]));
+    for (number, upload) in (1..).zip(uploads) {
+        harness.done(in_it(begin_step(upload, &chunks(number, 1000))));
+        harness.done(DataStep::UploadHold { namespace, upload });
+    }
+    let commit = |upload, name: &str| DataStep::FileCommit {
+        namespace,
+        upload,
+        parent: ROOT_ENTRY,
+        name: name.to_owned(),
+        base: Base::Any,
+        mode: 0,
+        mtime_ns: 0,
+        device: DEVICE,
+    };
+    let first = entry(harness.step(commit(uploads[0], "a"))).unwrap();
+    let over = StepError::Quota { used_bytes: 1000, quota_bytes: 1500, needed_bytes: 1000 };
+    assert_eq!(harness.step(commit(uploads[1], "b")), Err(over.clone()));
+    let third = UploadId::from_bytes([3; 16]);
+    assert_eq!(harness.step(in_it(begin_step(third, &chunks(3, 1000)))), Err(over));
+    let (entry_id, name) = (first.entry, "a".to_owned());
+    let parent = ROOT_ENTRY;
+    harness.done(DataStep::EntryDelete { namespace, entry: entry_id, parent, name, recursive: false });
+    assert!(harness.step(commit(uploads[1], "b")).is_err(), "the trash counts");
+    harness.done(DataStep::TrashPurge { namespace, trash: 1, entries_max: 10 });
+    harness.done(commit(uploads[1], "b"));
+}
+
+#[test]
+fn restoring_a_version_adds_one_and_a_hold_alone_tells_nobody() {
+    let mut harness = Harness::data();
+    let first = harness.file(1, "a");
+    let upload = harness.begin(2, 1000);
+    let contents = [1, 2].map(|number| ContentId::of(&chunks(number, 1000))).to_vec();
+    let holds = Query::NamespaceHolds { namespace: SPACE, contents };
+    harness.done(DataStep::UploadHold { namespace: SPACE, upload });
+    assert_eq!(harness.ask(&holds), Reply::Flags(vec![true, false]));
+    harness.commit(upload, "a", Base::Any).unwrap();
+    assert_eq!(harness.ask(&holds), Reply::Flags(vec![true, true]));
+    let restore =
+        |version| DataStep::VersionRestore { namespace: SPACE, entry: first.entry, version, device: DEVICE };
+    let restored = entry(harness.step(restore(version(&first)))).unwrap();
+    assert!(version(&restored) > version(&first));
+    assert_eq!(harness.used_bytes(), 3000);
+    assert!(matches!(harness.step(restore(VersionId(99))), Err(StepError::NotFound { .. })));
+    let Reply::Uploads(rows) = harness.ask(&Query::Uploads { namespace: SPACE, uploads: vec![upload] })
+    else {
+        panic!("no sessions");
+    };
+    assert!(matches!(rows[0].unwrap().state, UploadState::Committed { entry, .. } if entry == first.entry));
+    let part = Query::UploadPart { namespace: SPACE, upload, part: 0 };
+    assert_eq!(harness.ask(&part), Reply::UploadPart(Vec::new()), "the content has the list now");
+}
