@@ -18,7 +18,7 @@ pub struct MetaConfig {
     pub node: NodeId,
     /// Where it listens; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// Where the others and the gateways reach it (host:port); the address it listens on if `None`.
+    /// Where the others and the gateways reach it (host:port), if not as `members` says.
     pub advertise: Option<String>,
     /// Where its databases are; made if missing.
     pub data_dir: PathBuf,

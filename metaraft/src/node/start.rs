@@ -135,7 +135,9 @@ impl MetaNode {
         let identity = TlsIdentity::load(&config.tls)?;
         let cluster = identity.peer().cluster;
         let mut members = check(&config, &identity)?;
-        members.insert(config.node.0, config.advertise.clone().unwrap_or_else(|| address.to_string()));
+        if let Some(own) = &config.advertise {
+            members.insert(config.node.0, own.clone());
+        }
         let members = Arc::new(members);
         let peers = Arc::new(Peers::new(&members, &identity)?);
         let ids: Vec<GroupId> = (ROOT_GROUP.0..=config.data_groups).map(GroupId).collect();
@@ -243,8 +245,7 @@ impl MetaNode {
         }
     }
 
-    /// Stops the node. Handles of its groups answer [`crate::node::GroupError::Stopped`] from then on and must be
-    /// dropped for this to return soon.
+    /// Stops the node. Handles of its groups that are kept answer [`crate::node::GroupError`] from then on.
     pub async fn stop(self) {
         let Self { node, groups, stop, tasks, databases, heartbeats, .. } = self;
         stop.cancel();
@@ -256,7 +257,7 @@ impl MetaNode {
         }
         drop((groups, heartbeats));
         if tokio::time::timeout(RELEASE_TIMEOUT, tasks.wait()).await.is_err() {
-            tracing::error!(%node, "tasks still run although the node has stopped: a group's handle is kept");
+            tracing::error!(%node, "tasks still run although the node has stopped");
         }
         let deadline = Instant::now() + RELEASE_TIMEOUT;
         while databases.in_use() && Instant::now() < deadline {

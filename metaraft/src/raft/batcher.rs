@@ -16,6 +16,8 @@ use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
 use tokio::sync::{mpsc, oneshot};
 
+use tokio_util::sync::CancellationToken;
+
 use super::group::GroupError;
 use super::types::{Batch, Raft, RaftTypes};
 
@@ -41,12 +43,13 @@ impl Proposal {
 
 type Waiter = (usize, oneshot::Sender<Result<Vec<Bytes>, GroupError>>);
 
-/// Serves a group's proposals until the queue's senders are gone.
-pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
+/// Serves a group's proposals until `stop`, or until the queue's senders are gone.
+pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>, stop: CancellationToken) {
     let mut in_flight = FuturesUnordered::new();
     let mut last_ms = 0;
     loop {
         tokio::select! {
+            () = stop.cancelled() => break,
             Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
             first = queue.recv(), if in_flight.len() < ENTRIES_IN_FLIGHT_MAX => {
                 let Some(first) = first else { break };
@@ -71,6 +74,8 @@ pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
             }
         }
     }
+    // Those that wait learn that the group has stopped; those under way, as soon as openraft has.
+    drop(queue);
     while in_flight.next().await.is_some() {}
 }
 

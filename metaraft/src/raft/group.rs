@@ -227,7 +227,7 @@ fn config(parts: &GroupParts) -> Config {
     }
 }
 
-/// Starts a group; its tasks run in `tasks` and end after `stop`, once the handles are gone.
+/// Starts a group; its tasks run in `tasks` and end after `stop`.
 pub(crate) async fn start(
     parts: GroupParts,
     tasks: &TaskTracker,
@@ -242,8 +242,8 @@ pub(crate) async fn start(
     let (proposals, waiting_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
     let (queries, waiting_queries) = mpsc::channel(QUERIES_WAITING_MAX);
     let (told, leadership) = watch::channel(Leadership::default());
-    tasks.spawn(batcher::run(raft.clone(), waiting_proposals));
-    tasks.spawn(reader::run(raft.clone(), state, waiting_queries));
+    tasks.spawn(batcher::run(raft.clone(), waiting_proposals, stop.clone()));
+    tasks.spawn(reader::run(raft.clone(), state, waiting_queries, stop.clone()));
     tasks.spawn(watch_leadership(raft.clone(), told, stop.clone()));
     tasks.spawn(found(raft.clone(), group, members, stop.clone()));
     Ok(GroupHandle { group, raft, proposals, queries, leadership })

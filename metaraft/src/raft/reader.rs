@@ -10,6 +10,7 @@ use std::time::Duration;
 use openraft::ReadPolicy;
 use openraft::error::{LinearizableReadError, RaftError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::group::GroupError;
@@ -30,13 +31,22 @@ pub(crate) struct QueryJob {
     pub(crate) reply: oneshot::Sender<Result<Vec<u8>, GroupError>>,
 }
 
-/// Serves a group's queries until the queue's senders are gone.
-pub(crate) async fn run(raft: Raft, state: StateStore, mut queue: mpsc::Receiver<QueryJob>) {
+/// Serves a group's queries until `stop`, or until the queue's senders are gone.
+pub(crate) async fn run(
+    raft: Raft,
+    state: StateStore,
+    mut queue: mpsc::Receiver<QueryJob>,
+    stop: CancellationToken,
+) {
     let rounds = Arc::new(Semaphore::new(ROUNDS_MAX));
     let tasks = TaskTracker::new();
     loop {
         let Ok(permit) = Arc::clone(&rounds).acquire_owned().await else { break };
-        let Some(first) = queue.recv().await else { break };
+        let first = tokio::select! {
+            () = stop.cancelled() => break,
+            first = queue.recv() => first,
+        };
+        let Some(first) = first else { break };
         let mut jobs = vec![first];
         while jobs.len() < ROUND_QUERIES_MAX
             && let Ok(next) = queue.try_recv()
@@ -49,6 +59,7 @@ pub(crate) async fn run(raft: Raft, state: StateStore, mut queue: mpsc::Receiver
             drop(permit);
         });
     }
+    drop(queue);
     tasks.close();
     tasks.wait().await;
 }

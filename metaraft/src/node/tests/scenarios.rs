@@ -36,10 +36,10 @@ fn a_restart_of_all_keeps_everything_and_is_ready_soon() {
             client.propose(GroupId(2), &format!("set k{index} other{index}")).await;
         }
         cluster.stop().await;
+        let started = Instant::now();
         for node in 1..=3 {
             cluster.start_node(node).await;
         }
-        let started = Instant::now();
         assert_eq!(client.query(DATA, "count").await, "20");
         let elapsed = started.elapsed();
         println!("ready after {elapsed:?}");
@@ -176,10 +176,12 @@ fn a_follower_names_the_leader_and_refuses_oversized_commands() {
         assert_eq!(refused, Err(GroupError::NotLeader { leader: Some(NodeId(leader)) }));
         let queried = handle.query(b"get a".to_vec()).await;
         assert_eq!(queried, Err(GroupError::NotLeader { leader: Some(NodeId(leader)) }));
-        drop(handle);
         let large = Bytes::from(vec![b'x'; crate::node::COMMAND_BYTES_MAX + 1]);
         let refused = client.0.propose_raw(DATA, vec![large]).await;
         assert!(matches!(refused, Err(crate::client::ProposeError::Refused { .. })), "{refused:?}");
         cluster.stop().await;
+        // A handle that somebody kept does not keep the node, and says that it has stopped.
+        let stopped = handle.query(b"get a".to_vec()).await;
+        assert_eq!(stopped, Err(GroupError::Stopped));
     });
 }
