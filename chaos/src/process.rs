@@ -20,11 +20,13 @@ pub struct ProcessRef {
 }
 
 impl ProcessRef {
-    /// The process that has `pid` now; `None` if there is none, or only its remains.
+    /// The process that has `pid` now; `None` if there is none, or only its remains. A process whose first thread has
+    /// ended is there until all have: only then are its ports and locks free.
     #[must_use]
     pub fn observe(pid: u32) -> Option<Self> {
-        let (state, start_ticks) = stat(pid)?;
-        (state != 'Z' && state != 'X').then_some(Self { pid, start_ticks })
+        let Stat { state, threads, start_ticks } = stat(pid)?;
+        let remains = state == 'X' || (state == 'Z' && threads <= 1);
+        (!remains).then_some(Self { pid, start_ticks })
     }
 
     /// Whether it still runs (stopped counts as running).
@@ -89,14 +91,22 @@ impl ProcessRef {
     }
 }
 
-/// State letter and start time of a process.
-fn stat(pid: u32) -> Option<(char, u64)> {
+/// What is looked at of `/proc/PID/stat`.
+struct Stat {
+    state: char,
+    threads: u32,
+    start_ticks: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let after_name = text.rsplit_once(") ")?.1;
-    let mut fields = after_name.split(' ');
-    let state = fields.next()?.chars().next()?;
-    // `starttime` is field 22; the state is field 3.
-    Some((state, fields.nth(18)?.parse().ok()?))
+    // The name may contain anything, blanks and brackets too; the state, field 3, comes behind it.
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        threads: fields.get(17)?.parse().ok()?,
+        start_ticks: fields.get(19)?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]

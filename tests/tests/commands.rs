@@ -126,7 +126,7 @@ fn quotas_hold(cluster: &Cluster, scratch: &Path) -> Result<()> {
     put_text(&small, scratch, &"y".repeat(60_000), "/first")?;
     let large = scratch.join("large");
     fs::write(&large, "z".repeat(60_000))?;
-    refused(&small.run(&["put".as_ref(), large.as_os_str(), "/second".as_ref()])?, "quota")?;
+    refused(&small.run(&["put".as_ref(), large.as_os_str(), "/second".as_ref()])?, "do not fit")?;
     ensure!(!small.exists("/second")?);
     // Accounts do not administer.
     ensure!(small.run(&["admin", "status"])?.code == Some(1), "anybody sees the cluster's state");
