@@ -1,4 +1,5 @@
 //! The gateway against real metadata and storage nodes, in one process.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
 
 mod cluster;
 
