@@ -33,7 +33,7 @@ pub enum CallError {
     },
     /// The token is unknown or revoked.
     #[error(
-        "the gateway at {endpoint} does not take this profile's token ({message}); sign in again with `keepstone login`"
+        "the gateway at {endpoint} does not take this profile's token; sign in again with `keepstone login`"
     )]
     Token {
         /// Where.
@@ -94,6 +94,12 @@ impl CallError {
     #[must_use]
     pub fn is_already_exists(&self) -> bool {
         self.code() == Some(Code::AlreadyExists)
+    }
+
+    /// Whether things are not as they must be for this call.
+    #[must_use]
+    pub fn is_failed_precondition(&self) -> bool {
+        self.code() == Some(Code::FailedPrecondition)
     }
 
     /// Whether the same call may succeed a moment later.

@@ -63,7 +63,14 @@ async fn list(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
 
 async fn restore(global: &Global, arguments: &TrashRestore, output: &Output) -> anyhow::Result<ExitCode> {
     let to = arguments.to.as_deref().map(RemotePath::parse).transpose()?;
-    let entry = connect(global).await?.restore_trash(arguments.id, to.as_ref()).await?;
+    let restored = connect(global).await?.restore_trash(arguments.id, to.as_ref()).await;
+    let entry = restored.map_err(|error| {
+        if to.is_none() && (error.is_failed_precondition() || error.is_already_exists()) {
+            anyhow::anyhow!("{error}; name another place with --to REMOTE")
+        } else {
+            error.into()
+        }
+    })?;
     let path = to.map(|path| path.to_string()).or(Some(entry.path.clone()).filter(|path| !path.is_empty()));
     output.print(&json_entry(&entry, path.as_deref()), || {
         format!("Restored {}", path.as_deref().unwrap_or(&entry.name))

@@ -105,7 +105,7 @@ fn format_duration_ms(ms: u64) -> String {
     let units = [(DAY_MS, "d"), (60 * 60 * SECOND_MS, "h"), (60 * SECOND_MS, "m"), (SECOND_MS, "s")];
     units
         .into_iter()
-        .find(|(unit_ms, _)| ms >= *unit_ms && ms % unit_ms == 0)
+        .find(|(unit_ms, _)| ms >= *unit_ms && ms.is_multiple_of(*unit_ms))
         .map_or_else(|| format!("{ms}ms"), |(unit_ms, unit)| format!("{}{unit}", ms / unit_ms))
 }
 

@@ -177,7 +177,7 @@ impl Group<'_, '_> {
         };
         let existing = self.entry_at(namespace, at)?;
         let before = check_base(commit.base, existing.as_ref())?;
-        let entry = self.file_put(namespace, &mut row, at, existing, before, like)?;
+        let entry = self.file_put(namespace, &mut row, at, existing.as_ref(), before, like)?;
         if let EntryKind::File(state) = entry.kind {
             let state = UploadState::Committed { entry: entry.entry, version: state.version };
             self.put(&keys::upload(namespace, commit.upload), &UploadRow { state, ..session });
@@ -195,11 +195,11 @@ impl Group<'_, '_> {
         namespace: NamespaceId,
         row: &mut NamespaceRow,
         at: Target<'_>,
-        existing: Option<EntryRow>,
+        existing: Option<&EntryRow>,
         before: Option<FileState>,
         like: VersionRow,
     ) -> Result<EntryRow, StepError> {
-        let (entry, created_ms, sequence) = match &existing {
+        let (entry, created_ms, sequence) = match existing {
             Some(existing) => (existing.entry, existing.created_ms, existing.sequence),
             None => (row.take_entry_id(), self.time_ms, 0),
         };

@@ -258,7 +258,7 @@ impl Upload {
             if let Some(Ok(outcomes)) = &outcomes {
                 self.take_retained(&outcomes[1]);
             }
-            return self.committed(world, outcomes.map(|outcome| outcome.map(drop)));
+            return self.committed(world, outcomes.map(|outcome| outcome.map(drop)).as_ref());
         }
         match world.propose(group, request, vec![hold]) {
             Some(Ok(outcomes)) => match outcomes[0] {
@@ -314,10 +314,10 @@ impl Upload {
         let group = world.group_of(self.session.namespace.slot());
         let request = self.request();
         let outcomes = world.propose(group, request, vec![self.commit_step(world)]);
-        self.committed(world, outcomes.map(|outcome| outcome.map(drop)))
+        self.committed(world, outcomes.map(|outcome| outcome.map(drop)).as_ref())
     }
 
-    fn committed(&mut self, world: &mut World, outcome: Option<Result<(), StepError>>) -> Progress {
+    fn committed(&mut self, world: &mut World, outcome: Option<&Result<(), StepError>>) -> Progress {
         match outcome {
             Some(Ok(())) if self.in_force.is_some_and(|holder| holder != self.session.holder) => {
                 let groups = world.by_group(&self.session.content.ids());

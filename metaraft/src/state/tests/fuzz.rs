@@ -19,7 +19,7 @@ fn damaged_commands_and_queries_are_answered_and_two_replicas_agree() {
     let mut harness = Harness::data();
     harness.file(1, "a");
     let upload = harness.begin(2, 1000);
-    let steps = vec![
+    let steps = [
         begin_step(upload, &chunks(2, 1000)),
         DataStep::UploadHold { namespace: SPACE, upload },
         retain_step(upload, &chunks(2, 1000), None),
