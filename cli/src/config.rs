@@ -70,7 +70,9 @@ pub(crate) fn load<T: DeserializeOwned>(file: &Path) -> anyhow::Result<(T, PathB
 pub(crate) fn join(directory: &Path, path: &Path) -> PathBuf {
     let mut directory = directory.to_owned();
     let mut rest = path.components();
-    while rest.clone().next() == Some(Component::ParentDir) && directory.pop() {
+    while rest.clone().next() == Some(Component::ParentDir) {
+        // Above the root directory there is only itself.
+        directory.pop();
         rest.next();
     }
     directory.join(rest.as_path())
