@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PUBLIC: [&str; 1] = ["proto/keepstone/v1/keepstone.proto"];
+const PUBLIC: [&str; 2] = ["proto/keepstone/v1/keepstone.proto", "proto/keepstone/v1/sync.proto"];
 const INTERNAL: [&str; 2] =
     ["proto/keepstone/internal/v1/storage.proto", "proto/keepstone/internal/v1/meta.proto"];
 

@@ -56,6 +56,7 @@ async fn begin_as(client: &Client, upload: &Bytes, path: &str, bytes: &[u8], hin
         cutter: v1::Cutter::Cdc64k.into(),
         chunks: Some(chunks),
         hint_path: hint.to_owned(),
+        ..v1::BeginUpload::default()
     };
     let request = v1::BeginUploadsRequest { request_id: request_id(), uploads: vec![upload] };
     let response = client.files().begin_uploads(client.request(request)).await.unwrap();
@@ -103,7 +104,7 @@ async fn commit(
     base: Option<v1::Base>,
 ) -> Result<v1::Entry, v1::ItemError> {
     let upload =
-        v1::CommitUpload { upload_id: upload.clone(), path: path.to_owned(), base, mode: 0o644, mtime_ns: 5 };
+        v1::CommitUpload { upload_id: upload.clone(), path: path.to_owned(), base, mode: 0o644, mtime_ns: 5, ..v1::CommitUpload::default() };
     let request = v1::CommitUploadsRequest { request_id: request.clone(), uploads: vec![upload] };
     let response = client.files().commit_uploads(client.request(request)).await.unwrap();
     match response.into_inner().results.remove(0).result.unwrap() {
@@ -126,7 +127,7 @@ async fn put(client: &Client, path: &str, bytes: &[u8]) -> Result<v1::Entry, v1:
 }
 
 async fn get_range(client: &Client, path: &str, offset: u64, length: u64) -> Result<Vec<u8>, Status> {
-    let request = v1::DownloadRequest { path: path.to_owned(), version: 0, offset, length };
+    let request = v1::DownloadRequest { path: path.to_owned(), version: 0, offset, length, ..v1::DownloadRequest::default() };
     let mut stream = client.files().download(client.request(request)).await?.into_inner();
     let mut bytes = Vec::new();
     while let Some(message) = stream.message().await? {
@@ -189,7 +190,7 @@ async fn files_come_back(client: &Client) {
     }
     let paths: Vec<String> =
         ["/file-1", "/nowhere", "/file-300000", "/file-0", "/file-9000000"].map(String::from).into();
-    let request = v1::DownloadManyRequest { paths };
+    let request = v1::DownloadManyRequest { paths, entries: Vec::new() };
     let mut stream = client.files().download_many(client.request(request)).await.unwrap().into_inner();
     let mut sizes = [0; 5];
     let mut errors = [false; 5];
@@ -285,7 +286,7 @@ async fn commits_are_checked_and_repeat(client: &Client) {
     let second = commit(client, &request_id(), &upload, "/versions", current).await.unwrap();
     assert_eq!(second.id, first.id);
     let request =
-        v1::DownloadRequest { path: "/versions".into(), version: first.version, offset: 0, length: 0 };
+        v1::DownloadRequest { path: "/versions".into(), version: first.version, ..v1::DownloadRequest::default() };
     let mut old = client.files().download(client.request(request)).await.unwrap().into_inner();
     let mut read = Vec::new();
     while let Some(message) = old.message().await.unwrap() {
