@@ -1,5 +1,5 @@
 //! What a program uses to reach a Keepstone cluster: the profile it signs in with, the API over gRPC, and the
-//! transfer of local trees in both directions. It prints nothing, and knows no database and no Raft.
+//! transfer of local trees in both directions. It prints nothing, and knows no RocksDB and no Raft.
 
 pub mod api;
 pub mod call_error;
@@ -12,5 +12,6 @@ pub mod planner;
 pub mod profile;
 pub mod progress;
 pub mod report;
+pub mod sync;
 pub mod upload;
 mod wire;
