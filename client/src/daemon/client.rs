@@ -1,10 +1,31 @@
 //! How a command reaches the daemon.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proto::daemon::daemon_client::DaemonClient;
 use tonic::transport::{Channel, Endpoint};
+
+/// The daemon's API.
+pub type DaemonApi = DaemonClient<Channel>;
+
+/// What the daemon said against a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// Why, in words.
+    pub message: String,
+}
+
+impl From<tonic::Status> for Refused {
+    fn from(status: tonic::Status) -> Self {
+        let message = match status.message() {
+            "" => format!("the sync daemon failed: {:?}", status.code()),
+            message => message.to_owned(),
+        };
+        Self { message }
+    }
+}
 
 /// How long a daemon that is there may take to accept.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -16,13 +37,13 @@ pub enum ReachError {
     #[error("the sync daemon's socket cannot be {path}: its path is not UTF-8", path = path.display())]
     Path {
         /// The path.
-        path: std::path::PathBuf,
+        path: PathBuf,
     },
     /// It does not answer.
     #[error("the sync daemon does not answer on {}: {source}", path.display())]
     Io {
         /// The socket.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
@@ -35,7 +56,7 @@ pub enum ReachError {
 ///
 /// # Errors
 /// If one seems to run, but does not answer.
-pub async fn connect(socket: &Path) -> Result<Option<DaemonClient<Channel>>, ReachError> {
+pub async fn connect(socket: &Path) -> Result<Option<DaemonApi>, ReachError> {
     let path = || socket.to_owned();
     // Whether anybody listens is asked first: the transport's errors do not tell.
     match tokio::net::UnixStream::connect(socket).await {

@@ -84,6 +84,26 @@ impl Keeper {
         (Self { config: Arc::new(config), commands, view }, handle)
     }
 
+    /// Takes a session that runs already. It is not started again when it has ended.
+    #[must_use]
+    pub fn of_session(config: RootConfig, session: Handle, shared: Shared) -> (Self, JoinHandle<()>) {
+        let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
+        let running = View { session: Some(session.clone()), message: String::new(), starts: 1 };
+        let (view_sender, view) = watch::channel(running);
+        let mut task = Task {
+            paused: config.paused,
+            limits: config.limits(),
+            config: config.clone(),
+            shared,
+            commands: receiver,
+            view: view_sender,
+        };
+        let handle = tokio::spawn(async move {
+            task.run_once(session).await;
+        });
+        (Self { config: Arc::new(config), commands, view }, handle)
+    }
+
     /// What it was started with.
     #[must_use]
     pub fn config(&self) -> &RootConfig {
@@ -192,14 +212,7 @@ impl Task {
                         view.message.clear();
                         view.session = Some(session.clone());
                     });
-                    let next = self.serve(&session).await;
-                    session.stop().await;
-                    let message = session.status().message;
-                    self.view.send_modify(|view| {
-                        view.session = None;
-                        view.message = message;
-                    });
-                    if next == Next::Stop {
+                    if self.run_once(session).await == Next::Stop {
                         return;
                     }
                 }
@@ -219,6 +232,18 @@ impl Task {
             }
             wait = (wait * 2).min(RETRY_INTERVAL_MAX);
         }
+    }
+
+    /// Serves a session until it has ended.
+    async fn run_once(&mut self, session: Handle) -> Next {
+        let next = self.serve(&session).await;
+        session.stop().await;
+        let message = session.status().message;
+        self.view.send_modify(|view| {
+            view.session = None;
+            view.message = message;
+        });
+        next
     }
 
     async fn start_session(&self) -> Result<Handle, String> {

@@ -34,6 +34,12 @@ impl Paths {
         Self::from_variables(|name| std::env::var_os(name).map(PathBuf::from))
     }
 
+    /// Where commands reach a `sync run` of a folder, beside the daemon's socket.
+    #[must_use]
+    pub fn socket_of_run(&self, directory: &Path) -> PathBuf {
+        self.socket.with_file_name(format!("run-{:016x}.sock", fingerprint(directory)))
+    }
+
     fn from_variables(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, NoHome> {
         // As the XDG specification wants it: what is not absolute counts as not set.
         let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());

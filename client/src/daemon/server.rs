@@ -1,18 +1,22 @@
 //! Runs the daemon: its socket, its folders, and what it asks of the desktop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proto::daemon::daemon_server::DaemonServer;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use super::bus::{NOTICES_QUEUED_MAX, follow_metered, tell_conflicts};
-use super::config::{ConfigError, DaemonConfig};
+use super::config::{ConfigError, DaemonConfig, RootConfig};
 use super::keeper::Shared;
 use super::service::DaemonService;
-use super::socket::{BindError, DaemonSocket};
+use super::socket::{BindError, DaemonSocket, Held};
 use super::supervisor::Supervisor;
+use crate::sync::handle::Handle;
+
+type Serving = JoinHandle<Result<(), tonic::transport::Error>>;
 
 /// Requests of one connection that are under way at once.
 const REQUESTS_MAX: usize = 16;
@@ -81,12 +85,7 @@ pub async fn run(options: DaemonOptions, stop: impl Future<Output = ()>) -> Resu
         metered_pause,
         stopped: stopped.clone(),
     };
-    let (connections, held) = socket.into_parts();
-    let serving = Server::builder()
-        .concurrency_limit_per_connection(REQUESTS_MAX)
-        .add_service(DaemonServer::new(service))
-        .serve_with_incoming_shutdown(connections, stopped.clone().cancelled_owned());
-    let serving = tokio::spawn(serving);
+    let (serving, held) = serve(socket, service);
     tokio::select! {
         () = stop => {}
         () = stopped.cancelled() => {}
@@ -110,13 +109,74 @@ pub async fn run(options: DaemonOptions, stop: impl Future<Output = ()>) -> Resu
     }
 }
 
+fn serve(socket: DaemonSocket, service: DaemonService) -> (Serving, Held) {
+    let (connections, held) = socket.into_parts();
+    let stopped = service.stopped.clone();
+    let serving = Server::builder()
+        .concurrency_limit_per_connection(REQUESTS_MAX)
+        .add_service(DaemonServer::new(service))
+        .serve_with_incoming_shutdown(connections, stopped.cancelled_owned());
+    (tokio::spawn(serving), held)
+}
+
+/// The socket of a session that runs without the daemon.
+#[derive(Debug)]
+pub struct RunSocket {
+    supervisor: Supervisor,
+    stopped: CancellationToken,
+    serving: Serving,
+    supervising: JoinHandle<()>,
+    held: Held,
+}
+
+/// Lets commands reach one session that runs already. A command that stops "the daemon" there stops the session.
+///
+/// # Errors
+/// If the socket cannot be made, or is another's.
+pub fn serve_session(
+    socket: &Path,
+    config: RootConfig,
+    session: Handle,
+    shared: Shared,
+) -> Result<RunSocket, BindError> {
+    let socket = DaemonSocket::bind(socket)?;
+    let stopped = CancellationToken::new();
+    let metered_pause = shared.metered_pause.clone();
+    let (supervisor, supervising) = Supervisor::of_session(config, session, shared);
+    let service = DaemonService {
+        supervisor: supervisor.clone(),
+        config: PathBuf::new(),
+        metered_pause,
+        stopped: stopped.clone(),
+    };
+    let (serving, held) = serve(socket, service);
+    Ok(RunSocket { supervisor, stopped, serving, supervising, held })
+}
+
+impl RunSocket {
+    /// Ends the session, if it has not ended, and the socket.
+    pub async fn stop(self) {
+        drop(self.supervisor.stop().await);
+        self.stopped.cancel();
+        match self.serving.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the socket could not be served"),
+            Err(error) => tracing::error!(%error, "the API's task panicked"),
+        }
+        if let Err(error) = self.supervising.await {
+            tracing::error!(%error, "a task panicked");
+        }
+        drop(self.held);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proto::daemon as wire;
 
     use super::*;
     use crate::daemon::client;
-    use crate::daemon::config::{RootConfig, edit};
+    use crate::daemon::config::edit;
     use crate::path::RemotePath;
 
     #[tokio::test]

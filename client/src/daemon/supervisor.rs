@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::config::{self, ConfigError, DaemonConfig, RootConfig};
 use super::keeper::{Keeper, Shared};
 use crate::sync::config::{Limits, Rate};
+use crate::sync::handle::Handle;
 
 /// Changes that wait.
 const EDITS_QUEUED_MAX: usize = 16;
@@ -64,11 +65,25 @@ impl Supervisor {
     pub fn start(path: PathBuf, config: DaemonConfig, shared: Shared) -> (Self, JoinHandle<()>) {
         let (edits, receiver) = mpsc::channel(EDITS_QUEUED_MAX);
         let (sender, keepers) = watch::channel(Arc::new(Keepers::new()));
-        let mut task = Task { path, shared, keepers: sender, tasks: BTreeMap::new() };
+        let mut task = Task { store: Store::File(path), shared, keepers: sender, tasks: BTreeMap::new() };
         for root in config.roots {
             // Nobody waits for its start: its status says how it went.
             drop(task.keep(root));
         }
+        (Self { edits, keepers }, tokio::spawn(task.run(receiver)))
+    }
+
+    /// Takes one session that runs already, as `sync run` does. What is changed is not remembered; nothing can be
+    /// added. The task ends after [`Supervisor::stop`].
+    #[must_use]
+    pub fn of_session(config: RootConfig, session: Handle, shared: Shared) -> (Self, JoinHandle<()>) {
+        let (edits, receiver) = mpsc::channel(EDITS_QUEUED_MAX);
+        let directory = config.directory.clone();
+        let memory = DaemonConfig { roots: vec![config.clone()], ..DaemonConfig::default() };
+        let (keeper, task) = Keeper::of_session(config, session, shared.clone());
+        let (sender, keepers) = watch::channel(Arc::new(Keepers::from([(directory.clone(), keeper)])));
+        let tasks = BTreeMap::from([(directory, task)]);
+        let task = Task { store: Store::Memory(Box::new(memory)), shared, keepers: sender, tasks };
         (Self { edits, keepers }, tokio::spawn(task.run(receiver)))
     }
 
@@ -145,8 +160,14 @@ impl Supervisor {
     }
 }
 
+/// Where the configuration is.
+enum Store {
+    File(PathBuf),
+    Memory(Box<DaemonConfig>),
+}
+
 struct Task {
-    path: PathBuf,
+    store: Store,
     shared: Shared,
     keepers: watch::Sender<Arc<Keepers>>,
     tasks: BTreeMap<PathBuf, JoinHandle<()>>,
@@ -205,15 +226,22 @@ impl Task {
     }
 
     async fn change<T: Send + 'static>(
-        &self,
+        &mut self,
         change: impl FnOnce(&mut DaemonConfig) -> Result<T, ConfigError> + Send + 'static,
     ) -> Result<T, EditError> {
-        let path = self.path.clone();
+        let path = match &mut self.store {
+            Store::Memory(config) => return Ok(change(config)?),
+            Store::File(path) => path.clone(),
+        };
         let changed = tokio::task::spawn_blocking(move || config::edit(&path, change)).await;
         Ok(changed.map_err(|_panicked| EditError::Ending)??)
     }
 
     async fn add(&mut self, root: RootConfig) -> Result<(), EditError> {
+        if matches!(self.store, Store::Memory(_)) {
+            let reason = "this is not the daemon, but a `sync run` of one folder".to_owned();
+            return Err(ConfigError::Refused { directory: root.directory, reason }.into());
+        }
         let added = root.clone();
         self.change(move |config| config.add(added)).await?;
         let directory = root.directory.clone();
