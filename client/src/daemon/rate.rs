@@ -65,7 +65,6 @@ pub(crate) mod as_text {
 
     use super::Rate;
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
     pub(crate) fn serialize<S: Serializer>(rate: &Rate, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&super::show(*rate))
     }

@@ -63,7 +63,6 @@ impl DaemonSocket {
 
     /// The connections of this user's processes. With it goes the rest: the caller removes the socket by
     /// [`remove`] and drops the lock once all is done.
-    #[must_use]
     pub fn into_parts(self) -> (impl Stream<Item = std::io::Result<UnixStream>> + Send, Held) {
         let own = rustix::process::geteuid().as_raw();
         let connections = UnixListenerStream::new(self.listener).filter_map(move |connection| async move {
