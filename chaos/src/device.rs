@@ -44,6 +44,8 @@ pub struct Device {
     pub arguments: Vec<OsString>,
     /// Run as this user, not as the one who tests.
     pub user: Option<u32>,
+    /// Run in this network namespace.
+    pub namespace: Option<String>,
     program: PathBuf,
     home: PathBuf,
     /// For sockets, whose paths must be short.
@@ -84,6 +86,7 @@ impl Device {
             client: Client::new(&profile)?,
             arguments: Vec::new(),
             user: None,
+            namespace: None,
             program: binary()?,
             log: home.join("log"),
             root,
@@ -140,7 +143,15 @@ impl Device {
     }
 
     fn command(&self, more: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = match &self.namespace {
+            // `ip` becomes the program, so the process that was started is it.
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
         command
             .arg("--profile")
             .arg(self.client.profile())

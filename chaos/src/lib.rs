@@ -14,6 +14,7 @@ pub mod edits;
 pub mod gateway;
 pub mod group;
 pub mod ledger;
+pub mod netns;
 pub mod process;
 pub mod proxy;
 pub mod serial;

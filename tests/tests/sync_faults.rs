@@ -14,6 +14,7 @@ use chaos::device::{Device, SETTLE_DEADLINE};
 use chaos::disk::{Mount, unavailable};
 use chaos::gateway::Gateway;
 use chaos::group::{Group, number};
+use chaos::netns::Namespace;
 use chaos::proxy::{Network, Proxy};
 use chaos::size::seed;
 use chaos::tree::write_random;
@@ -60,6 +61,34 @@ fn a_network_that_is_cut_is_waited_for() -> Result<()> {
         b.wait_content(&format!("here-{round}"), "made while the network was gone")?;
         group.settle()?;
     }
+    group.finish()?;
+    Ok(())
+}
+
+#[test]
+fn a_cable_that_is_pulled_is_waited_for() -> Result<()> {
+    let Some(namespace) = Namespace::new()? else {
+        eprintln!("skipped: no network namespaces here");
+        return Ok(());
+    };
+    let options = Options { host: Some(namespace.host.clone()), ..Options::default() };
+    let mut group = Group::on(Arc::new(Cluster::start(&options)?), "cable", 2)?;
+    group.devices[0].namespace = Some(namespace.name.clone());
+    group.start()?;
+    let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
+    a.write("before", "before")?;
+    b.wait_content("before", "before")?;
+    write_random(&a.path("large"), 8 * MIB, seed("cable"))?;
+    std::thread::sleep(Duration::from_millis(200));
+    namespace.plug(false)?;
+    a.write("here", "without a network")?;
+    b.write("there", "meanwhile")?;
+    b.wait_up_to_date()?;
+    ensure!(!a.path("there").exists());
+    namespace.plug(true)?;
+    a.wait_content("there", "meanwhile")?;
+    b.wait_content("here", "without a network")?;
+    group.settle()?;
     group.finish()?;
     Ok(())
 }
