@@ -4,11 +4,13 @@
 pub mod api;
 pub mod call_error;
 pub mod connection;
+pub mod daemon;
 pub mod download;
 pub mod local;
 pub mod local_folder;
 pub mod path;
 pub mod planner;
+mod private_file;
 pub mod profile;
 pub mod progress;
 pub mod report;

@@ -4,13 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::planner::model::{Attributes, Kind, NodeId, Place};
 
-/// Which object of a file system something is, as long as it lives there.
+/// Which object of the root's file system something is. A root lies on one file system, whose own number is left out:
+/// it may be another after a restart of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Identity {
-    /// `st_dev`.
-    pub device: u64,
-    /// `st_ino`.
+    /// `st_ino`. Given anew once the object is gone.
     pub inode: u64,
+    /// When it was made, nanoseconds since 1970: tells two objects apart that had one inode after another. 0 where
+    /// the file system does not say.
+    pub born_ns: i64,
 }
 
 /// How an object was when it was last looked at. Equal stamps mean: nothing has changed, its bytes need not be read.

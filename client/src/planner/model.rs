@@ -12,7 +12,8 @@
 //! - [`ROOT`] is a folder in all three trees, at no place, and is never moved or deleted.
 //! - In each tree by itself, a node's parent is a folder of that tree, names in a folder are unique, and walking up
 //!   ends at the root.
-//! - `synced` holds a node only if it was once in `remote` and `local` at the same time.
+//! - `synced` holds a node only if it was once in `remote` and `local` at the same time. It is asked node by node only:
+//!   what its places say of folders need not make a tree.
 
 use engine::cutter::Cutter;
 use engine::ids::ContentId;
@@ -104,6 +105,9 @@ pub enum Operation {
     },
     /// Both sides agree (or both lack it): `synced` says so.
     Agree(NodeId),
+    /// What both sides once agreed on of this node counts no more: `synced` forgets it (not what is below it). For what
+    /// was excluded here and is gone from the disk, which must not look like a delete.
+    Forget(NodeId),
     /// The local file is to be cut again, so that its content can be compared with the remote one.
     Recut(NodeId, Cutter),
     /// The local copy stops being this node and becomes a new one, at its place or, if given, at another name in
@@ -122,7 +126,8 @@ pub enum Operation {
     Upload(NodeId),
     /// Points a symlink as it does here.
     RemoteRetarget(NodeId),
-    /// Moves to a place (folders by the id that they have in `remote`).
+    /// Moves to a place (folders by the id that they have in `remote`): where it is in `local`, or, if that is not it,
+    /// out of the way (then nothing is agreed upon: see [`super::transition::part_of`]).
     RemoteMove(NodeId, Place),
     /// Deletes: a file or symlink, or a folder with all that `remote` has below it.
     RemoteDelete(NodeId),
@@ -136,7 +141,8 @@ pub enum Operation {
     Download(NodeId),
     /// Points a symlink as it does there.
     LocalRetarget(NodeId),
-    /// Moves to a place (folders by the id that they have in `local`). Something there is never replaced.
+    /// Moves to a place (folders by the id that they have in `local`): where it is in `remote`, or, if that is not it,
+    /// out of the way. Something there is never replaced.
     LocalMove(NodeId, Place),
     /// Deletes into the local trash: a file or symlink, or a folder with all that `local` has below it.
     LocalDelete(NodeId),

@@ -1,0 +1,123 @@
+//! Several people at work in one tree, at random, while daemons and the gateway are killed, stand still, or are cut off.
+//! After quiet: all devices and the server are the same, and no content that was saved is lost.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use chaos::cluster::{Cluster, Options};
+use chaos::edits::Editor;
+use chaos::gateway::Gateway;
+use chaos::group::Group;
+use chaos::proxy::{Network, Proxy};
+use chaos::size::{Size, seed};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+
+const DEVICES: usize = 3;
+
+/// One fault, at random.
+fn disturb(group: &mut Group, gateway: &mut Gateway, proxy: &Proxy, random: &mut SmallRng) -> Result<()> {
+    let device = random.random_range(0..DEVICES);
+    let a_moment = Duration::from_millis(random.random_range(50..1500));
+    match random.random_range(0..6) {
+        0 | 1 => {
+            group.devices[device].kill()?;
+            std::thread::sleep(a_moment);
+            group.devices[device].start()?;
+        }
+        2 => {
+            group.devices[device].pause(true)?;
+            std::thread::sleep(a_moment);
+            group.devices[device].pause(false)?;
+        }
+        3 => {
+            gateway.kill()?;
+            std::thread::sleep(a_moment / 2);
+            gateway.start()?;
+        }
+        4 => {
+            proxy.set(if random.random() { Network::Cut } else { Network::Silent });
+            std::thread::sleep(a_moment);
+            proxy.set(Network::Up);
+        }
+        _ => {
+            group.devices[device].stop()?;
+            std::thread::sleep(a_moment);
+            group.devices[device].start()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_lost_and_all_end_the_same_whatever_breaks() -> Result<()> {
+    let seed = seed("sync_random");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let cluster = Arc::new(Cluster::start(&Options::default())?);
+    let mut gateway = Gateway::of(&cluster)?;
+    for round in 0..Size::chosen().pick(1, 20, 400) {
+        let mut group = Group::on(Arc::clone(&cluster), &format!("random-{round}"), DEVICES)?;
+        let target = cluster.endpoint.strip_prefix("https://").context("no https endpoint")?.to_owned();
+        let proxy = Proxy::start("127.0.0.1", &target)?;
+        group.devices[0].via(&proxy)?;
+        group.start()?;
+        let lasts = Duration::from_secs(Size::chosen().pick(15, 30, 60));
+        let steps = work(&mut group, &mut gateway, &proxy, lasts, &mut random)
+            .with_context(|| format!("round {round}"))?;
+        let contents = group.contents.count();
+        let agreed = group.finish().with_context(|| format!("seed {seed}, round {round}"))?;
+        eprintln!(
+            "round {round}: {steps} things done, {contents} contents all there, {} entries, {} conflicted copies",
+            agreed.paths().len(),
+            agreed.conflicted().len()
+        );
+        ensure!(steps > 50 && contents > 20, "only {steps} steps, {contents} contents");
+    }
+    drop(gateway);
+    Arc::into_inner(cluster).context("the cluster is still used")?.finish()
+}
+
+/// All users at work while this thread breaks things; gives how much they did.
+fn work(
+    group: &mut Group,
+    gateway: &mut Gateway,
+    proxy: &Proxy,
+    lasts: Duration,
+    random: &mut SmallRng,
+) -> Result<usize> {
+    let contents = std::mem::take(&mut group.contents);
+    let until = Instant::now() + lasts;
+    let steps = std::thread::scope(|scope| -> Result<usize> {
+        let mut users = Vec::new();
+        for device in &group.devices {
+            let (root, name) = (device.root.clone(), device.name.clone());
+            let seeds = SmallRng::seed_from_u64(random.random());
+            let mut pace = SmallRng::seed_from_u64(random.random());
+            let mut editor = Editor::new(&root, &contents, &name, seeds);
+            users.push(scope.spawn(move || -> Result<usize> {
+                let mut steps = 0;
+                while Instant::now() < until {
+                    // Bursts, and pauses in which things settle.
+                    for _ in 0..pace.random_range(1..15) {
+                        editor.step()?;
+                        steps += 1;
+                    }
+                    std::thread::sleep(Duration::from_millis(pace.random_range(10..700)));
+                }
+                Ok(steps)
+            }));
+        }
+        while Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(random.random_range(100..1500)));
+            disturb(group, gateway, proxy, random)?;
+        }
+        let mut steps = 0;
+        for user in users {
+            steps += user.join().map_err(|panic| anyhow::anyhow!("a user panicked: {panic:?}"))??;
+        }
+        Ok(steps)
+    })?;
+    group.contents = contents;
+    Ok(steps)
+}
