@@ -45,7 +45,10 @@ async fn begin(client: &Client, path: &str, bytes: &[u8]) -> (Bytes, v1::BegunUp
 }
 
 async fn begin_as(client: &Client, upload: &Bytes, path: &str, bytes: &[u8], hint: &str) -> v1::BegunUpload {
-    let cut = cut(bytes);
+    begin_cut(client, upload, path, &cut(bytes), hint).await
+}
+
+async fn begin_cut(client: &Client, upload: &Bytes, path: &str, cut: &Cut, hint: &str) -> v1::BegunUpload {
     let chunks = v1::ChunkList {
         ids: cut.ids.iter().flat_map(|id| id.as_bytes().iter().copied()).collect::<Vec<u8>>().into(),
         sizes: cut.chunks.iter().map(|chunk| u32::try_from(chunk.len()).unwrap()).collect(),
@@ -53,7 +56,7 @@ async fn begin_as(client: &Client, upload: &Bytes, path: &str, bytes: &[u8], hin
     let upload = v1::BeginUpload {
         upload_id: upload.clone(),
         path: path.to_owned(),
-        size: bytes.len() as u64,
+        size: cut.chunks.iter().map(|chunk| chunk.len() as u64).sum(),
         cutter: v1::Cutter::Cdc64k.into(),
         chunks: Some(chunks),
         hint_path: hint.to_owned(),
@@ -83,7 +86,16 @@ async fn put_missing(
     bytes: &[u8],
     missing: &[u32],
 ) -> Vec<v1::PutChunkResult> {
-    let cut = cut(bytes);
+    put_cut(client, upload, &cut(bytes), missing, 4).await
+}
+
+async fn put_cut(
+    client: &Client,
+    upload: &Bytes,
+    cut: &Cut,
+    missing: &[u32],
+    together: usize,
+) -> Vec<v1::PutChunkResult> {
     let chunk = |index: &u32| {
         let index = usize::try_from(*index).unwrap();
         v1::PutChunk {
@@ -92,8 +104,9 @@ async fn put_missing(
             data: cut.chunks[index].clone(),
         }
     };
-    let messages =
-        missing.chunks(4).map(|indexes| v1::PutChunksRequest { chunks: indexes.iter().map(chunk).collect() });
+    let messages = missing
+        .chunks(together)
+        .map(|indexes| v1::PutChunksRequest { chunks: indexes.iter().map(chunk).collect() });
     put_all(client, messages.collect()).await.unwrap()
 }
 
@@ -380,6 +393,46 @@ async fn purging_gives_space_back(client: &Client) {
     assert_eq!(get(client, "/purged").await.unwrap(), noise(500, 3_000_000));
 }
 
+/// More chunks than a list holds: its nodes are stored as chunks themselves.
+async fn long_lists_become_trees(client: &Client) {
+    const PIECE_BYTES: usize = 40;
+    let bytes = noise(700, 9000 * PIECE_BYTES);
+    let pieces = |bytes: &[u8]| {
+        let chunks: Vec<Bytes> = bytes.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
+        Cut { ids: chunks.iter().map(|chunk| ChunkId::of(chunk)).collect(), chunks }
+    };
+    let id = || Bytes::copy_from_slice(&random::<16>());
+    let upload = id();
+    let list = pieces(&bytes);
+    let begun = begin_cut(client, &upload, "/long", &list, "").await;
+    assert_eq!(begun.missing.len(), 9000);
+    let results = put_cut(client, &upload, &list, &begun.missing, 500).await;
+    assert!(results.len() == 9000 && results.iter().all(|result| result.error.is_none()));
+    let request = v1::UploadStatusRequest { upload_id: upload.clone() };
+    let status = client.files().upload_status(client.request(request)).await.unwrap().into_inner();
+    assert_eq!(status.missing, Vec::<u32>::new());
+    commit(client, &request_id(), &upload, "/long", any()).await.unwrap();
+    assert_eq!(get(client, "/long").await.unwrap(), bytes);
+    assert_eq!(get_range(client, "/long", 200_001, 77).await.unwrap(), bytes[200_001..200_078]);
+
+    let mut edited = bytes.clone();
+    edited[8000 * PIECE_BYTES] ^= 1;
+    let upload = id();
+    let begun = begin_cut(client, &upload, "/long", &pieces(&edited), "").await;
+    assert_eq!(begun.missing, [8000], "the current version's tree is looked at");
+    let abort = v1::AbortUploadRequest { request_id: request_id(), upload_id: upload.clone() };
+    client.files().abort_upload(client.request(abort)).await.unwrap();
+    let late = commit(client, &request_id(), &upload, "/long", any()).await.unwrap_err();
+    assert_eq!(late.reason, "upload-ended");
+
+    let delete = v1::DeleteEntryRequest { request_id: request_id(), path: "/long".into(), recursive: false };
+    client.files().delete_entry(client.request(delete)).await.unwrap();
+    let purge = v1::PurgeTrashRequest { request_id: request_id(), trash_id: 0 };
+    client.files().purge_trash(client.request(purge)).await.unwrap();
+    let begun = begin_cut(client, &id(), "/long", &list, "").await;
+    assert_eq!(begun.missing.len(), 9000, "what was purged is not told any more");
+}
+
 async fn losses_are_survived(cluster: &mut Cluster, client: &Client) {
     let bytes = noise(600, 5_000_000);
     put(client, "/lossy", &bytes).await.unwrap();
@@ -418,6 +471,7 @@ async fn scenario(data_groups: u16) {
     commits_are_checked_and_repeat(&client).await;
     trees_move_copy_and_come_back(&client).await;
     purging_gives_space_back(&client).await;
+    long_lists_become_trees(&client).await;
     losses_are_survived(&mut cluster, &client).await;
     a_revoked_device_is_out_at_once(&other).await;
     drop((client, other));
