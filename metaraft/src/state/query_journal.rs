@@ -3,7 +3,9 @@
 //! Pages make batches: `since` is the number up to which the caller had everything when the batch began, and goes along
 //! from page to page. Below a folder that came back after it lies what the caller does not have, whichever page tells
 //! of the folder. A listing of all there is is a batch that begins at the present number, with the journal from its
-//! beginning: what was gone by then is left out, for its caller never saw it, and pruning that does not end it.
+//! beginning. Pruning of what was gone by then does not end it, and what was in the trash by then is left out, for its
+//! caller never saw it, nor anything in it. What is gone with a folder above it is told of: what is in *it* may have
+//! been told of when that folder was still there, and is found only through it.
 //!
 //! Invariants:
 //! - A page costs at most as many rows as it may have changes, and a walk up that is remembered within the page.
@@ -95,7 +97,8 @@ impl Reader<'_> {
                 bytes += row.as_ref().map_or(ROW_BYTES, row_bytes);
                 let folder = row.as_ref().is_some_and(|row| row.kind == EntryKind::Folder);
                 let list_below = folder && latest.arrived > since;
-                if row.is_some() || sequence > since {
+                let told = row.is_some() || sequence > since || !self.is_in_trash(namespace, latest.entry)?;
+                if told {
                     changes.push(ChangeRow { entry: latest.entry, row, list_below });
                 }
             }
@@ -110,6 +113,12 @@ impl Reader<'_> {
         let more = reached < present;
         let since = if more { since } else { reached };
         Ok(Reply::Changes { changes, position: reached, since, more })
+    }
+
+    /// Whether an entry is an item of the trash itself: so it has been since its latest number, with all below it.
+    fn is_in_trash(&self, namespace: NamespaceId, entry: EntryId) -> Result<bool, Refusal> {
+        let place: Option<PlaceRow> = self.get(&keys::place(namespace, entry))?;
+        Ok(matches!(place, Some(PlaceRow::Trashed(_))))
     }
 
     /// An entry as it is now, if it is in the tree.

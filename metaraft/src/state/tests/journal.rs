@@ -48,7 +48,7 @@ fn folder_step(parent: EntryId, name: &str) -> DataStep {
 }
 
 #[test]
-fn a_listing_leaves_out_what_was_gone_before_it_began_and_tells_what_goes_later() {
+fn a_listing_leaves_out_what_was_in_the_trash_before_it_began_and_tells_what_goes_later() {
     let mut harness = Harness::data();
     let gone = harness.create(ROOT_ENTRY, "gone", EntryKind::Folder).unwrap();
     harness.folder(gone.entry, "below");
@@ -60,7 +60,7 @@ fn a_listing_leaves_out_what_was_gone_before_it_began_and_tells_what_goes_later(
     let present = sequence(&harness);
     let (first, position, since, more) = changes(&harness, 0, 0, 3);
     assert_eq!((since, more), (present, true));
-    assert!(first.iter().all(|change| change.row.is_some()), "{first:?}");
+    assert!(first.iter().all(|change| change.entry != gone.entry), "{first:?}");
     harness.delete(&kept[0], true).unwrap();
     let (mut rest, position, _, more) = changes(&harness, position, since, 100);
     assert!(!more && position == present + 1);
@@ -122,6 +122,59 @@ fn a_folder_that_came_back_is_listed_whichever_page_tells_of_it() {
     let query = Query::Below { namespace: SPACE, top: row.entry, position: Vec::new(), count_max: 10 };
     let Reply::Below(Some(BelowPage { entries, position })) = harness.ask(&query) else { panic!("no page") };
     assert!(entries.len() == 1 && entries[0].entry == below && position.is_empty());
+}
+
+#[test]
+fn a_folder_that_goes_with_the_one_above_it_during_a_listing_is_told_of() {
+    let mut harness = Harness::data();
+    let outer = harness.create(ROOT_ENTRY, "outer", EntryKind::Folder).unwrap();
+    let inner = harness.create(outer.entry, "inner", EntryKind::Folder).unwrap();
+    let leaf = harness.folder(inner.entry, "leaf");
+    let touch = |entry: EntryId, mtime_ns| DataStep::EntrySetAttributes {
+        namespace: SPACE,
+        entry,
+        mode: 0o700,
+        mtime_ns,
+    };
+    harness.done(touch(inner.entry, 7));
+    // The leaf is told of while it is there.
+    let (first, position, since, more) = changes(&harness, 0, 0, 2);
+    assert!(more && first[1].entry == leaf && first[1].row.is_some());
+    let trash = harness.delete(&outer, true).unwrap();
+    for purged in [false, true] {
+        if purged {
+            harness.done(DataStep::TrashPurge { namespace: SPACE, trash, entries_max: 100 });
+        }
+        let (rest, ..) = changes(&harness, position, since, 10);
+        let told: Vec<_> = rest.iter().map(|change| (change.entry, change.row.is_some())).collect();
+        assert!(told.contains(&(inner.entry, false)) && told.contains(&(outer.entry, false)), "{told:?}");
+    }
+}
+
+#[test]
+fn a_folder_moved_out_of_one_that_came_back_is_listed_though_that_one_is_gone_again() {
+    let mut harness = Harness::data();
+    let outer = harness.create(ROOT_ENTRY, "outer", EntryKind::Folder).unwrap();
+    let inner = harness.create(outer.entry, "inner", EntryKind::Folder).unwrap();
+    harness.folder(inner.entry, "below");
+    let trash = harness.delete(&outer, true).unwrap();
+    let since = sequence(&harness);
+    let (to_parent, to_name) = (ROOT_ENTRY, "outer".to_owned());
+    let back = harness.step(DataStep::TrashRestore { namespace: SPACE, trash, to_parent, to_name });
+    harness.done(DataStep::EntryMove {
+        namespace: SPACE,
+        entry: inner.entry,
+        from_parent: outer.entry,
+        from_name: "inner".to_owned(),
+        to_parent: ROOT_ENTRY,
+        to_name: "inner".to_owned(),
+        replace: false,
+    });
+    harness.delete(&entry(back).unwrap(), true).unwrap();
+    let (told, ..) = changes(&harness, since, since, 10);
+    let told: Vec<_> =
+        told.iter().map(|change| (change.entry, change.row.is_some(), change.list_below)).collect();
+    assert_eq!(told, [(inner.entry, true, true), (outer.entry, false, false)]);
 }
 
 #[test]
