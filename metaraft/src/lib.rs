@@ -8,6 +8,8 @@ pub mod api;
 pub mod app;
 pub mod client;
 pub mod kv;
+#[cfg(test)]
+mod local;
 pub mod model;
 pub mod node;
 mod raft;

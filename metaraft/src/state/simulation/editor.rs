@@ -7,6 +7,8 @@ use rand::seq::IndexedRandom;
 use super::super::keys::{self, Table};
 use super::world::World;
 use crate::model::command::{DataStep, OnExisting};
+use crate::model::outcome::StepOutcome;
+use crate::model::query::{Query, Reply};
 use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY, TrashRow, VersionRow};
 
 /// Few names, so that they collide.
@@ -52,7 +54,12 @@ pub(super) fn edit(world: &mut World) {
     } else {
         vec![step]
     };
-    assert!(world.propose(group, request, steps).is_some());
+    let outcome = world.propose(group, request, steps).expect("a request made now");
+    if let Ok(Some(StepOutcome::Entry(row))) = outcome.map(|mut outcomes| outcomes.pop()) {
+        let entries = vec![row.entry];
+        let told = world.ask(group, &Query::EntriesById { namespace, entries });
+        assert_eq!(told, Reply::EntriesById(vec![Some(row)]), "answered, but not so in the tree");
+    }
 }
 
 fn some_edit(world: &mut World, namespace: NamespaceId) -> DataStep {

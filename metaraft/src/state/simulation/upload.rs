@@ -57,8 +57,14 @@ pub(super) struct Upload {
 
 impl Upload {
     pub(super) fn new(world: &mut World) -> Self {
-        let content = world.contents[world.random.random_range(0..world.contents.len())].clone();
-        let namespace = world.namespaces[world.random.random_range(0..world.namespaces.len())];
+        let mut content = world.contents[world.random.random_range(0..world.contents.len())].clone();
+        let mut namespace = world.namespaces[world.random.random_range(0..world.namespaces.len())];
+        // Often the same as another one under way: they share a generation and a content.
+        if world.random.random_bool(0.4)
+            && let Some(other) = world.some_upload()
+        {
+            (content, namespace) = (other.content, other.namespace);
+        }
         let upload = UploadId::from_bytes(world.random.random());
         let holder = HolderId::from_bytes(World::derived(&[b"holder\0", upload.as_bytes()]));
         let session = Session { namespace, upload, holder, content };
