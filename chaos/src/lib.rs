@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod compare;
 pub mod damage;
 pub mod disk;
+pub mod faulty;
 pub mod ledger;
 pub mod process;
 pub mod serial;

@@ -124,6 +124,10 @@ impl MetaClient {
             Ok(reply) => Ok(reply),
             Err(GaveUp::Deadline { last_failure }) => Err(QueryError::Unavailable { last_failure }),
             Err(GaveUp::Refused { reason }) => Err(QueryError::Refused { reason }),
+            // Reading takes no space: no leader says so.
+            Err(GaveUp::NoSpace) => {
+                Err(QueryError::Refused { reason: "a query was refused for lack of space".to_owned() })
+            }
         }
     }
 }

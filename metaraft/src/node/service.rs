@@ -50,6 +50,7 @@ impl MetadataService {
             Ok(answer) => Ok(Ok(answer)),
             Err(GroupError::NotLeader { leader }) => Ok(Err(self.not_leader(leader))),
             Err(error @ GroupError::TooLarge { .. }) => Err(Status::invalid_argument(error.to_string())),
+            Err(error @ GroupError::NoSpace) => Err(Status::resource_exhausted(error.to_string())),
             Err(error @ (GroupError::Unavailable { .. } | GroupError::Stopped)) => {
                 Err(Status::unavailable(error.to_string()))
             }
