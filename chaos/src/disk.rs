@@ -26,11 +26,7 @@ pub fn unavailable() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root");
     }
-    let tools = ["mkfs.xfs", "xfs_io", "mount", "umount"];
-    let found = |tool: &str| {
-        ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|place| Path::new(place).join(tool).is_file())
-    };
-    if !tools.into_iter().all(found) {
+    if !["mkfs.xfs", "xfs_io", "mount", "umount"].into_iter().all(have_tool) {
         return Some("xfsprogs is missing");
     }
     if !Path::new("/dev/loop-control").exists() {
@@ -39,8 +35,13 @@ pub fn unavailable() -> Option<&'static str> {
     None
 }
 
+/// Whether a system command is installed.
+pub(crate) fn have_tool(tool: &str) -> bool {
+    ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|place| Path::new(place).join(tool).is_file())
+}
+
 /// Runs a system command that must succeed.
-fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let output = Command::new(program)
         .args(arguments)
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
@@ -72,8 +73,17 @@ pub fn allocated_bytes(root: &Path) -> anyhow::Result<u64> {
     Ok(blocks * BLOCK_BYTES)
 }
 
-fn text(path: &Path) -> anyhow::Result<&str> {
+pub(crate) fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("not UTF-8: {}", path.display()))
+}
+
+/// Bytes that are free in the file system of `directory`.
+///
+/// # Errors
+/// If it does not say.
+pub fn free_bytes_of(directory: &Path) -> anyhow::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    Ok(stat.f_bavail * stat.f_frsize)
 }
 
 /// A mounted file system.
@@ -135,16 +145,7 @@ impl Mount {
     }
 
     fn unmount(&mut self) -> anyhow::Result<()> {
-        let point = text(&self.point)?;
-        let mut last = None;
-        let result = wait_for("unmounting", UNMOUNT_DEADLINE, || match run("umount", &[point]) {
-            Ok(()) => Ok(Some(())),
-            Err(error) => {
-                last = Some(error);
-                Ok(None)
-            }
-        });
-        result.with_context(|| format!("{last:?}"))?;
+        unmount(&self.point)?;
         self.mounted = false;
         Ok(())
     }
@@ -155,15 +156,37 @@ impl Mount {
     /// # Errors
     /// If copying or mounting fails.
     pub fn under(directory: &Path, make: impl FnOnce(&Path) -> anyhow::Result<Self>) -> anyhow::Result<Self> {
-        let aside = directory.with_extension("aside");
-        fs::rename(directory, &aside).with_context(|| format!("move {}", directory.display()))?;
-        fs::create_dir(directory)?;
-        let mount = make(directory)?;
-        run("cp", &["-a", &format!("{}/.", text(&aside)?), text(directory)?])?;
-        run("sync", &["-f", text(directory)?])?;
-        fs::remove_dir_all(&aside)?;
-        Ok(mount)
+        move_onto(directory, make)
     }
+}
+
+/// Moves the content of `directory` onto a file system that `make` mounts in its place.
+pub(crate) fn move_onto<M>(
+    directory: &Path,
+    make: impl FnOnce(&Path) -> anyhow::Result<M>,
+) -> anyhow::Result<M> {
+    let aside = directory.with_extension("aside");
+    fs::rename(directory, &aside).with_context(|| format!("move {}", directory.display()))?;
+    fs::create_dir(directory)?;
+    let mount = make(directory)?;
+    run("cp", &["-a", &format!("{}/.", text(&aside)?), text(directory)?])?;
+    run("sync", &["-f", text(directory)?])?;
+    fs::remove_dir_all(&aside)?;
+    Ok(mount)
+}
+
+/// Unmounts what is at `point`, as soon as its last user has gone.
+pub(crate) fn unmount(point: &Path) -> anyhow::Result<()> {
+    let point = text(point)?;
+    let mut last = None;
+    let result = wait_for("unmounting", UNMOUNT_DEADLINE, || match run("umount", &[point]) {
+        Ok(()) => Ok(Some(())),
+        Err(error) => {
+            last = Some(error);
+            Ok(None)
+        }
+    });
+    result.with_context(|| format!("{last:?}"))
 }
 
 impl Drop for Mount {

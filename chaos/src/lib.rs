@@ -11,6 +11,7 @@ pub mod damage;
 pub mod device;
 pub mod disk;
 pub mod edits;
+pub mod faulty;
 pub mod gateway;
 pub mod group;
 pub mod ledger;

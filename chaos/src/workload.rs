@@ -57,6 +57,20 @@ impl Uploader<'_> {
         Ok(acknowledged)
     }
 
+    /// Puts one new file, or a folder of small ones. Returns whether all of it was acknowledged.
+    ///
+    /// # Errors
+    /// If the machinery fails; a failing put is not an error.
+    pub fn put_one(&self) -> anyhow::Result<bool> {
+        let mut random = SmallRng::seed_from_u64(self.seed);
+        let never = AtomicBool::new(false);
+        if random.random_range(0..4) == 0 {
+            self.put_folder(0, &mut random, &never)
+        } else {
+            self.put_file(&self.name, &mut random, &never)
+        }
+    }
+
     /// One file; its local name is its remote one.
     fn put_file(&self, name: &str, random: &mut SmallRng, stop: &AtomicBool) -> anyhow::Result<bool> {
         let local = self.scratch.join(name);

@@ -50,6 +50,11 @@ impl RunningMeta {
         Ok(Self { node, warden })
     }
 
+    /// Waits until it is of no use any more, and says why. Cancel safe.
+    pub(crate) fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        self.node.failed()
+    }
+
     pub(crate) async fn stop(self) {
         self.warden.stop().await;
         drop(self.warden);
@@ -116,8 +121,17 @@ pub(crate) async fn run_meta(arguments: &RoleArguments, output: &Output) -> anyh
     end_with_parent()?;
     let mut signals = StopSignals::new()?;
     let meta = RunningMeta::start(file).await?;
-    signals.wait().await;
-    Ok(stop_in_time("meta", meta.stop()).await)
+    let failed = tokio::select! {
+        () = signals.wait() => None,
+        reason = meta.failed() => Some(reason),
+    };
+    let code = stop_in_time("meta", meta.stop()).await;
+    match failed {
+        None => Ok(code),
+        Some(reason) => anyhow::bail!(
+            "{reason}. Look after the disk, then start this metadata node again; the others go on meanwhile"
+        ),
+    }
 }
 
 pub(crate) async fn run_storage(arguments: &RoleArguments, output: &Output) -> anyhow::Result<ExitCode> {

@@ -62,10 +62,15 @@ pub(crate) async fn run(arguments: Up, output: &Output) -> anyhow::Result<ExitCo
         roles.stop().await;
         return Err(error);
     }
-    roles.watch(&mut signals).await;
+    let failed = roles.watch(&mut signals).await;
     roles.stop().await;
     drop(lock);
-    Ok(ExitCode::SUCCESS)
+    match failed {
+        None => Ok(ExitCode::SUCCESS),
+        Some(reason) => {
+            anyhow::bail!("{reason}. Look after the disk of {}, then start again", layout.root().display())
+        }
+    }
 }
 
 fn data_directory(arguments: &Up) -> anyhow::Result<PathBuf> {
@@ -134,13 +139,17 @@ fn announce(layout: &Layout, endpoint: &str, output: &Output) -> anyhow::Result<
 }
 
 impl Roles {
-    /// Waits for a signal to stop; tells of roles that end by themselves meanwhile.
-    async fn watch(&mut self, signals: &mut StopSignals) {
+    /// Waits for a signal to stop; tells of roles that end by themselves meanwhile. Says why, if it is of no use to
+    /// go on.
+    async fn watch(&mut self, signals: &mut StopSignals) -> Option<String> {
         match self {
-            Self::Here(_) => signals.wait().await,
+            Self::Here(roles) => tokio::select! {
+                () = signals.wait() => None,
+                reason = roles.failed() => Some(reason),
+            },
             Self::Processes(processes) => loop {
                 tokio::select! {
-                    () = signals.wait() => return,
+                    () = signals.wait() => return None,
                     ended = processes.next_ended() => processes.tell_ended(&ended),
                 }
             },

@@ -71,6 +71,12 @@ impl Failure {
                 "the request id's time is more than a day old or ahead of the cluster's clock; \
                  check this machine's clock and send a new request",
             ),
+            MetaError::NoSpace => Self::new(
+                Code::ResourceExhausted,
+                "no-space",
+                "the disks of the cluster's metadata nodes are nearly full, so nothing can be changed; reading goes \
+                 on. An administrator must give them more space",
+            ),
             other => Self::from_unreachable(other),
         }
     }

@@ -103,8 +103,14 @@ async fn commit(
     path: &str,
     base: Option<v1::Base>,
 ) -> Result<v1::Entry, v1::ItemError> {
-    let upload =
-        v1::CommitUpload { upload_id: upload.clone(), path: path.to_owned(), base, mode: 0o644, mtime_ns: 5, ..v1::CommitUpload::default() };
+    let upload = v1::CommitUpload {
+        upload_id: upload.clone(),
+        path: path.to_owned(),
+        base,
+        mode: 0o644,
+        mtime_ns: 5,
+        ..v1::CommitUpload::default()
+    };
     let request = v1::CommitUploadsRequest { request_id: request.clone(), uploads: vec![upload] };
     let response = client.files().commit_uploads(client.request(request)).await.unwrap();
     match response.into_inner().results.remove(0).result.unwrap() {
@@ -127,7 +133,13 @@ async fn put(client: &Client, path: &str, bytes: &[u8]) -> Result<v1::Entry, v1:
 }
 
 async fn get_range(client: &Client, path: &str, offset: u64, length: u64) -> Result<Vec<u8>, Status> {
-    let request = v1::DownloadRequest { path: path.to_owned(), version: 0, offset, length, ..v1::DownloadRequest::default() };
+    let request = v1::DownloadRequest {
+        path: path.to_owned(),
+        version: 0,
+        offset,
+        length,
+        ..v1::DownloadRequest::default()
+    };
     let mut stream = client.files().download(client.request(request)).await?.into_inner();
     let mut bytes = Vec::new();
     while let Some(message) = stream.message().await? {
@@ -285,8 +297,11 @@ async fn commits_are_checked_and_repeat(client: &Client) {
     let current = base(v1::base::Base::Version(first.version));
     let second = commit(client, &request_id(), &upload, "/versions", current).await.unwrap();
     assert_eq!(second.id, first.id);
-    let request =
-        v1::DownloadRequest { path: "/versions".into(), version: first.version, ..v1::DownloadRequest::default() };
+    let request = v1::DownloadRequest {
+        path: "/versions".into(),
+        version: first.version,
+        ..v1::DownloadRequest::default()
+    };
     let mut old = client.files().download(client.request(request)).await.unwrap().into_inner();
     let mut read = Vec::new();
     while let Some(message) = old.message().await.unwrap() {

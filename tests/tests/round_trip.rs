@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -69,16 +70,20 @@ fn a_real_tree_comes_back() -> Result<()> {
     let cluster = Cluster::start(&Options::default())?;
     let client = cluster.client()?.with_deadline(LONG);
     let scratch = cluster.scratch("real")?;
-    let real = Path::new(Size::chosen().pick("/usr/share/perl", "/usr/share", "/usr/share"));
-    if !real.is_dir() {
-        eprintln!("skipped: no {}", real.display());
+    let source = Path::new(Size::chosen().pick("/usr/share/perl", "/usr/share", "/usr/share"));
+    if !source.is_dir() {
+        eprintln!("skipped: no {}", source.display());
         return cluster.finish();
     }
-    let report = client.put(&[real], "/real")?;
+    // A copy: the system's own tree may change meanwhile.
+    let real = scratch.join("real");
+    let copied = Command::new("cp").arg("-a").arg(source).arg(&real).status()?;
+    ensure!(copied.success(), "cp -a {}: {copied}", source.display());
+    let report = client.put(&[&real], "/real")?;
     let least = Size::chosen().pick(100, 10_000, 10_000);
     ensure!(report.files > least, "only {} files in {}", report.files, real.display());
     client.get("/real", &scratch.join("back"))?;
-    assert_same(real, &scratch.join("back"))?;
+    assert_same(&real, &scratch.join("back"))?;
     cluster.finish()
 }
 

@@ -1,7 +1,7 @@
 //! All roles in this process.
 
 use blockstore::node::StorageNode;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
 use gateway::server::Gateway;
 use proto::peer::Role;
 
@@ -32,6 +32,12 @@ impl RolesHere {
             }
         }
         Ok(roles)
+    }
+
+    /// Waits until a metadata node is of no use any more, and says why. Cancel safe.
+    pub(crate) async fn failed(&self) -> String {
+        let failed: Vec<_> = self.metas.iter().map(|meta| Box::pin(meta.failed())).collect();
+        select_all(failed).await.0
     }
 
     /// Those that use others first.

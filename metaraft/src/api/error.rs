@@ -16,6 +16,9 @@ pub enum MetaError {
         /// What happened last.
         reason: String,
     },
+    /// The disks of the metadata nodes are nearly full: nothing was done, and nothing will be until there is room.
+    #[error("the disks of the metadata nodes are nearly full")]
+    NoSpace,
     /// The request was made too long ago, or by a clock that is ahead: make a new one.
     #[error("the request's time is out of bounds; the cluster's is {leader_ms} ms since 1970")]
     RequestOutOfTime {
@@ -37,6 +40,7 @@ impl From<ProposeError> for MetaError {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Unavailable { last_failure } => Self::Unavailable { reason: last_failure },
+            ProposeError::NoSpace => Self::NoSpace,
             ProposeError::Refused { reason } => Self::Protocol { what: reason },
         }
     }

@@ -10,6 +10,9 @@ pub enum ProposeError {
         /// What happened at the last attempt.
         last_failure: String,
     },
+    /// The disks of the metadata nodes are nearly full: nothing was done; reads go on.
+    #[error("the disks of the metadata nodes are nearly full")]
+    NoSpace,
     /// The cluster refuses the call as such: do not try again.
     #[error("the metadata cluster refuses the commands: {reason}")]
     Refused {

@@ -18,6 +18,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest pause between attempts, in first pauses.
 const PAUSES_MAX: u32 = 8;
 
+/// How often leaders may say that they are short of space before that is the answer.
+const NO_SPACE_MAX: u32 = 5;
+
 /// What an attempt came to.
 pub(crate) enum Attempt<T> {
     Done(T),
@@ -29,6 +32,7 @@ pub(crate) enum Attempt<T> {
 pub(crate) enum GaveUp {
     Deadline { last_failure: String },
     Refused { reason: String },
+    NoSpace,
 }
 
 /// Connections to the metadata nodes, and who leads which group.
@@ -84,6 +88,7 @@ impl Leaders {
         let mut node = self.favourites().get(&group).copied().unwrap_or(0);
         let mut last_failure = "no attempt was made".to_owned();
         let mut failures: u32 = 0;
+        let mut no_space: u32 = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(client) = self.client(node).filter(|_client| !left.is_zero()) else {
@@ -101,6 +106,14 @@ impl Leaders {
                     last_failure = self.describe(node, "does not lead");
                     hint = self.nodes.iter().position(|(address, _)| *address == not_leader.leader_address);
                 }
+                // The leader said so, and it hands over to one that has room, if any has.
+                Ok(Attempt::Failed(status)) if status.code() == Code::ResourceExhausted => {
+                    no_space += 1;
+                    if no_space >= NO_SPACE_MAX {
+                        return Err(GaveUp::NoSpace);
+                    }
+                    last_failure = self.describe(node, status.message());
+                }
                 Ok(Attempt::Failed(status)) if is_final(&status) => {
                     return Err(GaveUp::Refused { reason: status.message().to_owned() });
                 }
@@ -115,6 +128,24 @@ impl Leaders {
                 let pause = self.config.pause * (1 << (failures / 2).min(3)).min(PAUSES_MAX);
                 tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
             }
+        }
+    }
+
+    /// The node to ask first, and its client.
+    pub(crate) fn favourite(&self, group: GroupId) -> Option<(usize, MetadataClient<Channel>)> {
+        let node = self.favourites().get(&group).copied().unwrap_or(0);
+        Some((node, self.client(node)?))
+    }
+
+    /// Goes on with the node that another one named, or with the next in line, if `node` is still the favourite.
+    pub(crate) fn pass_on(&self, group: GroupId, node: usize, not_leader: Option<&NotLeader>) {
+        let hint = not_leader
+            .and_then(|hint| self.nodes.iter().position(|(address, _)| *address == hint.leader_address))
+            .filter(|hint| *hint != node);
+        let next = hint.unwrap_or((node + 1) % self.nodes.len().max(1));
+        let mut favourites = self.favourites();
+        if favourites.get(&group).copied().unwrap_or(0) == node {
+            favourites.insert(group, next);
         }
     }
 

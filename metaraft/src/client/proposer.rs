@@ -97,6 +97,7 @@ async fn propose(
         }
         Err(GaveUp::Deadline { last_failure }) => Err(ProposeError::Unavailable { last_failure }),
         Err(GaveUp::Refused { reason }) => Err(ProposeError::Refused { reason }),
+        Err(GaveUp::NoSpace) => Err(ProposeError::NoSpace),
     }
 }
 

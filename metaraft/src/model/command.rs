@@ -24,7 +24,7 @@ use engine::manifest::{ContentList, ManifestEntry};
 use serde::{Deserialize, Serialize};
 
 use super::outcome::StepOutcome;
-use super::row::{AccountRow, DeviceRow, EntryKind};
+use super::row::{AccountRow, DeviceRow, EntryKind, SecretBytes};
 
 /// What a client of a group proposes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,13 @@ pub enum RootStep {
         name: String,
         /// Its value, as text.
         value: String,
+    },
+    /// Keeps a secret under a name, if there is none yet; answers [`StepOutcome::Secret`] with the one in force.
+    SecretMake {
+        /// Its name.
+        name: String,
+        /// Fresh random bytes.
+        secret: SecretBytes,
     },
 }
 
@@ -435,6 +442,67 @@ pub enum DataStep {
         content: ContentId,
         /// The session's holder.
         holder: HolderId,
+    },
+
+    /// Items that each succeed or fail by themselves, in order; the steps of one item are all or none. Answers
+    /// [`StepOutcome::Each`]. At most [`super::STEPS_MAX`] steps together; not within another one. Fails as a whole
+    /// only if a slot is another group's.
+    Each {
+        /// The steps of each.
+        items: Vec<Vec<DataStep>>,
+    },
+    /// How long the journals of this group keep what is gone.
+    JournalHorizonSet {
+        /// Milliseconds.
+        horizon_ms: u64,
+    },
+    /// Moves an entry to the trash if it is still what the caller has seen; otherwise [`StepError::Changed`] or
+    /// [`StepError::Conflict`]. Answers [`StepOutcome::TrashedEntry`].
+    EntryDeleteSeen {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// Its folder now.
+        parent: EntryId,
+        /// Its name now.
+        name: String,
+        /// Of a file: its current version.
+        version: Option<VersionId>,
+        /// Whether a folder with entries may go.
+        recursive: bool,
+        /// Of a symlink, and of a folder with `recursive`: nothing at or below it has changed after this number.
+        unchanged_since: u64,
+    },
+    /// [`DataStep::EntrySetAttributes`] of a file whose current version is still this one.
+    EntrySetAttributesSeen {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// The version; [`StepError::Conflict`] if it is not the current one.
+        version: VersionId,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time.
+        mtime_ns: i64,
+    },
+    /// Points a symlink elsewhere, if it still points where the caller has seen. Answers [`StepOutcome::Entry`].
+    SymlinkRetarget {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// Where it points now.
+        #[serde(with = "serde_bytes")]
+        target_before: Vec<u8>,
+        /// Where it is to point.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time.
+        mtime_ns: i64,
     },
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod databases;
 pub mod heartbeat;
 pub(crate) mod server;
 pub(crate) mod service;
+pub(crate) mod space;
 pub mod start;
 
 pub use crate::raft::group::{COMMAND_BYTES_MAX, GroupError, GroupHandle, GroupProgress, Leadership};

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
 use proto::peer::{Role, TlsError, TlsIdentity};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +20,7 @@ use super::databases::Databases;
 use super::heartbeat::HeartbeatSink;
 use super::server;
 use super::service::MetadataService;
+use super::space::{self, SpaceGate};
 use crate::app::App;
 use crate::raft::group::{self, GroupHandle, GroupParts};
 use crate::raft::log_database::LogError;
@@ -80,6 +82,8 @@ pub struct MetaNode {
     address: SocketAddr,
     groups: Arc<BTreeMap<GroupId, GroupHandle>>,
     heartbeats: Arc<OnceLock<Arc<dyn HeartbeatSink>>>,
+    space: Arc<SpaceGate>,
+    failed: watch::Sender<Option<String>>,
     stop: CancellationToken,
     tasks: TaskTracker,
     databases: Databases,
@@ -152,6 +156,8 @@ impl MetaNode {
             address,
             groups: Arc::default(),
             heartbeats: Arc::default(),
+            space: Arc::default(),
+            failed: watch::Sender::new(None),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             databases,
@@ -167,6 +173,8 @@ impl MetaNode {
                 peers: Arc::clone(&peers),
                 snapshot_log_entries: config.snapshot_log_entries,
                 log_entries_kept: config.log_entries_kept,
+                space: Arc::clone(&node.space),
+                failed: node.failed.clone(),
             };
             match group::start(parts, &node.tasks, &node.stop).await {
                 Ok(handle) => groups.insert(id, handle),
@@ -196,6 +204,7 @@ impl MetaNode {
             members,
             groups: Arc::clone(&self.groups),
             heartbeats: Arc::clone(&self.heartbeats),
+            stop: self.stop.clone(),
         };
         let ports = self.groups.iter().map(|(id, handle)| (*id, GroupPort::new(handle.raft().clone())));
         let raft = RaftService {
@@ -204,6 +213,9 @@ impl MetaNode {
             directory: config.data_dir.clone(),
         };
         self.tasks.spawn(server::serve(listener, identity, metadata, raft, self.stop.clone()));
+        let groups = self.groups.values().cloned().collect();
+        let gate = Arc::clone(&self.space);
+        self.tasks.spawn(space::watch(config.data_dir.clone(), gate, groups, self.stop.clone()));
         self.tasks.close();
     }
 
@@ -236,6 +248,20 @@ impl MetaNode {
     pub(crate) fn state(&self, group: GroupId) -> StateStore {
         let app = Arc::new(super::tests::registers::Registers);
         StateStore::new(group, Arc::clone(&self.databases.state), app)
+    }
+
+    /// Waits until one of the groups has failed for good (its disk erred, or was full), and says why. The node is of no
+    /// use then until its process starts again. Cancel safe.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut failed = self.failed.subscribe();
+        async move {
+            let reason = failed.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                // The node has been stopped.
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Says where heartbeats go, once; later calls change nothing. Until then storage nodes are told to wait.

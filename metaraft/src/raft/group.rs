@@ -19,6 +19,8 @@ use super::peers::Peers;
 use super::reader::{self, QUERIES_WAITING_MAX, QueryJob};
 use super::state_store::StateStore;
 use super::types::Raft;
+use crate::node::space::SpaceGate;
+use crate::watchers::{Watcher, Watchers};
 
 /// Bytes of one command.
 pub const COMMAND_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -52,6 +54,9 @@ pub enum GroupError {
         /// Its size.
         bytes: usize,
     },
+    /// The disk of the leader is nearly full: nothing was done, and nothing will be until there is room.
+    #[error("the metadata disk of this node is nearly full")]
+    NoSpace,
     /// The group has stopped on this node. The outcome of commands is unknown.
     #[error("the group has stopped on this node")]
     Stopped,
@@ -97,6 +102,9 @@ pub struct GroupHandle {
     proposals: mpsc::Sender<Proposal>,
     queries: mpsc::Sender<QueryJob>,
     leadership: watch::Receiver<Leadership>,
+    members: Arc<BTreeMap<u64, String>>,
+    space: Arc<SpaceGate>,
+    watchers: Arc<Watchers>,
 }
 
 impl GroupHandle {
@@ -116,6 +124,15 @@ impl GroupHandle {
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    /// Tells from now on what this node applies.
+    ///
+    /// # Errors
+    /// [`GroupError::Unavailable`] if too many are told already.
+    pub(crate) fn watch(&self) -> Result<Watcher, GroupError> {
+        let many = || GroupError::Unavailable { reason: "too many watchers".to_owned() };
+        self.watchers.add().ok_or_else(many)
     }
 
     /// Where log and state are now.
@@ -158,6 +175,9 @@ impl GroupHandle {
         if !leadership.is_self {
             return Err(GroupError::NotLeader { leader: leadership.leader });
         }
+        if self.space.is_short() {
+            return Err(GroupError::NoSpace);
+        }
         let (outcomes, answer) = oneshot::channel();
         self.proposals.try_send(Proposal { commands, outcomes }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
@@ -188,6 +208,16 @@ impl GroupHandle {
         answer.await.unwrap_or(Err(GroupError::Stopped))
     }
 
+    /// Asks another voter to lead, a different one for each `turn`.
+    pub(crate) async fn hand_over(&self, turn: usize) {
+        let own = *self.raft.node_id();
+        let others: Vec<u64> = self.members.keys().copied().filter(|member| *member != own).collect();
+        let Some(to) = others.get(turn % others.len().max(1)) else { return };
+        if let Err(error) = self.raft.trigger().transfer_leader(*to).await {
+            tracing::warn!(group = %self.group, %error, "the group could not be handed over");
+        }
+    }
+
     /// Asks openraft to purge what it may now. For tests and operators.
     ///
     /// # Errors
@@ -207,6 +237,9 @@ pub(crate) struct GroupParts {
     pub(crate) peers: Arc<Peers>,
     pub(crate) snapshot_log_entries: u64,
     pub(crate) log_entries_kept: u64,
+    pub(crate) space: Arc<SpaceGate>,
+    /// Told once a group has failed for good.
+    pub(crate) failed: watch::Sender<Option<String>>,
 }
 
 fn config(parts: &GroupParts) -> Config {
@@ -234,7 +267,9 @@ pub(crate) async fn start(
     stop: &CancellationToken,
 ) -> Result<GroupHandle, String> {
     let config = Arc::new(config(&parts).validate().map_err(|error| error.to_string())?);
-    let GroupParts { group, node, members, log, state, peers, .. } = parts;
+    let GroupParts { group, node, members, log, state, peers, space, failed, .. } = parts;
+    let watchers = Arc::new(Watchers::default());
+    let state = state.with_watchers(Arc::clone(&watchers));
     let network = GroupNetwork { group, node, peers };
     let raft =
         Raft::new(node, config, network, log, state.clone()).await.map_err(|error| error.to_string())?;
@@ -244,9 +279,9 @@ pub(crate) async fn start(
     let (told, leadership) = watch::channel(Leadership::default());
     tasks.spawn(batcher::run(raft.clone(), waiting_proposals, stop.clone()));
     tasks.spawn(reader::run(raft.clone(), state, waiting_queries, stop.clone()));
-    tasks.spawn(watch_leadership(raft.clone(), told, stop.clone()));
-    tasks.spawn(found(raft.clone(), group, members, stop.clone()));
-    Ok(GroupHandle { group, raft, proposals, queries, leadership })
+    tasks.spawn(watch_leadership(raft.clone(), group, told, failed, stop.clone()));
+    tasks.spawn(found(raft.clone(), group, Arc::clone(&members), stop.clone()));
+    Ok(GroupHandle { group, raft, proposals, queries, leadership, members, space, watchers })
 }
 
 impl GroupHandle {
@@ -255,11 +290,24 @@ impl GroupHandle {
     }
 }
 
-async fn watch_leadership(raft: Raft, told: watch::Sender<Leadership>, stop: CancellationToken) {
+/// Tells who leads, and that the group has failed: a disk error stops it until the process starts again.
+async fn watch_leadership(
+    raft: Raft,
+    group: GroupId,
+    told: watch::Sender<Leadership>,
+    failed: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+) {
     let mut metrics = raft.metrics();
     loop {
         let now = {
             let metrics = metrics.borrow_and_update();
+            if let Err(fatal) = &metrics.running_state
+                && !stop.is_cancelled()
+            {
+                let reason = format!("group {group} has stopped: {fatal}");
+                failed.send_if_modified(|first| first.is_none().then(|| *first = Some(reason)).is_some());
+            }
             let leader = metrics.current_leader;
             Leadership {
                 leader: leader.map(NodeId),
