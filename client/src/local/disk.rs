@@ -116,6 +116,8 @@ pub struct Object {
     pub kind: ObjectKind,
     /// How it is.
     pub stamp: Stamp,
+    /// Names that it has, on the whole file system.
+    pub links: u32,
 }
 
 pub(super) fn nanoseconds(time: rustix::fs::StatxTimestamp) -> i64 {
@@ -139,7 +141,7 @@ pub(super) fn object_of(stat: &Statx, device: u64) -> Object {
         ctime_ns: nanoseconds(stat.stx_ctime),
         mode: u32::from(stat.stx_mode) & 0o7777,
     };
-    Object { kind, stamp }
+    Object { kind, stamp, links: stat.stx_nlink }
 }
 
 /// Whether two stamps are of one object with the same bytes; a rename between them is allowed.
@@ -162,10 +164,7 @@ pub(super) fn mode_of(bits: u32) -> Mode {
 }
 
 /// Renames, replacing nothing, also on file systems that cannot promise that.
-pub(super) fn rename_new(
-    from: (BorrowedFd<'_>, &OsStr),
-    to: (BorrowedFd<'_>, &OsStr),
-) -> Result<(), Errno> {
+pub(super) fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> Result<(), Errno> {
     match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS) => {}
         renamed => return renamed,
@@ -182,6 +181,11 @@ pub(super) fn rename_new(
         Err(Errno::NOENT) => rustix::fs::renameat(from.0, from.1, to.0, to.1),
         Err(errno) => Err(errno),
     }
+}
+
+/// Whether two places may be one on a case-blind file system.
+fn is_same_entry(from: &Rel, to: &Rel) -> bool {
+    from != to && from.as_str().to_lowercase() == to.as_str().to_lowercase()
 }
 
 impl Root {
@@ -260,8 +264,7 @@ impl Root {
     /// `Vanished`; `Changed` if it is no symlink; `Denied`, `Io`.
     pub fn read_symlink(&self, rel: &Rel) -> Result<(Vec<u8>, Stamp), DiskError> {
         let (folder, name) = self.parent_of(rel)?;
-        let object =
-            self.object_at(folder.as_fd(), name).map_err(|errno| DiskError::of(rel, errno))?;
+        let object = self.object_at(folder.as_fd(), name).map_err(|errno| DiskError::of(rel, errno))?;
         let target = rustix::fs::readlinkat(&folder, name, Vec::new()).map_err(|errno| match errno {
             Errno::INVAL => DiskError::Changed(rel.clone()),
             other => DiskError::of(rel, other),
@@ -340,19 +343,25 @@ impl Root {
         let is_expected = |folder: BorrowedFd<'_>, name| {
             self.object_at(folder, name).map(|object| (object.stamp.identity == expected, object.stamp))
         };
-        let (as_expected, _) = is_expected(from_folder.as_fd(), from_name)
-            .map_err(|errno| DiskError::of(from, errno))?;
+        let (as_expected, _) =
+            is_expected(from_folder.as_fd(), from_name).map_err(|errno| DiskError::of(from, errno))?;
         if !as_expected {
             return Err(DiskError::Changed(from.clone()));
         }
-        rename_new((from_folder.as_fd(), from_name), (to_folder.as_fd(), to_name)).map_err(
-            |errno| match errno {
-                // Into itself.
-                Errno::INVAL => DiskError::Changed(to.clone()),
-                Errno::NOENT => DiskError::Vanished(from.clone()),
-                other => DiskError::of(to, other),
-            },
-        )?;
+        let renamed = if is_same_entry(from, to)
+            && is_expected(to_folder.as_fd(), to_name).is_ok_and(|(is_it, _)| is_it)
+        {
+            // A case-blind file system has it at both names: the one is given the other's spelling.
+            rustix::fs::renameat(&from_folder, from_name, &to_folder, to_name)
+        } else {
+            rename_new((from_folder.as_fd(), from_name), (to_folder.as_fd(), to_name))
+        };
+        renamed.map_err(|errno| match errno {
+            // Into itself.
+            Errno::INVAL => DiskError::Changed(to.clone()),
+            Errno::NOENT => DiskError::Vanished(from.clone()),
+            other => DiskError::of(to, other),
+        })?;
         let (as_expected, stamp) =
             is_expected(to_folder.as_fd(), to_name).map_err(|errno| DiskError::of(to, errno))?;
         if !as_expected {

@@ -25,15 +25,46 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Temporary files, known by their names.
 const DEFAULTS: &[&str] = &[
     // Editors: backups, locks and swap files of Emacs, Vim, gedit, Kate, nano.
-    "*~", ".#*", "#*#", "*.swp", "*.swo", "*.swx", ".*.kate-swp", ".goutputstream-*", "4913",
+    "*~",
+    ".#*",
+    r"\#*#",
+    "*.swp",
+    "*.swo",
+    "*.swx",
+    ".*.kate-swp",
+    ".goutputstream-*",
+    "4913",
     // Office programs.
-    "~$*", ".~lock.*#", "~WRL*.tmp", "~WRD*.tmp", "lu[0-9]*.tmp", "*.laccdb", "*.ldb.lock",
+    "~$*",
+    ".~lock.*#",
+    "~WRL*.tmp",
+    "~WRD*.tmp",
+    "lu[0-9]*.tmp",
+    "*.laccdb",
+    "*.ldb.lock",
     // Desktops.
-    ".DS_Store", "._*", ".AppleDouble/", ".Spotlight-V100/", ".Trashes/", ".fseventsd/", "Icon\r",
-    "Thumbs.db", "ehthumbs.db", "desktop.ini", "$RECYCLE.BIN/", "System Volume Information/",
-    ".directory", ".Trash-*/", ".fuse_hidden*", ".nfs*",
+    ".DS_Store",
+    "._*",
+    ".AppleDouble/",
+    ".Spotlight-V100/",
+    ".Trashes/",
+    ".fseventsd/",
+    "Icon\r",
+    "Thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "$RECYCLE.BIN/",
+    "System Volume Information/",
+    ".directory",
+    ".Trash-*/",
+    ".fuse_hidden*",
+    ".nfs*",
     // Downloads that are not finished.
-    "*.part", "*.crdownload", "*.partial", "*.opdownload", "*.download/",
+    "*.part",
+    "*.crdownload",
+    "*.partial",
+    "*.opdownload",
+    "*.download/",
     // Ours: files that `keepstone get` is writing.
     ".*.keepstone-[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]",
 ];
@@ -178,13 +209,34 @@ mod tests {
         let (_dir, root) = root(&[]);
         let level = IgnoreRules::default().level_of(&root, &Rel::root()).unwrap();
         for name in [
-            "letter.txt~", ".#letter", "#letter#", ".letter.swp", "~$letter.docx", ".~lock.letter.odt#",
-            ".DS_Store", "Thumbs.db", "desktop.ini", "film.mkv.part", "x.crdownload", ".f.keepstone-0123abcd",
-            "._letter", ".nfs000123", ".goutputstream-ABC123",
+            "letter.txt~",
+            ".#letter",
+            "#letter#",
+            ".letter.swp",
+            "~$letter.docx",
+            ".~lock.letter.odt#",
+            ".DS_Store",
+            "Thumbs.db",
+            "desktop.ini",
+            "film.mkv.part",
+            "x.crdownload",
+            ".f.keepstone-0123abcd",
+            "._letter",
+            ".nfs000123",
+            ".goutputstream-ABC123",
         ] {
             assert!(level.is_ignored(name, false), "{name}");
         }
-        for name in ["letter.txt", "part", "a.parts", ".keepstoneignore", ".git", "tmp", "x.keepstone-0123abcd", "4914"] {
+        for name in [
+            "letter.txt",
+            "part",
+            "a.parts",
+            ".keepstoneignore",
+            ".git",
+            "tmp",
+            "x.keepstone-0123abcd",
+            "4914",
+        ] {
             assert!(!level.is_ignored(name, false), "{name}");
         }
         assert!(level.is_ignored(".Trash-1000", true) && !level.is_ignored(".Trash-1000", false));

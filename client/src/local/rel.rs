@@ -206,7 +206,9 @@ mod tests {
         assert_eq!((folder.as_str(), name), ("a/b", "c"));
         assert_eq!(Rel::parse("a").unwrap().parent(), Some(Rel::root()));
         assert_eq!(Rel::root().parent(), None);
-        assert!(rel.is_within(&Rel::parse("a/b").unwrap()) && rel.is_within(&rel) && rel.is_within(&Rel::root()));
+        assert!(
+            rel.is_within(&Rel::parse("a/b").unwrap()) && rel.is_within(&rel) && rel.is_within(&Rel::root())
+        );
         assert!(!Rel::parse("ab").unwrap().is_within(&Rel::parse("a").unwrap()));
     }
 }

@@ -69,8 +69,7 @@ impl Swap<'_> {
             Err(Errno::INVAL | Errno::NOSYS) => return self.replace_linked(),
             Err(errno) => return Err(self.failed(errno)),
         }
-        let came_out =
-            self.root.object_at(self.temporary.0, self.temporary.1).map_err(|e| self.failed(e))?;
+        let came_out = self.root.object_at(self.temporary.0, self.temporary.1).map_err(|e| self.failed(e))?;
         if same_but_renamed(&came_out.stamp, self.expected) {
             return Ok(());
         }

@@ -25,6 +25,7 @@ use super::ignore_rules::IgnoreRules;
 use super::model::{LocalIndex, LocalUpdate};
 use super::rel::Rel;
 use super::root::{Root, RootError};
+use super::watch::Unquiet;
 
 /// Skipped things that are named; more are only counted.
 pub const SKIPPED_MAX: usize = 10_000;
@@ -58,6 +59,8 @@ pub struct ScanOptions {
     pub stop: CancellationToken,
     /// Threads that read files, up to [`HASH_THREADS_MAX`].
     pub hash_threads: usize,
+    /// Which files are being written, by the watcher's word: they are left out as still changing.
+    pub unquiet: Option<Unquiet>,
 }
 
 impl ScanOptions {
@@ -65,7 +68,7 @@ impl ScanOptions {
     #[must_use]
     pub fn new(rules: IgnoreRules, stop: CancellationToken) -> Self {
         let hash_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { rules, stop, hash_threads }
+        Self { rules, stop, hash_threads, unquiet: None }
     }
 }
 

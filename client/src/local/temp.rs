@@ -48,9 +48,8 @@ impl Root {
     /// `NoSpace`, `Denied`, `Io`; `Vanished` if the state's folder is not there.
     pub fn temp_file(&self) -> Result<Temp, DiskError> {
         let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| {
-            DiskError::of_io(&Rel::root(), std::io::Error::other(error.to_string()))
-        })?;
+        getrandom::fill(&mut random)
+            .map_err(|error| DiskError::of_io(&Rel::root(), std::io::Error::other(error.to_string())))?;
         self.temp(hex::encode(random).into(), OFlags::EXCL, false)
     }
 
@@ -95,7 +94,10 @@ impl Root {
             let name = OsStr::from_bytes(name);
             if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
                 // A crash in the middle of a replacement: it may be what somebody saved a moment before.
-                self.move_to_trash((folder.as_fd(), name), &Rel::root().join("recovered").unwrap_or_default())?;
+                self.move_to_trash(
+                    (folder.as_fd(), name),
+                    &Rel::root().join("recovered").unwrap_or_default(),
+                )?;
                 continue;
             }
             match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {

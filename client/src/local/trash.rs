@@ -104,14 +104,15 @@ impl Root {
             return Err(DiskError::Changed(rel.clone()));
         }
         let fd = self.open_folder(rel).map_err(|errno| DiskError::of(rel, errno))?;
-        let check = FolderCheck { root: self, index, rules };
-        check.run(fd, rel, node)?;
+        let check = FolderCheck { root: self, index };
+        let level = rules.level_of(self, rel)?;
+        check.check(fd, rel, node, &level, 0)?;
         let moved = self.move_to_trash(from, rel)?;
         // Once more, for what was saved in it meanwhile.
         let again = if moved.object.stamp.identity == there.stamp.identity {
             child(moved.folder.as_fd(), &moved.name)
                 .map_err(|errno| DiskError::of(rel, errno))
-                .and_then(|fd| check.run(fd, rel, node))
+                .and_then(|fd| check.check(fd, rel, node, &level, 0))
         } else {
             Err(DiskError::Changed(rel.clone()))
         };
@@ -245,16 +246,10 @@ pub(super) struct Trashed {
 struct FolderCheck<'a> {
     root: &'a Root,
     index: &'a dyn LocalIndex,
-    rules: &'a IgnoreRules,
 }
 
 impl FolderCheck<'_> {
     /// `rel` is where the folder was in the root, which the ignore rules go by.
-    fn run(&self, fd: OwnedFd, rel: &Rel, node: NodeId) -> Result<(), DiskError> {
-        let level = self.rules.level_of(self.root, rel)?;
-        self.check(fd, rel, node, &level, 0)
-    }
-
     fn check(
         &self,
         fd: OwnedFd,

@@ -69,13 +69,15 @@ pub(super) fn read(folder: BorrowedFd<'_>) -> Result<Option<Marker>, ReadError> 
 fn parse(text: &str) -> Result<Marker, ReadError> {
     let text: Text = toml::from_str(text).map_err(|error| ReadError::Damaged(error.message().to_owned()))?;
     if text.format != FORMAT {
-        return Err(ReadError::Damaged(format!("its format is {}, this version knows {FORMAT}", text.format)));
+        return Err(ReadError::Damaged(format!(
+            "its format is {}, this version knows {FORMAT}",
+            text.format
+        )));
     }
     let mut id = [0; 16];
     hex::decode_to_slice(&text.id, &mut id).map_err(|error| ReadError::Damaged(error.to_string()))?;
-    let number = |text: &str| {
-        u64::from_str_radix(text, 16).map_err(|error| ReadError::Damaged(error.to_string()))
-    };
+    let number =
+        |text: &str| u64::from_str_radix(text, 16).map_err(|error| ReadError::Damaged(error.to_string()));
     Ok(Marker { id: RootId(id), file_system: number(&text.file_system)?, device: number(&text.device)? })
 }
 
@@ -88,7 +90,8 @@ pub(super) fn write(folder: BorrowedFd<'_>, marker: &Marker) -> Result<(), Errno
         device: format!("{:x}", marker.device),
     };
     let text = toml::to_string(&text).map_err(|_unwritable| Errno::INVAL)?;
-    let text = format!("# This folder is kept in sync by keepstone. Do not delete or copy this file.\n{text}");
+    let text =
+        format!("# This folder is kept in sync by keepstone. Do not delete or copy this file.\n{text}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(folder, FILE_NEW, flags, Mode::RUSR | Mode::WUSR)?;
     let mut file = std::fs::File::from(fd);

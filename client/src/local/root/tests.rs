@@ -32,7 +32,10 @@ fn a_folder_without_marker_is_no_root() {
     std::fs::remove_dir_all(dir.path().join(".keepstone")).unwrap();
     std::os::unix::fs::symlink("/tmp", dir.path().join(".keepstone")).unwrap();
     assert!(Root::open(dir.path(), None).is_err());
-    assert!(Root::create(dir.path(), None, &[]).is_err(), "the state's folder is not looked for through a link");
+    assert!(
+        Root::create(dir.path(), None, &[]).is_err(),
+        "the state's folder is not looked for through a link"
+    );
 }
 
 #[test]
@@ -95,8 +98,9 @@ fn another_file_system_needs_to_be_accepted() {
     let dir = folder();
     let root = Root::create(dir.path(), None, &[]).unwrap();
     let path = dir.path().join(".keepstone");
-    let folder = std::fs::File::open(&path).unwrap();
-    let made = Marker { id: root.id(), file_system: marker::file_system_of(root.fd()), device: root.device() };
+    let folder = File::open(&path).unwrap();
+    let made =
+        Marker { id: root.id(), file_system: marker::file_system_of(root.fd()), device: root.device() };
     drop(root);
     let write = |marker| marker::write(folder.as_fd(), &marker).unwrap();
     write(Marker { device: made.device + 1, ..made });

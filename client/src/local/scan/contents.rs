@@ -7,11 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine::cutter::Cutter;
 use engine::ids::ContentId;
+use rustix::io::Errno;
 
-use super::folders::{Found, Walk, why_of};
+use super::folders::{Found, Listed, Walk, fingerprint, why_of};
 use super::{HASH_THREADS_MAX, Scan, ScanError, ScopeFolder, Why};
 use crate::local::disk::{DiskError, ObjectKind};
 use crate::local::hash::HashError;
+use crate::local::list::list;
 use crate::local::model::{LocalRecord, LocalUpdate, Stamp};
 use crate::planner::model::{Attributes, FileContent, Kind, NodeId, Place};
 
@@ -49,10 +51,7 @@ fn cutters(walk: &Walk<'_>) -> Vec<Option<Cutter>> {
             _ => vanished.get(&size).copied().unwrap_or_else(|| Cutter::for_size(size)),
         }
     };
-    walk.found
-        .iter()
-        .map(|file| (file.object.kind == ObjectKind::File).then(|| cutter_of(file)))
-        .collect()
+    walk.found.iter().map(|file| (file.object.kind == ObjectKind::File).then(|| cutter_of(file))).collect()
 }
 
 /// Reads all that was found, and makes updates of it.
@@ -89,7 +88,7 @@ fn why_of_read(error: HashError) -> Why {
     match error {
         HashError::Disk(DiskError::Denied(_)) => Why::Unreadable,
         HashError::Disk(DiskError::Io { source, .. }) => {
-            rustix::io::Errno::from_io_error(&source).map_or_else(|| Why::Io(source.to_string()), why_of)
+            Errno::from_io_error(&source).map_or_else(|| Why::Io(source.to_string()), why_of)
         }
         other => Why::Io(other.to_string()),
     }
@@ -114,8 +113,12 @@ fn look_again(walk: &mut Walk<'_>, file: &Found) {
 fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
     let next = AtomicUsize::new(0);
     let (root, found, stop) = (walk.root, &walk.found, &walk.options.stop);
+    let unquiet = walk.options.unquiet.as_ref();
     let one = |at: usize| -> Read {
         let rel = &found[at].rel;
+        if unquiet.is_some_and(|unquiet| unquiet.contains(rel)) {
+            return Err(HashError::StillChanging(rel.clone()));
+        }
         let began_ns = now_ns();
         let (kind, stamp) = match cutters[at] {
             Some(cutter) => {
@@ -155,13 +158,13 @@ fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
     all.into_iter().map(|(_, read)| read).collect()
 }
 
-fn now_ns() -> i64 {
+pub(super) fn now_ns() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Whether a file with this stamp can change within the same tick of the clock that the stamp is of.
-fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
+/// Whether a file or folder with this stamp can change within the same tick of the clock that the stamp is of.
+pub(super) fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
     let latest = stamp.ctime_ns.max(stamp.mtime_ns.min(now_ns));
     let coarse = stamp.ctime_ns % 1_000_000_000 == 0;
     let granularity = if coarse { GRANULARITY_COARSE_NS } else { GRANULARITY_NS };
@@ -303,13 +306,18 @@ impl Walk<'_> {
 
     /// Folders that are not as they were when they were listed: something that vanished may have come into them.
     fn changed_since_listed(&self) -> Vec<ScopeFolder> {
-        let mut changed = Vec::new();
-        for (rel, stamp) in &self.listed {
-            let now = self.root.open_folder(rel).and_then(|fd| self.root.object_of_fd(fd.as_fd()));
-            if now.map(|now| now.stamp) != Ok(*stamp) {
-                changed.push(ScopeFolder { folder: rel.clone(), deep: false });
+        let is_as_it_was = |folder: &Listed| {
+            let fd = self.root.open_folder(&folder.rel)?;
+            if self.root.object_of_fd(fd.as_fd())?.stamp != folder.stamp {
+                return Ok(false);
             }
-        }
-        changed
+            match folder.fresh {
+                None => Ok(true),
+                // Its times do not tell whether it changed: what is in it does.
+                Some(before) => Ok::<_, Errno>(fingerprint(&list(fd.as_fd(), self.root.device())?) == before),
+            }
+        };
+        let changed = self.listed.iter().filter(|folder| is_as_it_was(folder) != Ok(true));
+        changed.map(|folder| ScopeFolder { folder: folder.rel.clone(), deep: false }).collect()
     }
 }

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::contents::{is_fresh, now_ns};
 use super::{SKIPPED_MAX, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why};
 use crate::local::beneath;
 use crate::local::disk::{DiskError, Object, ObjectKind};
@@ -59,6 +60,16 @@ pub(super) struct Found {
     pub(super) previous: Option<LocalRecord>,
 }
 
+/// A folder that was listed.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) rel: Rel,
+    /// Before it was listed.
+    pub(super) stamp: Stamp,
+    /// If it had changed so shortly before that its stamp would not tell of a further change: what was in it.
+    pub(super) fresh: Option<u64>,
+}
+
 /// A scan as far as it has come.
 pub(super) struct Walk<'a> {
     pub(super) root: &'a Root,
@@ -67,10 +78,11 @@ pub(super) struct Walk<'a> {
     jobs: Vec<Job>,
     pending: Vec<Pending>,
     visited: HashSet<NodeId>,
+    /// Folders at whose place another one is now; they may be found elsewhere yet.
+    replaced: Vec<LocalRecord>,
     /// Folders that were moved: where they are now.
     moved: HashMap<NodeId, Place>,
-    /// Each folder that was listed, and how it was before.
-    pub(super) listed: Vec<(Rel, Stamp)>,
+    pub(super) listed: Vec<Listed>,
     pub(super) found: Vec<Found>,
     /// Known, and not at their place.
     pub(super) vanished: HashMap<NodeId, LocalRecord>,
@@ -92,6 +104,7 @@ impl<'a> Walk<'a> {
             jobs: Vec::new(),
             pending: Vec::new(),
             visited: HashSet::new(),
+            replaced: Vec::new(),
             moved: HashMap::new(),
             listed: Vec::new(),
             found: Vec::new(),
@@ -119,6 +132,8 @@ impl<'a> Walk<'a> {
         loop {
             self.list_jobs()?;
             if self.pending.is_empty() {
+                let replaced = std::mem::take(&mut self.replaced);
+                replaced.into_iter().for_each(|record| self.vanish(record));
                 return Ok(());
             }
             self.decide_some()?;
@@ -181,10 +196,12 @@ impl<'a> Walk<'a> {
             }
             Err(errno) => return self.unlisted(&job.rel, errno),
         };
+        let fresh = is_fresh(&object.stamp, now_ns());
         match list(fd.as_fd(), self.root.device()) {
             Ok(entries) => {
                 self.result.counts.folders += 1;
-                self.listed.push((job.rel.clone(), object.stamp));
+                let fresh = fresh.then(|| fingerprint(&entries));
+                self.listed.push(Listed { rel: job.rel.clone(), stamp: object.stamp, fresh });
                 self.sort(job, &fd, entries)
             }
             Err(errno) => self.unlisted(&job.rel, errno),
@@ -260,7 +277,7 @@ impl<'a> Walk<'a> {
                 ObjectKind::File | ObjectKind::Symlink => self.sort_file(job.node, rel, object, known),
             }
         }
-        self.vanished.extend(known.into_values().map(|record| (record.node, record)));
+        known.into_values().for_each(|record| self.vanish(record));
         Ok(())
     }
 
@@ -316,8 +333,15 @@ impl<'a> Walk<'a> {
         if is_kind(&known, kind) {
             return Some(known);
         }
-        self.vanished.insert(known.node, known);
+        self.vanish(known);
         None
+    }
+
+    /// A node is not at its place; it may have been found elsewhere before.
+    fn vanish(&mut self, record: LocalRecord) {
+        if !self.claimed.contains(&record.node) {
+            self.vanished.insert(record.node, record);
+        }
     }
 
     fn put_folder(&mut self, node: NodeId, place: Place, object: Object) {
@@ -349,8 +373,7 @@ impl<'a> Walk<'a> {
             self.pending = left;
             return Ok(());
         }
-        let (new, replacing): (Vec<_>, Vec<_>) =
-            left.into_iter().partition(|folder| folder.known.is_none());
+        let (new, replacing): (Vec<_>, Vec<_>) = left.into_iter().partition(|folder| folder.known.is_none());
         if !new.is_empty() {
             self.pending = replacing;
             for folder in new {
@@ -387,6 +410,11 @@ impl<'a> Walk<'a> {
     }
 
     fn place_folder(&mut self, node: NodeId, folder: Pending) {
+        if let Some(known) = folder.known
+            && known.node != node
+        {
+            self.replaced.push(known);
+        }
         self.put_folder(node, folder.place, folder.object);
         let (expected, above) = (Some(folder.object.stamp), Some(folder.above));
         self.jobs.push(Job { node, rel: folder.rel, expected, above, deep: true, asked: false });
@@ -414,9 +442,8 @@ impl<'a> Walk<'a> {
             return record.stamp.mtime_ns == folder.object.stamp.mtime_ns;
         }
         let Ok(fd) = self.root.open_folder(&folder.rel) else { return false };
-        list(fd.as_fd(), self.root.device()).is_ok_and(|entries| {
-            entries.iter().any(|entry| known.contains(&entry.object.stamp.identity))
-        })
+        list(fd.as_fd(), self.root.device())
+            .is_ok_and(|entries| entries.iter().any(|entry| known.contains(&entry.object.stamp.identity)))
     }
 
     /// Whether the object that a node was is not at the node's place any more.
@@ -462,6 +489,14 @@ fn is_kind(record: &LocalRecord, kind: ObjectKind) -> bool {
         Kind::File(_) => kind == ObjectKind::File,
         Kind::Symlink(_) => kind == ObjectKind::Symlink,
     }
+}
+
+/// A number that two listings share if the same objects are at the same names.
+pub(super) fn fingerprint(entries: &[Entry]) -> u64 {
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+    let hasher = BuildHasherDefault::<DefaultHasher>::default();
+    let each = entries.iter().map(|entry| hasher.hash_one((&entry.name, entry.object.stamp.identity)));
+    each.fold(0, u64::wrapping_add)
 }
 
 /// Whether a folder has a marker.

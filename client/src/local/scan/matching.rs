@@ -7,10 +7,11 @@
 //!   old one; the new file may have been seen under its first name, which then is gone.
 //! - Else: a new node, or one moved by content (`contents`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::ScanError;
 use super::folders::{Found, Walk};
+use super::{ScanError, ScopeFolder};
+use crate::local::disk::{Object, ObjectKind};
 use crate::local::model::{Identity, LocalRecord};
 use crate::planner::model::{Kind, NodeId};
 
@@ -25,8 +26,8 @@ enum Decision {
 
 /// Decides for all that was found.
 pub(super) fn decide(mut walk: Walk<'_>) -> Result<Walk<'_>, ScanError> {
-    let mut found = std::mem::take(&mut walk.found);
-    let others = movers(&mut walk, &found)?;
+    let found = std::mem::take(&mut walk.found);
+    let (mut found, others) = movers(&mut walk, found)?;
     let mut decisions = vec![Decision::Open; found.len()];
     follow_chains(&mut walk, &found, &others, &mut decisions);
     follow_circles(&mut walk, &found, &others, &mut decisions);
@@ -53,8 +54,22 @@ pub(super) fn decide(mut walk: Walk<'_>) -> Result<Walk<'_>, ScanError> {
     Ok(walk)
 }
 
+/// What a file's inode tells.
+enum Mover {
+    /// It was this node, which is not at its place any more.
+    Was(LocalRecord),
+    /// Nothing.
+    Unknown,
+    /// It has one name, and was seen at two places: it is being moved.
+    Moving,
+}
+
 /// For each file whose inode was that of a node elsewhere which is not there any more: that node. Each node once.
-fn movers(walk: &mut Walk<'_>, found: &[Found]) -> Result<HashMap<usize, LocalRecord>, ScanError> {
+/// Files that are being moved are left out, and looked at again.
+fn movers(
+    walk: &mut Walk<'_>,
+    found: Vec<Found>,
+) -> Result<(Vec<Found>, HashMap<usize, LocalRecord>), ScanError> {
     let vanished: HashMap<Identity, NodeId> =
         walk.vanished.values().map(|record| (record.stamp.identity, record.node)).collect();
     let displaced: HashMap<Identity, LocalRecord> = found
@@ -63,38 +78,59 @@ fn movers(walk: &mut Walk<'_>, found: &[Found]) -> Result<HashMap<usize, LocalRe
         .filter(|known| walk.displaced.contains(&known.node))
         .map(|known| (known.stamp.identity, known))
         .collect();
-    let mut carried: HashMap<NodeId, usize> = HashMap::new();
+    let mut carried: HashSet<NodeId> =
+        found.iter().filter_map(|file| Some(file.previous.as_ref()?.node)).collect();
+    let mut kept = Vec::with_capacity(found.len());
     let mut movers = HashMap::new();
-    for (at, file) in found.iter().enumerate() {
-        if file.previous.is_some() {
-            continue;
-        }
+    for file in found {
         let identity = file.object.stamp.identity;
         // One inode may have several names (hard links): first those that are known to be gone.
         let record = match (vanished.get(&identity), displaced.get(&identity)) {
+            _ if file.previous.is_some() => None,
             (Some(node), _) => walk.vanished.get(node).cloned(),
             (None, Some(known)) => Some(known.clone()),
             (None, None) => walk.index.by_identity(identity),
         };
-        let Some(record) = record else { continue };
-        let is_same_kind = match record.kind {
-            Kind::Folder => false,
-            Kind::File(_) => file.object.kind == crate::local::disk::ObjectKind::File,
-            Kind::Symlink(_) => file.object.kind == crate::local::disk::ObjectKind::Symlink,
-        };
-        let is_same_object = identity.born_ns != 0
-            || (record.stamp.size == file.object.stamp.size
-                && record.stamp.mtime_ns == file.object.stamp.mtime_ns);
-        if !is_same_kind || !is_same_object || carried.contains_key(&record.node) {
-            continue;
+        match record.map_or(Ok(Mover::Unknown), |record| mover(walk, &file, record, &carried))? {
+            Mover::Was(record) => {
+                carried.insert(record.node);
+                movers.insert(kept.len(), record);
+                kept.push(file);
+            }
+            Mover::Unknown => kept.push(file),
+            Mover::Moving => {
+                walk.unsettled = true;
+                let folder = file.rel.parent().unwrap_or_default();
+                walk.result.again.push(ScopeFolder { folder, deep: false });
+            }
         }
-        if walk.claimed.contains(&record.node) || !walk.is_gone_from_its_place(&record)? {
-            continue;
-        }
-        carried.insert(record.node, at);
-        movers.insert(at, record);
     }
-    Ok(movers)
+    Ok((kept, movers))
+}
+
+/// `record`: the node that had the file's inode.
+fn mover(
+    walk: &Walk<'_>,
+    file: &Found,
+    record: LocalRecord,
+    carried: &HashSet<NodeId>,
+) -> Result<Mover, ScanError> {
+    let Object { kind, stamp, links } = file.object;
+    let is_same_kind = match record.kind {
+        Kind::Folder => false,
+        Kind::File(_) => kind == ObjectKind::File,
+        Kind::Symlink(_) => kind == ObjectKind::Symlink,
+    };
+    let is_born_with_it = stamp.identity.born_ns != 0;
+    let is_alike = record.stamp.size == stamp.size && record.stamp.mtime_ns == stamp.mtime_ns;
+    if !is_same_kind || !(is_born_with_it || is_alike) {
+        return Ok(Mover::Unknown);
+    }
+    let is_free = !carried.contains(&record.node) && !walk.claimed.contains(&record.node);
+    if is_free && walk.is_gone_from_its_place(&record)? {
+        return Ok(Mover::Was(record));
+    }
+    Ok(if is_born_with_it && links == 1 { Mover::Moving } else { Mover::Unknown })
 }
 
 /// Files at places where nothing of their kind was: moved or new. Their old places are free then, and so on.
@@ -110,9 +146,8 @@ fn follow_chains(
         .filter(|(_, file)| file.previous.is_none())
         .filter_map(|(at, file)| Some((file.known.as_ref()?.node, at)))
         .collect();
-    let mut free: Vec<usize> = (0..found.len())
-        .filter(|at| found[*at].previous.is_none() && found[*at].known.is_none())
-        .collect();
+    let mut free: Vec<usize> =
+        (0..found.len()).filter(|at| found[*at].previous.is_none() && found[*at].known.is_none()).collect();
     while let Some(at) = free.pop() {
         let Some(record) = movers.get(&at) else {
             decisions[at] = Decision::New;
