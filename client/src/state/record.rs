@@ -11,21 +11,8 @@ use super::row::id;
 use super::trees::Side;
 use crate::local::model::LocalRecord;
 use crate::planner::model::{Node, NodeId};
-
-/// Which parts of a node an operation made the same on both sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// All of it: it was made.
-    Whole,
-    /// Content and attributes of a file.
-    Content,
-    /// A symlink's target.
-    Target,
-    /// Its place.
-    Place,
-    /// Its attributes.
-    Attributes,
-}
+pub use crate::planner::transition::Part;
+use crate::planner::transition::agreed;
 
 /// What was done.
 #[derive(Clone, Debug)]
@@ -66,6 +53,11 @@ pub enum Outcome {
     /// Both sides agree.
     Agreed {
         /// On which.
+        node: NodeId,
+    },
+    /// What both sides once agreed on counts no more.
+    Forgotten {
+        /// Of which.
         node: NodeId,
     },
     /// Two nodes are one.
@@ -117,6 +109,7 @@ impl State {
                 self.settle(record.node)
             }
             Outcome::Agreed { node } => self.settle(*node),
+            Outcome::Forgotten { node } => self.set_synced_if_known(*node, None),
             Outcome::Linked { keep, gone } => self.link(*keep, *gone),
             Outcome::Split { node, record } => {
                 self.set_side(Side::Local, *node, None)?;
@@ -173,23 +166,9 @@ impl State {
     /// Makes `synced` have `done`'s part.
     fn agree_part(&self, node: NodeId, done: Option<Node>, part: Part) -> Result<(), StateError> {
         let Some(done) = done else { return Ok(()) };
-        let synced = match self.synced(node)? {
-            None => done,
-            Some(mut synced) => {
-                match part {
-                    Part::Whole => synced = done,
-                    Part::Content => {
-                        synced.kind = done.kind;
-                        synced.attributes = done.attributes;
-                    }
-                    Part::Target => synced.kind = done.kind,
-                    Part::Place => synced.place = done.place,
-                    Part::Attributes => synced.attributes = done.attributes,
-                }
-                synced
-            }
-        };
-        self.set_synced(node, Some(synced))
+        let known = self.synced(node)?;
+        let synced = agreed(known.clone(), &done, part);
+        if synced == known { Ok(()) } else { self.set_synced(node, synced) }
     }
 
     fn set_synced_if_known(&self, node: NodeId, value: Option<Node>) -> Result<(), StateError> {

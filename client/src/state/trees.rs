@@ -10,6 +10,7 @@ use super::row::{id, normalized, read_node, read_stamp, signed, unsigned, with_n
 use super::schema::node_columns;
 use crate::local::model::{LocalRecord, Stamp};
 use crate::planner::model::{Node, NodeId, ROOT, Tree};
+use crate::planner::transition::settled;
 
 /// One of the trees that are kept as differences from `synced`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,30 +324,11 @@ impl State {
     }
 
     /// Makes `synced` say what both sides agree on of this node, part by part.
-    ///
-    /// A node that is on both sides and was not in `synced` comes in as it is here, so that the other side's place
-    /// and attributes are what is new.
     pub(super) fn settle(&self, node: NodeId) -> Result<(), StateError> {
         let remote = self.side(Side::Remote, node)?;
         let local = self.side(Side::Local, node)?;
         let synced = self.synced(node)?;
-        let settled = match (remote, local) {
-            (None, None) => None,
-            (Some(remote), Some(local)) => {
-                let mut settled = synced.clone().unwrap_or_else(|| local.clone());
-                if remote.place == local.place {
-                    settled.place = local.place;
-                }
-                if remote.kind == local.kind {
-                    settled.kind = local.kind;
-                }
-                if remote.attributes == local.attributes {
-                    settled.attributes = local.attributes;
-                }
-                Some(settled)
-            }
-            (Some(_), None) | (None, Some(_)) => synced.clone(),
-        };
+        let settled = settled(remote.as_ref(), local.as_ref(), synced.as_ref());
         if settled == synced { self.forget_if_nowhere(node) } else { self.set_synced(node, settled) }
     }
 

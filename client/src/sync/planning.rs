@@ -90,7 +90,7 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         if only_state && round + 1 < ROUNDS_MAX {
             continue;
         }
-        step.more = !prepared.outcomes.is_empty();
+        step.more = !prepared.outcomes.is_empty() || planned.truncated;
         step.tasks = prepared.tasks;
         step.failed = prepared.failed;
         let blocked = planned.blocked.into_iter().map(|(node, why)| (node, why.to_string()));
@@ -112,9 +112,17 @@ fn excluded_nodes(state: &State) -> Result<HashSet<NodeId>, StateError> {
 /// The dirty nodes, but for those that lie in an excluded folder and are on the server alone: that is how they are to
 /// be.
 fn visible_dirty(state: &State, excluded: &HashSet<NodeId>) -> Result<Vec<NodeId>, StateError> {
-    let dirty = state.dirty()?;
+    let mut dirty = state.dirty()?;
     if excluded.is_empty() {
         return Ok(dirty);
+    }
+    // Excluded folders that are here are to go, though both sides agree on them.
+    for node in excluded {
+        if state.side(Side::Local, *node)?.is_some()
+            && let Err(at) = dirty.binary_search(node)
+        {
+            dirty.insert(at, *node);
+        }
     }
     let mut hidden_folders: HashSet<NodeId> = HashSet::new();
     let mut shown = Vec::with_capacity(dirty.len());

@@ -10,9 +10,10 @@ use super::task::{
 use crate::local::model::LocalRecord;
 use crate::local::rel::{Rel, RelError};
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Operation, Place, ROOT};
+use crate::planner::transition::{Part, node_of, part_of};
 use crate::state::database::State;
 use crate::state::error::StateError;
-use crate::state::record::{Outcome, Part};
+use crate::state::record::Outcome;
 use crate::state::trees::{RemoteFacts, Side};
 
 /// What a plan comes to.
@@ -66,27 +67,6 @@ pub(crate) fn prepare(state: &State, operations: Vec<Operation>) -> Result<Prepa
     Ok(prepared)
 }
 
-fn node_of(operation: &Operation) -> NodeId {
-    match operation {
-        Operation::Link { keep: node, .. }
-        | Operation::Agree(node)
-        | Operation::Recut(node, _)
-        | Operation::Split { node, .. }
-        | Operation::RemoteCreate(node)
-        | Operation::Upload(node)
-        | Operation::RemoteRetarget(node)
-        | Operation::RemoteMove(node, _)
-        | Operation::RemoteDelete(node)
-        | Operation::RemoteAttributes(node, _)
-        | Operation::LocalCreate(node)
-        | Operation::Download(node)
-        | Operation::LocalRetarget(node)
-        | Operation::LocalMove(node, _)
-        | Operation::LocalDelete(node)
-        | Operation::LocalAttributes(node, _) => *node,
-    }
-}
-
 struct Preparer<'a> {
     state: &'a State,
     /// The server's number up to which its tree is known.
@@ -97,6 +77,7 @@ struct Preparer<'a> {
 
 impl Preparer<'_> {
     fn one(&mut self, operation: Operation, prepared: &mut Prepared) -> Result<(), Unfit> {
+        let part = self.part(&operation)?;
         let task = match operation {
             Operation::Link { keep, gone } => {
                 prepared.outcomes.push(Outcome::Linked { keep, gone });
@@ -106,11 +87,15 @@ impl Preparer<'_> {
                 prepared.outcomes.push(Outcome::Agreed { node });
                 return Ok(());
             }
+            Operation::Forget(node) => {
+                prepared.outcomes.push(Outcome::Forgotten { node });
+                return Ok(());
+            }
             Operation::Upload(node) => Task::Upload(self.upload(node)?),
             Operation::Download(node) => Task::Download(self.download(node)?),
             Operation::RemoteCreate(node) => self.remote_create(node)?,
             Operation::RemoteRetarget(node) => self.remote_retarget(node)?,
-            Operation::RemoteMove(node, to) => self.remote_move(node, &to)?,
+            Operation::RemoteMove(node, to) => self.remote_move(node, &to, part)?,
             Operation::RemoteDelete(node) => self.remote_delete(node)?,
             Operation::RemoteAttributes(node, attributes) => self.remote_attributes(node, attributes)?,
             Operation::LocalCreate(node) => self.local_create(node)?,
@@ -124,7 +109,7 @@ impl Preparer<'_> {
             }
             Operation::LocalMove(node, place) => {
                 let to = self.rel_at(&place)?;
-                self.local(node, |record| LocalWork::Move { record, to, place })?
+                self.local(node, |record| LocalWork::Move { record, to, place, part })?
             }
             Operation::LocalDelete(node) => self.local(node, |record| LocalWork::Delete { record })?,
             Operation::LocalAttributes(node, attributes) => {
@@ -140,6 +125,16 @@ impl Preparer<'_> {
         };
         prepared.tasks.push(task);
         Ok(())
+    }
+
+    /// What a move makes the same on both sides: its place, unless it only gets out of the way.
+    fn part(&self, operation: &Operation) -> Result<Part, Unfit> {
+        let (Operation::RemoteMove(node, _) | Operation::LocalMove(node, _)) = operation else {
+            return Ok(Part::Nothing);
+        };
+        let remote = self.state.side(Side::Remote, *node)?;
+        let local = self.state.side(Side::Local, *node)?;
+        Ok(part_of(operation, remote.as_ref(), local.as_ref()).unwrap_or(Part::Nothing))
     }
 
     fn remote(&self, node: NodeId) -> Result<Node, Unfit> {
@@ -290,14 +285,14 @@ impl Preparer<'_> {
         self.remote_task(node, action, Some(Part::Target), "points elsewhere")
     }
 
-    fn remote_move(&self, node: NodeId, to: &Place) -> Result<Task, Unfit> {
+    fn remote_move(&self, node: NodeId, to: &Place, part: Part) -> Result<Task, Unfit> {
         let before = self.state.path(Side::Remote, node)?.unwrap_or_default();
         let action = v1::action::Action::Move(v1::MoveAt {
             entry_id: self.facts(node)?.entry,
             from: Some(self.remote_place(&self.remote(node)?.place)?),
             to: Some(self.remote_place(to)?),
         });
-        self.remote_task(node, action, Some(Part::Place), &format!("moved from {before}"))
+        self.remote_task(node, action, Some(part), &format!("moved from {before}"))
     }
 
     fn remote_delete(&self, node: NodeId) -> Result<Task, Unfit> {

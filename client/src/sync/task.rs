@@ -70,7 +70,7 @@ pub(crate) struct LocalTask {
 pub(crate) enum LocalWork {
     Create { place: Place, kind: Kind, attributes: Attributes },
     Retarget { record: LocalRecord, target: Vec<u8>, mtime_ns: i64 },
-    Move { record: LocalRecord, to: Rel, place: Place },
+    Move { record: LocalRecord, to: Rel, place: Place, part: Part },
     Delete { record: LocalRecord },
     Attributes { record: LocalRecord, attributes: Attributes },
     Recut { record: LocalRecord, cutter: Cutter },

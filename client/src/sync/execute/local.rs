@@ -184,7 +184,10 @@ impl Disk<'_> {
                 let record = LocalRecord { kind: Kind::Symlink(target.clone()), stamp, ..record.clone() };
                 Ok(local(record, Part::Target, rel, rel.parent(), "points elsewhere"))
             }
-            LocalWork::Move { record, to, place } => self.rename(rel, record, to, place),
+            LocalWork::Move { record, to, place, part } => {
+                let performed = self.rename(rel, record, to, place)?;
+                Ok(with_part(performed, *part))
+            }
             LocalWork::Delete { record } => self.delete(rel, record),
             LocalWork::Attributes { record, attributes } => {
                 let stamp = self
@@ -303,6 +306,14 @@ impl Disk<'_> {
 /// stays as it was, so that the next scan sees that.
 fn moved_stamp(before: &Stamp, after: Stamp) -> Stamp {
     if (Stamp { ctime_ns: before.ctime_ns, ..after }) == *before { after } else { *before }
+}
+
+fn with_part(performed: Performed, part: Part) -> Performed {
+    let outcome = match performed.outcome {
+        Outcome::Local { record, part: _ } => Outcome::Local { record, part },
+        other => other,
+    };
+    Performed { outcome, ..performed }
 }
 
 fn local(
