@@ -85,28 +85,3 @@ impl Default for DeleteGuard {
         Self { count_max: 1_000, percent_max: 50 }
     }
 }
-
-/// Fewer deletes than this never wait: half of a handful of files is an everyday thing.
-const SHARE_COUNT_MIN: u64 = 20;
-
-impl DeleteGuard {
-    /// Whether so many deletes, of so many files in all, wait for a confirmation.
-    #[must_use]
-    pub fn stops(&self, deletes: u64, all: u64) -> bool {
-        let share = deletes.saturating_mul(100) > all.saturating_mul(u64::from(self.percent_max));
-        deletes > self.count_max || (deletes >= SHARE_COUNT_MIN && share)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_guard_stops_many_deletes_and_most_of_a_folder_but_no_handful() {
-        let guard = DeleteGuard::default();
-        assert!(guard.stops(1_001, 1_000_000) && !guard.stops(1_000, 1_000_000));
-        assert!(guard.stops(30, 50) && !guard.stops(20, 50));
-        assert!(!guard.stops(3, 3));
-    }
-}

@@ -7,6 +7,7 @@ use super::config::DeleteGuard;
 use super::prepare::prepare;
 use super::status::{WAITING_LISTED_MAX, Waiting};
 use super::task::{Ended, Task};
+use crate::local::guard::{Verdict, judge};
 use crate::planner::model::NodeId;
 use crate::planner::{Deletes, Rules, Trees, plan};
 use crate::state::database::State;
@@ -27,8 +28,8 @@ pub(crate) struct PlanInput {
     pub(crate) busy: BTreeSet<NodeId>,
     pub(crate) rules: Rules,
     pub(crate) guard: DeleteGuard,
-    /// Deletes were confirmed.
-    pub(crate) confirmed: bool,
+    /// So many deletes were confirmed.
+    pub(crate) confirmed: u64,
     /// Nothing may be deleted, for a reason of its own: the disk is not known whole.
     pub(crate) withheld: bool,
     /// Nodes whose paths are wanted, with why they wait.
@@ -66,9 +67,11 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
     for round in 0..ROUNDS_MAX {
         let dirty = visible_dirty(state, &excluded)?;
         step.synced_count = state.synced_count()?;
-        let guarded = deletes_to_confirm(state, &input.guard, step.synced_count)?;
-        step.deletes = guarded.all;
-        step.deletes_to_confirm = if input.confirmed { 0 } else { guarded.to_confirm };
+        step.deletes = state.deletes()?.max_of_sides();
+        step.deletes_to_confirm = match judge(step.deletes, step.synced_count, input.confirmed, &input.guard) {
+            Verdict::Allowed => 0,
+            Verdict::Confirm { deletes } => deletes,
+        };
         let withheld = input.withheld || step.deletes_to_confirm > 0;
         input.rules.deletes = if withheld { Deletes::Withheld } else { Deletes::Allowed };
         input.rules.operations_max = OPERATIONS_MIN.max(dirty.len() / DIRTY_SHARE);
@@ -158,18 +161,6 @@ fn in_excluded(
             None => return Ok(false),
         }
     }
-}
-
-struct Guarded {
-    all: u64,
-    to_confirm: u64,
-}
-
-fn deletes_to_confirm(state: &State, guard: &DeleteGuard, synced: u64) -> Result<Guarded, StateError> {
-    let deletes = state.deletes()?;
-    let all = deletes.max_of_sides();
-    let too_many = guard.stops(all, synced);
-    Ok(Guarded { all, to_confirm: if too_many { all } else { 0 } })
 }
 
 fn name_waiting(

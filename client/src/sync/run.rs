@@ -71,7 +71,7 @@ pub(crate) struct Run {
     complete: bool,
     unquiet: usize,
     trouble: Option<String>,
-    confirmed: bool,
+    confirmed: u64,
     quiet: Vec<oneshot::Sender<Quiet>>,
     /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
     checking: Option<oneshot::Receiver<()>>,
@@ -131,7 +131,7 @@ impl Run {
             complete: false,
             unquiet: 0,
             trouble: None,
-            confirmed: false,
+            confirmed: 0,
             quiet: Vec::new(),
             checking: None,
             disturbed: false,
@@ -140,6 +140,7 @@ impl Run {
 
     /// Runs until it is told to stop, or cannot go on; all tasks have ended then. Gives the commands' receiver back.
     pub(crate) async fn run(mut self) -> (RunEnd, mpsc::Receiver<Command>, Board) {
+        self.show_excluded().await;
         let end = loop {
             if let Some(end) = self.plan_if_due().await {
                 break end;
@@ -221,12 +222,14 @@ impl Run {
             Command::Pause(true) => self.pause(),
             Command::Pause(false) => self.resume(),
             Command::ConfirmDeletes => {
-                self.confirmed = true;
+                self.confirmed = self.last.deletes_to_confirm;
                 self.disturb();
             }
             Command::SetLimits(limits) => self.set_limits(limits),
             Command::SetExcluded { path, excluded, done } => {
-                drop(done.send(self.set_excluded(path, excluded).await));
+                let set = self.set_excluded(path, excluded).await;
+                self.show_excluded().await;
+                drop(done.send(set));
                 self.disturb();
             }
             Command::Rescan => self.request_scan(ScanRequest::Whole).await,
@@ -293,6 +296,12 @@ impl Run {
         }
     }
 
+    async fn show_excluded(&mut self) {
+        if let Ok(excluded) = self.shared.state.ask(|state| state.excluded()).await {
+            self.board.excluded(excluded.into_iter().map(|(_entry, path)| path).collect());
+        }
+    }
+
     /// Something happened that may change what is to be done.
     fn disturb(&mut self) {
         self.want_plan = true;
@@ -347,11 +356,7 @@ impl Run {
             }
             ScanEvent::Trouble(reason) => {
                 if self.trouble.as_ref() != Some(&reason) {
-                    self.board.line(Line {
-                        what: Done::Session,
-                        path: String::new(),
-                        detail: reason.clone(),
-                    });
+                    self.board.session(reason.clone());
                 }
                 self.trouble = Some(reason);
                 for node in self.queues.clear() {
@@ -361,6 +366,12 @@ impl Run {
             ScanEvent::Failed(reason) => {
                 self.complete = false;
                 self.board.line(Line { what: Done::Failed, path: String::new(), detail: reason });
+            }
+            ScanEvent::Watching(trouble) => {
+                self.board.watching(trouble.is_none());
+                if let Some(trouble) = trouble {
+                    self.board.session(trouble);
+                }
             }
             ScanEvent::State(reason) => return Some(self.state_failed(reason)),
         }
@@ -489,7 +500,7 @@ impl Run {
             return None;
         }
         if step.deletes == 0 {
-            self.confirmed = false;
+            self.confirmed = 0;
         }
         self.want_plan |= step.more;
         self.waits.drop_over(|node| step.dirty.contains(&node));

@@ -20,18 +20,23 @@ use crate::local::ignore_rules::IgnoreRules;
 use crate::local::model::LocalUpdate;
 use crate::local::rel::Rel;
 use crate::local::root::{Root, RootError};
-use crate::local::scan::{ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why, scan};
+use crate::local::scan::{ScanError, ScanOptions, Scope, ScopeFolder, Skipped, scan};
+use crate::local::watch::{Notice, Watcher};
 use crate::planner::model::NodeId;
 use crate::state::error::StateError;
 use crate::state::local::LocalApplied;
 use crate::state::scan_index::ScanIndex;
 use crate::state::trees::Side;
 
+/// Looks in a row after which something that is never quiet is not waited for any more.
+const UNQUIET_MAX: u32 = 6;
 /// Folders hinted at; more make it a scan of everything.
 const FOLDERS_MAX: usize = 2_000;
 /// What was not quiet, or not believed, is looked at again after this, then ever later.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Between scans of everything where nothing tells of changes.
+const UNWATCHED_INTERVAL: Duration = Duration::from_secs(60);
 /// A root that is not what it was is looked at again after this.
 const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -67,12 +72,16 @@ pub(crate) enum ScanEvent {
     Trouble(String),
     /// The scan could not be made this time.
     Failed(String),
+    /// Whether all of the folder is watched; if not, why.
+    Watching(Option<String>),
     /// The state failed.
     State(String),
 }
 
 pub(crate) struct Scanner {
     pub(crate) root: Arc<Root>,
+    /// Tells where to look; none: scans at intervals have to do.
+    pub(crate) watcher: Option<Watcher>,
     pub(crate) state: StateThread,
     pub(crate) effects: Effects,
     pub(crate) rules: Arc<IgnoreRules>,
@@ -103,17 +112,16 @@ impl Pending {
     }
 
     /// To be looked at again, after longer each time in a row.
-    fn add_later(&mut self, folder: ScopeFolder, times: &BTreeMap<Rel, u32>) {
+    fn add_later(&mut self, folder: ScopeFolder, times: &BTreeMap<Rel, u32>, now: Instant) {
         let count = times.get(&folder.folder).copied().unwrap_or(0);
         let wait = (AGAIN_FIRST * 2_u32.saturating_pow(count.min(16))).min(AGAIN_MAX);
-        let at = Instant::now() + wait;
+        let at = now + wait;
         let entry = self.later.entry(folder.folder).or_insert((at, folder.deep, count + 1));
         entry.1 |= folder.deep;
     }
 
     /// Takes what is due: what to scan, and how often in a row each was looked at before.
-    fn take(&mut self) -> Option<(Scope, BTreeMap<Rel, u32>)> {
-        let now = Instant::now();
+    fn take(&mut self, now: Instant) -> Option<(Scope, BTreeMap<Rel, u32>)> {
         let mut times = BTreeMap::new();
         let due: Vec<Rel> =
             self.later.iter().filter(|(_, (at, _, _))| *at <= now).map(|(rel, _)| rel.clone()).collect();
@@ -140,8 +148,10 @@ impl Pending {
         self.later.values().map(|(at, _, _)| *at).min()
     }
 
-    fn is_empty(&self) -> bool {
-        !self.whole && self.folders.is_empty() && self.later.is_empty()
+    /// Whether nothing is left that is worth waiting for.
+    fn is_settled(&self) -> bool {
+        let soon = self.later.values().any(|(_at, _deep, count)| *count < UNQUIET_MAX);
+        !self.whole && self.folders.is_empty() && !soon
     }
 }
 
@@ -156,28 +166,36 @@ impl Scanner {
                 return;
             }
         };
-        let mut next_whole = Instant::now() + self.interval;
+        let interval = if self.watcher.is_some() { self.interval } else { UNWATCHED_INTERVAL };
+        let mut next_whole = Instant::now() + interval;
         while !self.stop.is_cancelled() {
-            if let Some((scope, times)) = pending.take() {
+            if let Some((scope, times)) = pending.take(Instant::now()) {
                 if scope == Scope::Whole {
-                    next_whole = Instant::now() + self.interval;
+                    next_whole = Instant::now() + interval;
                 }
                 let Some(owned) = index.take() else { return };
                 index = self.scan(owned, scope, &times, &mut pending).await;
                 continue;
             }
-            if pending.is_empty() {
+            if pending.is_settled() {
                 for settled in pending.settled.drain(..) {
                     let _nobody = settled.send(());
                 }
             }
             let due = pending.next_due().map_or(next_whole, |due| due.min(next_whole));
             let stop = self.stop.clone();
+            let notice = async {
+                match &mut self.watcher {
+                    Some(watcher) => watcher.next().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
+                notice = notice => self.take_notice(notice, &mut pending).await,
                 request = self.requests.recv() => match request {
                     Some(request) => self.take_request(request, &mut pending).await,
-                    None => return,
+                    None => break,
                 },
                 () = tokio::time::sleep_until(due) => {
                     if Instant::now() >= next_whole {
@@ -189,6 +207,35 @@ impl Scanner {
                 self.take_request(request, &mut pending).await;
             }
         }
+        if let Some(watcher) = self.watcher.take() {
+            watcher.stop().await;
+        }
+    }
+
+    async fn take_notice(&mut self, notice: Option<Notice>, pending: &mut Pending) {
+        let watching = match notice {
+            Some(Notice::Scan(Scope::Whole)) => {
+                pending.whole = true;
+                return;
+            }
+            Some(Notice::Scan(Scope::Folders(folders))) => {
+                folders.into_iter().for_each(|folder| pending.add(folder));
+                return;
+            }
+            Some(Notice::LimitReached { watched }) => format!(
+                "only {watched} folders can be watched, for the system allows no more; changes in the others are \
+                 found by scans: raise fs.inotify.max_user_watches"
+            ),
+            Some(Notice::RootGone) => {
+                pending.whole = true;
+                "the folder was moved or removed".to_owned()
+            }
+            None => {
+                self.watcher = None;
+                "the folder is not watched any more; changes are found by scans".to_owned()
+            }
+        };
+        drop(self.events.send(ScanEvent::Watching(Some(watching))).await);
     }
 
     async fn take_request(&self, request: ScanRequest, pending: &mut Pending) {
@@ -223,10 +270,12 @@ impl Scanner {
     ) -> Option<ScanIndex> {
         let under_way = self.effects.begin_scan();
         let (root, rules, stop) = (self.root.clone(), self.rules.clone(), self.stop.clone());
+        let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
         let whole = scope == Scope::Whole;
         let work = tokio::task::spawn_blocking(move || {
             let mut index = index;
-            let options = ScanOptions::new((*rules).clone(), stop);
+            let mut options = ScanOptions::new((*rules).clone(), stop);
+            options.unquiet = unquiet;
             let result = scan(&root, &mut index, &scope, &options);
             (index, scope, result)
         });
@@ -245,15 +294,17 @@ impl Scanner {
                 return Some(index);
             }
         };
-        let unquiet = found.skipped.iter().filter(|skipped| skipped.why == Why::StillChanging).count();
+        // What has not been quiet for long is not waited for.
+        let still = |folder: &&ScopeFolder| times.get(&folder.folder).is_none_or(|count| *count < UNQUIET_MAX);
+        let unquiet = found.again.iter().filter(still).count();
         for folder in found.again {
-            pending.add_later(folder, times);
+            pending.add_later(folder, times, Instant::now());
         }
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
                 for rel in self.rels_of(applied.again.into_iter().collect()).await {
-                    pending.add_later(ScopeFolder { folder: rel, deep: false }, times);
+                    pending.add_later(ScopeFolder { folder: rel, deep: false }, times, Instant::now());
                 }
                 let event = ScanEvent::Applied {
                     changed: applied.changed,
@@ -316,8 +367,8 @@ mod tests {
     fn many_hints_become_one_scan_of_everything() {
         let mut pending = Pending::default();
         (0..=FOLDERS_MAX).for_each(|number| pending.add(folder(&format!("f{number}"), false)));
-        assert_eq!(pending.take().unwrap().0, Scope::Whole);
-        assert!(pending.take().is_none() && pending.is_empty());
+        assert_eq!(pending.take(Instant::now()).unwrap().0, Scope::Whole);
+        assert!(pending.take(Instant::now()).is_none() && pending.is_settled());
     }
 
     #[test]
@@ -325,21 +376,22 @@ mod tests {
         let mut pending = Pending::default();
         pending.add(folder("a", true));
         pending.add(folder("a", false));
-        assert_eq!(pending.take().unwrap().0, Scope::Folders(vec![folder("a", true)]));
+        assert_eq!(pending.take(Instant::now()).unwrap().0, Scope::Folders(vec![folder("a", true)]));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_is_never_quiet_is_looked_at_ever_more_rarely() {
+    #[test]
+    fn what_is_never_quiet_is_looked_at_ever_more_rarely() {
         let mut pending = Pending::default();
         let mut times = BTreeMap::new();
+        let mut now = Instant::now();
         let mut waits = Vec::new();
         for _ in 0..4 {
-            let before = Instant::now();
-            pending.add_later(folder("a", false), &times);
-            assert!(pending.take().is_none());
-            tokio::time::sleep_until(pending.next_due().unwrap()).await;
-            waits.push(before.elapsed().as_millis());
-            times = pending.take().unwrap().1;
+            pending.add_later(folder("a", false), &times, now);
+            assert!(pending.take(now).is_none());
+            let due = pending.next_due().unwrap();
+            waits.push(due.duration_since(now).as_millis());
+            now = due;
+            times = pending.take(now).unwrap().1;
         }
         assert_eq!(waits, [100, 200, 400, 800]);
     }

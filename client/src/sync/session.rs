@@ -27,6 +27,7 @@ use crate::call_error::CallError;
 use crate::connection::ApiClient;
 use crate::local::ignore_rules::IgnoreRules;
 use crate::local::root::{Root, RootError};
+use crate::local::watch::Watcher;
 use crate::planner::{Deletes, NameRules, Rules};
 use crate::state::database::{Opened, State};
 use crate::state::error::StateError;
@@ -251,16 +252,17 @@ impl Keeper {
         &self,
         shared: Shared,
         stop: CancellationToken,
-        board: Board,
+        mut board: Board,
         commands: mpsc::Receiver<Command>,
     ) -> (RunEnd, mpsc::Receiver<Command>, Board) {
         let (follower_events, follower) = mpsc::channel(EVENTS_MAX);
         let (checks, checks_asked) = mpsc::channel(EVENTS_MAX);
         let (scanner_events, scanner) = mpsc::channel(EVENTS_MAX);
         let (scans, scans_asked) = mpsc::channel(EVENTS_MAX);
+        let watcher = self.watch(&mut board).await;
         let parts = [
             self.follow(&shared, follower_events, checks_asked, &stop),
-            self.scan(&shared, scanner_events, scans_asked, &stop),
+            self.scan(&shared, watcher, scanner_events, scans_asked, &stop),
             tokio::spawn(empty_trash(self.root.clone(), stop.clone())),
         ];
         let channels = Channels { commands, follower, checks, scanner, scans };
@@ -294,15 +296,33 @@ impl Keeper {
         tokio::spawn(follower.run())
     }
 
+    /// Watches the folder, so that a scan that begins then misses nothing.
+    async fn watch(&self, board: &mut Board) -> Option<Watcher> {
+        let root = self.root.clone();
+        let started = tokio::task::spawn_blocking(move || Watcher::start(&root)).await;
+        let trouble = match started {
+            Ok(Ok(watcher)) => {
+                board.watching(true);
+                return Some(watcher);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        board.session(format!("{trouble}; changes are found by scans"));
+        None
+    }
+
     fn scan(
         &self,
         shared: &Shared,
+        watcher: Option<Watcher>,
         events: mpsc::Sender<super::scanner::ScanEvent>,
         requests: mpsc::Receiver<super::scanner::ScanRequest>,
         stop: &CancellationToken,
     ) -> JoinHandle<()> {
         let scanner = Scanner {
             root: self.root.clone(),
+            watcher,
             state: shared.state.clone(),
             effects: shared.effects.clone(),
             rules: shared.rules.clone(),
@@ -320,10 +340,20 @@ impl Keeper {
             Some(name) => name.clone(),
             None => self.api.who_am_i().await.map_or_else(|_| host_name(), |who| who.device_name),
         };
+        let root = self.root.clone();
+        let probed = tokio::task::spawn_blocking(move || root.probe_names()).await;
+        let names = match probed {
+            Ok(Ok(names)) => NameRules {
+                case_blind: names.case_blind,
+                normalising: names.normalising,
+                windows: cfg!(windows),
+            },
+            Ok(Err(_)) | Err(_) => NameRules::default(),
+        };
         Box::new(move || Rules {
             name: name.clone(),
             date: today(),
-            names: NameRules::default(),
+            names,
             deletes: Deletes::Allowed,
             operations_max: 0,
         })
