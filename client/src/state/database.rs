@@ -1,6 +1,6 @@
 //! The file: opened, checked, moved aside when it is damaged; transactions; single values.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,8 @@ pub struct State {
     path: PathBuf,
     /// The next node's number; shared with those who find nodes on the disk.
     next_node: Arc<AtomicU64>,
+    /// How many nodes are in `synced`, once it was counted.
+    pub(super) synced_counted: Cell<Option<u64>>,
     /// The first error met where none can be returned (a planner's question).
     pub(super) failed: RefCell<Option<StateError>>,
 }
@@ -109,6 +111,7 @@ impl State {
             connection,
             path: path.to_owned(),
             next_node: Arc::new(AtomicU64::new(0)),
+            synced_counted: Cell::new(None),
             failed: RefCell::new(None),
         };
         let reserved = unsigned(state.number("next_node")?.unwrap_or(2));
@@ -146,6 +149,9 @@ impl State {
             self.connection.execute_batch("COMMIT")?;
             Ok(value)
         });
+        if done.is_err() {
+            self.synced_counted.set(None);
+        }
         if done.is_err() && !self.connection.is_autocommit() {
             // The transaction is gone in any case when the connection is.
             drop(self.connection.execute_batch("ROLLBACK"));

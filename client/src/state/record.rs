@@ -95,17 +95,16 @@ impl State {
         match outcome {
             Outcome::Remote { node, entry, part } => self.record_remote(*node, entry, *part),
             Outcome::RemoteGone { node, entry } => self.record_remote_gone(*node, entry.as_ref()),
-            Outcome::Local { record, part } => {
-                self.write_local(record)?;
-                let done = self.side(Side::Local, record.node)?;
-                self.agree_part(record.node, done, *part)
-            }
+            Outcome::Local { record, part } => self.record_local(record, *part),
             Outcome::LocalGone { node } => {
                 let removed = self.remove_below(Side::Local, *node)?;
                 removed.into_iter().try_for_each(|node| self.set_synced_if_known(node, None))
             }
             Outcome::Recut { record } => {
-                self.write_local(record)?;
+                // What was scanned meanwhile is newer.
+                if self.local_record(record.node)?.is_some_and(|known| known.stamp == record.stamp) {
+                    self.write_local(record)?;
+                }
                 self.settle(record.node)
             }
             Outcome::Agreed { node } => self.settle(*node),
@@ -118,6 +117,23 @@ impl State {
                 self.remove_split(*node)
             }
         }
+    }
+
+    fn record_local(&self, record: &LocalRecord, part: Part) -> Result<(), StateError> {
+        let known = self.local_record(record.node)?;
+        match known {
+            // Edited between the plan and the move: what was scanned is newer, its place is not. Its stamp is from
+            // before the move, so that it is looked at once more.
+            Some(known)
+                if matches!(part, Part::Place | Part::Nothing)
+                    && (known.kind != record.kind || known.attributes != record.attributes) =>
+            {
+                self.write_local(&LocalRecord { place: record.place.clone(), ..known })?;
+            }
+            _ => self.write_local(record)?,
+        }
+        let done = self.side(Side::Local, record.node)?;
+        self.agree_part(record.node, done, part)
     }
 
     fn write_local(&self, record: &LocalRecord) -> Result<(), StateError> {

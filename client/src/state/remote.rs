@@ -114,12 +114,13 @@ impl State {
             for change in &page.changes {
                 match &change.entry {
                     Some(entry) => {
-                        let before = state.node_of_entry(entry.id)?;
+                        let was_there = state.is_there(entry.id)?;
                         let node = state.take_entry(entry)?;
-                        // A folder that is not known and older than what is known was moved here from where it
-                        // was not followed: what is below it makes no news of its own.
-                        let moved_in = before.is_none() && !relist && entry.created_ms <= seen_ms;
-                        let list = change.list_below || (moved_in && entry.kind() == v1::EntryKind::Folder);
+                        // A folder that was not there, and is older than what is known, came back from the trash
+                        // or from where it was not followed: what is below it makes no news of its own. (The
+                        // server says so only of what came back behind the cursor of this page.)
+                        let came_in = !was_there && !relist && entry.created_ms <= seen_ms;
+                        let list = change.list_below || (came_in && entry.kind() == v1::EntryKind::Folder);
                         state.arrived(node, false, list)?;
                         latest_ms = latest_ms.max(entry.changed_ms);
                     }
@@ -214,6 +215,13 @@ impl State {
         })
     }
 
+    fn is_there(&self, entry: u64) -> Result<bool, StateError> {
+        match self.node_of_entry(entry)? {
+            Some(node) => Ok(self.side(Side::Remote, node)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
     fn arrived(&self, node: NodeId, gone: bool, list_below: bool) -> Result<(), StateError> {
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO arrivals (node, gone, list_below) VALUES (?, ?, ?) ON CONFLICT (node) DO UPDATE SET \
@@ -260,6 +268,8 @@ impl State {
         let node = self.new_node();
         let mut statement = self.connection.prepare_cached("INSERT INTO nodes (id, entry) VALUES (?, ?)")?;
         statement.execute(params![id(node), signed(entry)])?;
+        // Should it prove to be nowhere, the end of the batch finds it.
+        self.arrived(node, false, false)?;
         Ok(node)
     }
 
@@ -328,8 +338,8 @@ impl State {
     fn forget_strangers(&self) -> Result<(), StateError> {
         self.connection
             .prepare_cached(
-                "DELETE FROM nodes WHERE kind IS NULL AND remote = 0 AND local = 0 AND entry IS NOT NULL \
-                 AND NOT EXISTS (SELECT 1 FROM differences WHERE node = id)",
+                "DELETE FROM nodes WHERE id IN (SELECT node FROM arrivals) AND kind IS NULL AND remote = 0 \
+                 AND local = 0 AND NOT EXISTS (SELECT 1 FROM differences WHERE node = id)",
             )?
             .execute([])?;
         Ok(())

@@ -261,12 +261,17 @@ impl State {
     /// # Errors
     /// If the file cannot be read.
     pub fn synced_count(&self) -> Result<u64, StateError> {
+        if let Some(count) = self.synced_counted.get() {
+            return Ok(count);
+        }
         let count: i64 = self.connection.query_row(
             "SELECT COUNT(*) FROM nodes INDEXED BY nodes_place WHERE kind IS NOT NULL",
             [],
             |row| row.get(0),
         )?;
-        Ok(unsigned(count).saturating_sub(1))
+        let count = unsigned(count).saturating_sub(1);
+        self.synced_counted.set(Some(count));
+        Ok(count)
     }
 
     /// Says how a node is on one side. Its row is made if there is none, and goes once it is nowhere.
@@ -311,6 +316,10 @@ impl State {
     /// Says how both sides last agreed on a node; what the sides themselves are stays.
     pub(super) fn set_synced(&self, node: NodeId, value: Option<Node>) -> Result<(), StateError> {
         let value = value.map(|value| normalized(node, value));
+        if let Some(count) = self.synced_counted.get() {
+            let before = u64::from(self.synced(node)?.is_some());
+            self.synced_counted.set(Some(count + u64::from(value.is_some()) - before));
+        }
         let remote = self.side(Side::Remote, node)?;
         let local = self.side(Side::Local, node)?;
         let mut statement = self.connection.prepare_cached(

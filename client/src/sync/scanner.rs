@@ -35,6 +35,8 @@ const FOLDERS_MAX: usize = 2_000;
 /// What was not quiet, or not believed, is looked at again after this, then ever later.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Before the next scan of everything, when something could not be read.
+const INCOMPLETE_INTERVAL: Duration = Duration::from_secs(60);
 /// Between scans of everything where nothing tells of changes.
 const UNWATCHED_INTERVAL: Duration = Duration::from_secs(60);
 /// A root that is not what it was is looked at again after this.
@@ -174,7 +176,12 @@ impl Scanner {
                     next_whole = Instant::now() + interval;
                 }
                 let Some(owned) = index.take() else { return };
-                index = self.scan(owned, scope, &times, &mut pending).await;
+                let whole = scope == Scope::Whole;
+                let (returned, complete) = self.scan(owned, scope, &times, &mut pending).await;
+                index = returned;
+                if whole && !complete {
+                    next_whole = Instant::now() + INCOMPLETE_INTERVAL;
+                }
                 continue;
             }
             if pending.is_settled() {
@@ -260,14 +267,15 @@ impl Scanner {
         paths.into_iter().map(|path| path.and_then(|path| Rel::parse(&path).ok()).unwrap_or_default()).collect()
     }
 
-    /// Scans, and takes in what that says. Gives the index back; `None` if it is lost.
+    /// Scans, and takes in what that says. Gives the index back (`None` if it is lost), and whether nothing was left
+    /// out.
     async fn scan(
         &self,
         index: ScanIndex,
         scope: Scope,
         times: &BTreeMap<Rel, u32>,
         pending: &mut Pending,
-    ) -> Option<ScanIndex> {
+    ) -> (Option<ScanIndex>, bool) {
         let under_way = self.effects.begin_scan();
         let (root, rules, stop) = (self.root.clone(), self.rules.clone(), self.stop.clone());
         let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
@@ -281,17 +289,17 @@ impl Scanner {
         });
         let Ok((index, scope, result)) = work.await else {
             drop(self.events.send(ScanEvent::State("the scan panicked".to_owned())).await);
-            return None;
+            return (None, false);
         };
         if let Err(error) = index.check() {
             drop(self.events.send(ScanEvent::State(error.to_string())).await);
-            return Some(index);
+            return (Some(index), false);
         }
         let found = match result {
             Ok(found) => found,
             Err(error) => {
                 self.failed(error, scope, pending).await;
-                return Some(index);
+                return (Some(index), false);
             }
         };
         // What has not been quiet for long is not waited for.
@@ -300,6 +308,7 @@ impl Scanner {
         for folder in found.again {
             pending.add_later(folder, times, Instant::now());
         }
+        let complete = found.complete;
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
@@ -309,7 +318,7 @@ impl Scanner {
                 let event = ScanEvent::Applied {
                     changed: applied.changed,
                     whole,
-                    complete: found.complete,
+                    complete,
                     skipped: found.skipped.into_iter().map(shown).collect(),
                     unquiet,
                 };
@@ -317,7 +326,7 @@ impl Scanner {
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
         }
-        Some(index)
+        (Some(index), complete)
     }
 
     async fn apply(

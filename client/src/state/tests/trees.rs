@@ -301,8 +301,8 @@ fn linked_nodes_keep_what_is_in_them() {
     let (_folder, mut state) = fresh();
     state.set_root_entry(1_000).unwrap();
     let updates = vec![
-        LocalUpdate::Put(record(2, 1, "d", Kind::Folder)),
-        LocalUpdate::Put(record(3, 2, "x", file(1))),
+        LocalUpdate::Put(record(1_002, 1, "d", Kind::Folder)),
+        LocalUpdate::Put(record(1_003, 1_002, "x", file(1))),
     ];
     state.apply_local(updates, &Untouched).unwrap();
     let folder = super::journal::folder_entry(50, 1_000, "d");
@@ -310,10 +310,10 @@ fn linked_nodes_keep_what_is_in_them() {
     super::journal::follow(&mut state, vec![folder, inside]);
     let remote = state.node_of_entry(50).unwrap().unwrap();
     let below = state.node_of_entry(51).unwrap().unwrap();
-    state.record(&[Outcome::Linked { keep: NodeId(2), gone: remote }]).unwrap();
-    assert_eq!(state.node_of_entry(50).unwrap(), Some(NodeId(2)));
-    assert_eq!(state.side_children(Side::Remote, NodeId(2)).unwrap(), [below]);
-    assert_eq!(state.side_children(Side::Local, NodeId(2)).unwrap(), [NodeId(3)]);
+    state.record(&[Outcome::Linked { keep: NodeId(1_002), gone: remote }]).unwrap();
+    assert_eq!(state.node_of_entry(50).unwrap(), Some(NodeId(1_002)));
+    assert_eq!(state.side_children(Side::Remote, NodeId(1_002)).unwrap(), [below]);
+    assert_eq!(state.side_children(Side::Local, NodeId(1_002)).unwrap(), [NodeId(1_003)]);
     assert!(state.side(Side::Remote, remote).unwrap().is_none());
-    assert!(state.synced(NodeId(2)).unwrap().is_some());
+    assert!(state.synced(NodeId(1_002)).unwrap().is_some());
 }
