@@ -22,7 +22,7 @@ struct Cursor {
     /// Which history of the metadata the numbers are of.
     history: ClusterId,
     position: u64,
-    began: u64,
+    since: u64,
 }
 
 /// Where a client is in a listing.
@@ -39,7 +39,7 @@ pub(crate) enum Position {
     At {
         /// The number up to which it has seen changes.
         position: u64,
-        began: u64,
+        since: u64,
     },
     /// In another history.
     Elsewhere,
@@ -64,7 +64,7 @@ fn history(core: &Core) -> ClusterId {
 /// Takes a cursor from a client.
 pub(crate) async fn open_cursor(core: &Core, caller: &Caller, cursor: &[u8]) -> Result<Position, Failure> {
     if cursor.is_empty() {
-        return Ok(Position::At { position: 0, began: 0 });
+        return Ok(Position::At { position: 0, since: 0 });
     }
     let opened: Option<Cursor> = core.sealer().await?.open(Purpose::Cursor, cursor);
     let bad = || Failure::new(tonic::Code::InvalidArgument, "bad-cursor", "cursor: not one of this tree");
@@ -72,7 +72,7 @@ pub(crate) async fn open_cursor(core: &Core, caller: &Caller, cursor: &[u8]) -> 
     if opened.history != history(core) {
         return Ok(Position::Elsewhere);
     }
-    Ok(Position::At { position: opened.position, began: opened.began })
+    Ok(Position::At { position: opened.position, since: opened.since })
 }
 
 /// A page of the journal after a cursor.
@@ -83,14 +83,14 @@ pub(crate) async fn changes(
 ) -> Result<v1::ChangesResponse, Failure> {
     let count_max = count(request.count_max)?;
     let reset = || v1::ChangesResponse { cursor_reset: true, ..v1::ChangesResponse::default() };
-    let Position::At { position, began } = open_cursor(core, caller, &request.cursor).await? else {
+    let Position::At { position, since } = open_cursor(core, caller, &request.cursor).await? else {
         return Ok(reset());
     };
     let namespace = caller.namespace;
-    let query = Query::Changes { namespace, position, began, count_max };
+    let query = Query::Changes { namespace, position, since, count_max };
     match core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))? {
-        Reply::Changes { changes, position, began, more } => {
-            let cursor = Cursor { namespace, history: history(core), position, began };
+        Reply::Changes { changes, position, since, more } => {
+            let cursor = Cursor { namespace, history: history(core), position, since };
             Ok(v1::ChangesResponse {
                 changes: changes.into_iter().map(change_to_wire).collect(),
                 cursor: core.sealer().await?.seal(Purpose::Cursor, &cursor),

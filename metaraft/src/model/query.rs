@@ -162,8 +162,9 @@ pub enum Query {
         namespace: NamespaceId,
         /// Begin after this number.
         position: u64,
-        /// As the page before said; both 0: a listing of all there is begins.
-        began: u64,
+        /// As the page before said: up to which number the caller had everything when this batch of pages began.
+        /// Both 0: a listing of all there is begins.
+        since: u64,
         /// At most so many.
         count_max: u32,
     },
@@ -287,7 +288,7 @@ pub enum Reply {
         /// Up to which number.
         position: u64,
         /// What the next page is to be asked with.
-        began: u64,
+        since: u64,
         /// Whether there are further ones.
         more: bool,
     },

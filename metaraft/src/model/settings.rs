@@ -39,7 +39,7 @@ pub const SETTINGS: &[SettingDefinition] = &[
     SettingDefinition {
         name: JOURNAL_HORIZON,
         default_value: "30d",
-        range_ms: (60 * SECOND_MS, 10 * YEAR_MS),
+        range_ms: (SECOND_MS, 10 * YEAR_MS),
         description: "how long devices that were away are told of what was deleted; after longer they list their tree anew",
     },
     SettingDefinition {

@@ -1,8 +1,9 @@
 //! Queries of those who follow a namespace: its journal, what is below a folder, entries by id.
 //!
-//! A listing of all there is is the journal from its beginning. What was deleted before it began is left out, page by
-//! page, since its caller never saw it; `began`, the number at its first page, goes along for that, and so that
-//! pruning of what was gone by then does not end it.
+//! Pages make batches: `since` is the number up to which the caller had everything when the batch began, and goes along
+//! from page to page. Below a folder that came back after it lies what the caller does not have, whichever page tells
+//! of the folder. A listing of all there is is a batch that begins at the present number, with the journal from its
+//! beginning: what was gone by then is left out, for its caller never saw it, and pruning that does not end it.
 //!
 //! Invariants:
 //! - A page costs at most as many rows as it may have changes, and a walk up that is remembered within the page.
@@ -54,8 +55,8 @@ fn row_bytes(row: &EntryRow) -> usize {
 impl Reader<'_> {
     pub(super) fn answer_journal(&self, query: Query) -> Result<Reply, Refusal> {
         match query {
-            Query::Changes { namespace, position, began, count_max } => {
-                self.changes(namespace, position, began, page(count_max).max(1))
+            Query::Changes { namespace, position, since, count_max } => {
+                self.changes(namespace, position, since, page(count_max).max(1))
             }
             Query::Below { namespace, top, position, count_max } => {
                 self.below(namespace, top, position, page(count_max).max(1))
@@ -70,14 +71,14 @@ impl Reader<'_> {
         &self,
         namespace: NamespaceId,
         position: u64,
-        began: u64,
+        since: u64,
         count_max: usize,
     ) -> Result<Reply, Refusal> {
         let present = self.namespace(namespace)?.sequence;
-        let fresh = position == 0 && began == 0;
-        let began = if fresh { present } else { began };
-        // Up to this number the caller knows what was gone.
-        let seen = position.max(began);
+        let fresh = position == 0 && since == 0;
+        let since = if fresh { present } else { since };
+        // Up to this number the caller knows what is gone.
+        let seen = position.max(since);
         let pruned: u64 = self.get(&keys::journal_pruned(namespace))?.unwrap_or(0);
         if seen > present || (!fresh && pruned > seen) {
             return Ok(Reply::ChangesGone);
@@ -93,8 +94,8 @@ impl Reader<'_> {
                 let row = self.live_row(namespace, latest.entry, &mut live)?;
                 bytes += row.as_ref().map_or(ROW_BYTES, row_bytes);
                 let folder = row.as_ref().is_some_and(|row| row.kind == EntryKind::Folder);
-                let list_below = folder && latest.arrived > seen;
-                if row.is_some() || sequence > began {
+                let list_below = folder && latest.arrived > since;
+                if row.is_some() || sequence > since {
                     changes.push(ChangeRow { entry: latest.entry, row, list_below });
                 }
             }
@@ -106,7 +107,9 @@ impl Reader<'_> {
                 break;
             }
         }
-        Ok(Reply::Changes { changes, position: reached, began, more: reached < present })
+        let more = reached < present;
+        let since = if more { since } else { reached };
+        Ok(Reply::Changes { changes, position: reached, since, more })
     }
 
     /// An entry as it is now, if it is in the tree.

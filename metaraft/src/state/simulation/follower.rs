@@ -14,7 +14,7 @@ use crate::model::row::{ChangeRow, EntryRow, NamespaceRow, ROOT_ENTRY};
 pub(super) struct Follower {
     namespace: NamespaceId,
     position: u64,
-    began: u64,
+    since: u64,
     /// The tree after the last whole batch, and its number.
     seen: u64,
     tree: BTreeMap<EntryId, EntryRow>,
@@ -51,7 +51,7 @@ impl Follower {
         let of = |namespace: &NamespaceId| Self {
             namespace: *namespace,
             position: 0,
-            began: 0,
+            since: 0,
             seen: 0,
             tree: BTreeMap::new(),
             batch: BTreeMap::new(),
@@ -63,14 +63,14 @@ impl Follower {
     /// Takes some pages, to the end if the number allows it; tells whether it has come there.
     pub(super) fn follow(&mut self, world: &mut World, pages: u32) -> bool {
         for _ in 0..pages {
-            let (namespace, position, began) = (self.namespace, self.position, self.began);
+            let (namespace, position, since) = (self.namespace, self.position, self.since);
             let count_max = world.random.random_range(1..8);
-            let query = Query::Changes { namespace, position, began, count_max };
+            let query = Query::Changes { namespace, position, since, count_max };
             match world.ask(world.group_of(namespace.slot()), &query) {
-                Reply::Changes { changes, position, began, more } => {
+                Reply::Changes { changes, position, since, more } => {
                     assert!(changes.len() <= count_max as usize);
                     assert!(!more || position > self.position, "a page that goes nowhere");
-                    (self.position, self.began) = (position, began);
+                    (self.position, self.since) = (position, since);
                     self.take(world, changes);
                     if !more {
                         self.finish(world);
@@ -78,8 +78,8 @@ impl Follower {
                     }
                 }
                 Reply::ChangesGone => {
-                    assert!(position > 0 || began > 0, "a fresh start is never refused");
-                    (self.position, self.began) = (0, 0);
+                    assert!(position > 0 || since > 0, "a fresh start is never refused");
+                    (self.position, self.since) = (0, 0);
                     self.seen = 0;
                     self.tree.clear();
                     self.batch.clear();
