@@ -47,9 +47,7 @@ const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) enum ScanRequest {
     /// Everything.
     Whole,
-    /// These folders: something in them is not as it was known.
-    Folders(Vec<ScopeFolder>),
-    /// As [`ScanRequest::Folders`], by node.
+    /// These folders, by node: something in them is not as it was known.
     Nodes(Vec<NodeId>),
     /// Answered once nothing is left to be scanned.
     Settled(oneshot::Sender<()>),
@@ -248,7 +246,6 @@ impl Scanner {
     async fn take_request(&self, request: ScanRequest, pending: &mut Pending) {
         match request {
             ScanRequest::Whole => pending.whole = true,
-            ScanRequest::Folders(folders) => folders.into_iter().for_each(|folder| pending.add(folder)),
             ScanRequest::Nodes(nodes) => {
                 for rel in self.rels_of(nodes).await {
                     pending.add(ScopeFolder { folder: rel, deep: false });
