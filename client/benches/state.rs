@@ -108,7 +108,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let mut state = State::open(folder.path())?.state;
     state.set_root_entry(1)?;
-    let batches = || (0..nodes).step_by(usize::try_from(BATCH).unwrap_or(1)).map(|from| from..nodes.min(from + BATCH));
+    let batches =
+        || (0..nodes).step_by(usize::try_from(BATCH).unwrap_or(1)).map(|from| from..nodes.min(from + BATCH));
     timed("local: a scan's updates", nodes, || {
         for batch in batches() {
             let updates = batch.map(|number| LocalUpdate::Put(record(number))).collect();
@@ -118,7 +119,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     timed("record: uploads", nodes, || {
         for batch in batches() {
             let outcomes: Vec<_> = batch
-                .map(|number| Outcome::Remote { node: NodeId(2 + number), entry: entry(number), part: Part::Whole })
+                .map(|number| Outcome::Remote {
+                    node: NodeId(2 + number),
+                    entry: entry(number),
+                    part: Part::Whole,
+                })
                 .collect();
             state.record(&outcomes).expect("written");
         }
@@ -127,7 +132,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     timed("remote: the same again, as echoes", nodes, || {
         for batch in batches() {
             let changes = batch
-                .map(|number| v1::Change { entry_id: 10 + number, entry: Some(entry(number)), list_below: false })
+                .map(|number| v1::Change {
+                    entry_id: 10 + number,
+                    entry: Some(entry(number)),
+                    list_below: false,
+                })
                 .collect();
             let page = RemotePage { changes, cursor: vec![1], more: true, sequence: nodes };
             state.apply_changes(&page).expect("written");

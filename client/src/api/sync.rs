@@ -86,9 +86,8 @@ impl ApiClient {
     ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
         let count = actions.len();
         let message = v1::ApplyRequest { request_id: new_request_id()?, actions };
-        let answer = self
-            .call(message, |channel, request| async move { sync(channel).apply(request).await })
-            .await?;
+        let answer =
+            self.call(message, |channel, request| async move { sync(channel).apply(request).await }).await?;
         if answer.results.len() != count {
             return Err(CallError::protocol("not one answer per action"));
         }

@@ -41,10 +41,9 @@ impl State {
             let mut held = held;
             if held > HINTS_MAX {
                 // Any half of them: which are worth keeping is not known.
-                held -= i64::try_from(
-                    state.connection.execute("DELETE FROM chunks WHERE (prefix & 1) = 0", [])?,
-                )
-                .unwrap_or(held);
+                held -=
+                    i64::try_from(state.connection.execute("DELETE FROM chunks WHERE (prefix & 1) = 0", [])?)
+                        .unwrap_or(held);
             }
             let mut statement = state.connection.prepare_cached(
                 "INSERT OR REPLACE INTO chunks (prefix, node, offset, size) VALUES (?, ?, ?, ?)",
@@ -70,9 +69,9 @@ impl State {
     /// # Errors
     /// If the file cannot be read.
     pub fn find_chunks(&self, entries: &[ManifestEntry]) -> Result<Vec<Vec<ChunkPlace>>, StateError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT node, offset FROM chunks WHERE prefix = ? AND size = ? LIMIT ?",
-        )?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT node, offset FROM chunks WHERE prefix = ? AND size = ? LIMIT ?")?;
         let mut all = Vec::with_capacity(entries.len());
         for entry in entries {
             let rows = statement

@@ -12,7 +12,9 @@ pub enum StateError {
     #[error("the disk that holds the state is full")]
     Full,
     /// Written by a later version of the software: use that one.
-    #[error("the state has format {found}, and this version of keepstone knows {known} at most: use a newer one")]
+    #[error(
+        "the state has format {found}, and this version of keepstone knows {known} at most: use a newer one"
+    )]
     Newer {
         /// As it says.
         found: i64,

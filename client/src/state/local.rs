@@ -88,11 +88,7 @@ impl State {
         if self.local_record(node)?.as_ref() == Some(record) {
             return Ok(false);
         }
-        let value = Node {
-            place: place.clone(),
-            kind: record.kind.clone(),
-            attributes: record.attributes,
-        };
+        let value = Node { place: place.clone(), kind: record.kind.clone(), attributes: record.attributes };
         self.set_side(Side::Local, node, Some(value))?;
         self.write_stamp(node, Some(record.stamp))?;
         applied.changed.push(node);

@@ -55,9 +55,9 @@ impl State {
     /// # Errors
     /// If the file cannot be read.
     pub fn log_tail(&self, count: usize) -> Result<Vec<LogEntry>, StateError> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT number, time_ms, what, path, detail FROM log ORDER BY number DESC LIMIT ?")?;
+        let mut statement = self.connection.prepare_cached(
+            "SELECT number, time_ms, what, path, detail FROM log ORDER BY number DESC LIMIT ?",
+        )?;
         let rows = statement.query_map([i64::try_from(count).unwrap_or(i64::MAX)], |row| {
             Ok(LogEntry {
                 number: unsigned(row.get(0)?),

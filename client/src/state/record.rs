@@ -137,11 +137,8 @@ impl State {
     }
 
     fn write_local(&self, record: &LocalRecord) -> Result<(), StateError> {
-        let value = Node {
-            place: record.place.clone(),
-            kind: record.kind.clone(),
-            attributes: record.attributes,
-        };
+        let value =
+            Node { place: record.place.clone(), kind: record.kind.clone(), attributes: record.attributes };
         self.set_side(Side::Local, record.node, Some(value))?;
         self.write_stamp(record.node, Some(record.stamp))
     }
@@ -157,7 +154,8 @@ impl State {
             Some(_) => {}
             None => {
                 self.ensure_row(node)?;
-                let facts = super::trees::RemoteFacts { entry: entry.id, version: 0, sequence: 0, mtime_ns: 0 };
+                let facts =
+                    super::trees::RemoteFacts { entry: entry.id, version: 0, sequence: 0, mtime_ns: 0 };
                 self.set_remote_facts(node, Some(facts))?;
             }
         }

@@ -67,6 +67,17 @@ impl State {
         })
     }
 
+    /// Goes on from a later point, up to which nothing has changed.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set_remote_position(&mut self, cursor: &[u8], sequence: u64) -> Result<(), StateError> {
+        self.transaction(|state| {
+            state.set_bytes("cursor", cursor)?;
+            state.set_number("sequence", signed(sequence))
+        })
+    }
+
     /// The server's id of the folder that is kept the same; `None` before [`State::set_root_entry`].
     ///
     /// # Errors

@@ -96,9 +96,7 @@ pub(super) fn node_parameters(node: Option<&Node>) -> [rusqlite::types::Value; 9
             Value::Integer(cutter_number(file.cutter)),
             Value::Null,
         ),
-        Kind::Symlink(target) => {
-            (2, Value::Null, Value::Null, Value::Null, Value::Blob(target.clone()))
-        }
+        Kind::Symlink(target) => (2, Value::Null, Value::Null, Value::Null, Value::Blob(target.clone())),
     };
     [
         Value::Integer(id(node.place.parent)),
@@ -114,10 +112,7 @@ pub(super) fn node_parameters(node: Option<&Node>) -> [rusqlite::types::Value; 9
 }
 
 /// A statement's parameters: some numbers, then a node's columns.
-pub(super) fn with_node(
-    numbers: &[i64],
-    node: Option<&Node>,
-) -> impl rusqlite::Params + use<> {
+pub(super) fn with_node(numbers: &[i64], node: Option<&Node>) -> impl rusqlite::Params + use<> {
     let numbers: Vec<_> = numbers.iter().map(|number| rusqlite::types::Value::Integer(*number)).collect();
     params_from_iter(numbers.into_iter().chain(node_parameters(node)))
 }

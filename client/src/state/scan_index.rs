@@ -20,9 +20,27 @@ macro_rules! records {
     ($table:literal, $on:literal, $where:literal) => {
         concat!(
             "SELECT n.id, ",
-            $table, ".parent, ", $table, ".name, ", $table, ".kind, ", $table, ".content, ", $table, ".size, ",
-            $table, ".cutter, ", $table, ".target, ", $table, ".mode, ", $table, ".mtime, ",
-            "n.inode, n.born, n.stamp_size, n.stamp_mtime, n.stamp_ctime, n.stamp_mode FROM ", $on, " WHERE ",
+            $table,
+            ".parent, ",
+            $table,
+            ".name, ",
+            $table,
+            ".kind, ",
+            $table,
+            ".content, ",
+            $table,
+            ".size, ",
+            $table,
+            ".cutter, ",
+            $table,
+            ".target, ",
+            $table,
+            ".mode, ",
+            $table,
+            ".mtime, ",
+            "n.inode, n.born, n.stamp_size, n.stamp_mtime, n.stamp_ctime, n.stamp_mode FROM ",
+            $on,
+            " WHERE ",
             $where
         )
     };
@@ -35,7 +53,9 @@ const SAME_AT: &str =
 const SAME_IN: &str = records!("n", "nodes n", "n.parent = ? AND n.local = 0 AND n.kind IS NOT NULL");
 /// Otherwise here than in `synced`.
 const OWN_BY_ID: &str = records!(
-    "d", "differences d JOIN nodes n ON n.id = d.node", "d.node = ? AND d.tree = 2 AND d.kind IS NOT NULL"
+    "d",
+    "differences d JOIN nodes n ON n.id = d.node",
+    "d.node = ? AND d.tree = 2 AND d.kind IS NOT NULL"
 );
 const OWN_AT: &str = records!(
     "d",
@@ -43,7 +63,9 @@ const OWN_AT: &str = records!(
     "d.parent = ? AND d.name = ? AND d.tree = 2 AND d.kind IS NOT NULL"
 );
 const OWN_IN: &str = records!(
-    "d", "differences d JOIN nodes n ON n.id = d.node", "d.parent = ? AND d.tree = 2 AND d.kind IS NOT NULL"
+    "d",
+    "differences d JOIN nodes n ON n.id = d.node",
+    "d.parent = ? AND d.tree = 2 AND d.kind IS NOT NULL"
 );
 
 /// Answers a scan.

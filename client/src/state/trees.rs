@@ -134,16 +134,18 @@ impl State {
     /// # Errors
     /// If the file cannot be read.
     pub fn synced(&self, node: NodeId) -> Result<Option<Node>, StateError> {
-        let mut statement = self
-            .connection
-            .prepare_cached(concat!("SELECT ", node_columns!(), " FROM nodes WHERE id = ?"))?;
+        let mut statement = self.connection.prepare_cached(concat!(
+            "SELECT ",
+            node_columns!(),
+            " FROM nodes WHERE id = ?"
+        ))?;
         Ok(statement.query_row([id(node)], |row| read_node(row, 0)).optional()?.flatten())
     }
 
     fn synced_at(&self, parent: NodeId, name: &str) -> Result<Option<NodeId>, StateError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT id FROM nodes WHERE parent = ? AND name = ? AND kind IS NOT NULL",
-        )?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id FROM nodes WHERE parent = ? AND name = ? AND kind IS NOT NULL")?;
         let found = statement.query_row(params![id(parent), name], |row| row.get::<_, i64>(0)).optional()?;
         Ok(found.map(|node| NodeId(unsigned(node))))
     }
@@ -235,9 +237,8 @@ impl State {
              WHERE d.tree = ?1 AND d.kind IS NULL AND n.kind = 1 AND (n.remote = 0 OR n.local = 0 OR EXISTS \
              (SELECT 1 FROM differences o WHERE o.node = d.node AND o.tree <> ?1 AND o.kind IS NOT NULL))",
         )?;
-        let mut count = |side: Side| {
-            statement.query_row([side.number()], |row| row.get::<_, i64>(0)).map(unsigned)
-        };
+        let mut count =
+            |side: Side| statement.query_row([side.number()], |row| row.get::<_, i64>(0)).map(unsigned);
         Ok(PendingDeletes { remote: count(Side::Remote)?, local: count(Side::Local)? })
     }
 
@@ -374,8 +375,9 @@ impl State {
     /// # Errors
     /// If the file cannot be read.
     pub fn remote_facts(&self, node: NodeId) -> Result<Option<RemoteFacts>, StateError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT entry, version, sequence, remote_mtime FROM nodes WHERE id = ?")?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT entry, version, sequence, remote_mtime FROM nodes WHERE id = ?")?;
         let facts = statement
             .query_row([id(node)], |row| {
                 let Some(entry) = row.get::<_, Option<i64>>(0)? else { return Ok(None) };
@@ -395,9 +397,9 @@ impl State {
         node: NodeId,
         facts: Option<RemoteFacts>,
     ) -> Result<(), StateError> {
-        let mut statement = self
-            .connection
-            .prepare_cached("UPDATE nodes SET entry = ?, version = ?, sequence = ?, remote_mtime = ? WHERE id = ?")?;
+        let mut statement = self.connection.prepare_cached(
+            "UPDATE nodes SET entry = ?, version = ?, sequence = ?, remote_mtime = ? WHERE id = ?",
+        )?;
         let (entry, version, sequence, mtime_ns) = match facts {
             Some(facts) => {
                 (Some(signed(facts.entry)), signed(facts.version), signed(facts.sequence), facts.mtime_ns)

@@ -131,8 +131,7 @@ impl Board {
         let step = view.step;
         let pending = step.dirty.len() as u64;
         let skipped = self.skipped.iter();
-        let skipped =
-            skipped.map(|(path, why)| Waiting { path: path.clone(), why: why.clone() }).collect();
+        let skipped = skipped.map(|(path, why)| Waiting { path: path.clone(), why: why.clone() }).collect();
         self.status.send_if_modified(|status| {
             let next = Status {
                 root: status.root.clone(),
@@ -233,5 +232,9 @@ fn phase_of(view: &View<'_>, offline: &str) -> (Phase, String) {
         );
         return (Phase::Waiting, message);
     }
-    if view.step.dirty.is_empty() { (Phase::UpToDate, String::new()) } else { (Phase::Waiting, String::new()) }
+    if view.step.dirty.is_empty() {
+        (Phase::UpToDate, String::new())
+    } else {
+        (Phase::Waiting, String::new())
+    }
 }

@@ -124,8 +124,7 @@ impl Follower {
         self.find_root().await?;
         self.catch_up().await?;
         drop(self.events.send(FollowerEvent::Online).await);
-        let mut listening =
-            Listening { stream: None, opened: Instant::now(), failures: 0, poll_until: None };
+        let mut listening = Listening { stream: None, opened: Instant::now(), failures: 0, poll_until: None };
         loop {
             let check = self.wait_for_news(&mut listening).await?;
             self.catch_up().await?;
@@ -189,6 +188,11 @@ impl Follower {
                 return Err(CallError::protocol("an empty page with more to come").into());
             }
             cursor = answer.cursor.clone();
+            if !open && !more && answer.changes.is_empty() && answer.sequence > position.sequence {
+                // Nothing for this device, but deletes are judged by how far it has seen.
+                let (cursor, sequence) = (answer.cursor.to_vec(), answer.sequence);
+                self.state.ask(move |state| state.set_remote_position(&cursor, sequence)).await?;
+            }
             if open || more || !answer.changes.is_empty() {
                 open = true;
                 count += answer.changes.len();
@@ -296,7 +300,8 @@ impl Follower {
     ) -> Result<Option<CheckNow>, FollowError> {
         tracing::debug!(%error, "the stream of changes broke");
         listening.stream = None;
-        if matches!(error, CallError::Token { .. } | CallError::Setup { .. } | CallError::Certificate { .. }) {
+        if matches!(error, CallError::Token { .. } | CallError::Setup { .. } | CallError::Certificate { .. })
+        {
             return Err(error.into());
         }
         let short = listening.opened.elapsed() < STREAM_TIME_MIN;

@@ -68,7 +68,8 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         let dirty = visible_dirty(state, &excluded)?;
         step.synced_count = state.synced_count()?;
         step.deletes = state.deletes()?.max_of_sides();
-        step.deletes_to_confirm = match judge(step.deletes, step.synced_count, input.confirmed, &input.guard) {
+        step.deletes_to_confirm = match judge(step.deletes, step.synced_count, input.confirmed, &input.guard)
+        {
             Verdict::Allowed => 0,
             Verdict::Confirm { deletes } => deletes,
         };
@@ -79,8 +80,7 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
             let (remote, local) = (SideTree(state, Side::Remote), SideTree(state, Side::Local));
             let synced = SyncedTree(state);
             let is_excluded = |node: NodeId| excluded.contains(&node);
-            let trees =
-                Trees { remote: &remote, local: &local, synced: &synced, excluded: &is_excluded };
+            let trees = Trees { remote: &remote, local: &local, synced: &synced, excluded: &is_excluded };
             plan(&trees, &dirty, &input.busy, &input.rules)
         };
         // What was planned on a failed answer is not believed.
@@ -89,7 +89,8 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         if !prepared.outcomes.is_empty() {
             state.record(&prepared.outcomes)?;
         }
-        let only_state = prepared.tasks.is_empty() && prepared.failed.is_empty() && !prepared.outcomes.is_empty();
+        let only_state =
+            prepared.tasks.is_empty() && prepared.failed.is_empty() && !prepared.outcomes.is_empty();
         if only_state && round + 1 < ROUNDS_MAX {
             continue;
         }

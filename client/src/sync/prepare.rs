@@ -4,9 +4,7 @@ use std::collections::HashMap;
 
 use proto::v1;
 
-use super::task::{
-    Again, DownloadTask, Ended, LocalTask, LocalWork, RemoteTask, Task, UploadTask,
-};
+use super::task::{Again, DownloadTask, Ended, LocalTask, LocalWork, RemoteTask, Task, UploadTask};
 use crate::local::model::LocalRecord;
 use crate::local::rel::{Rel, RelError};
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Operation, Place, ROOT};
@@ -174,11 +172,7 @@ impl Preparer<'_> {
         Ok(self.folder(place.parent)?.join(&place.name)?)
     }
 
-    fn local(
-        &mut self,
-        node: NodeId,
-        work: impl FnOnce(LocalRecord) -> LocalWork,
-    ) -> Result<Task, Unfit> {
+    fn local(&mut self, node: NodeId, work: impl FnOnce(LocalRecord) -> LocalWork) -> Result<Task, Unfit> {
         let record = self.record(node)?;
         let rel = self.rel_at(&record.place)?;
         Ok(Task::Local(LocalTask { node, rel, work: work(record) }))

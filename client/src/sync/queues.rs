@@ -202,9 +202,8 @@ mod tests {
             })
         };
         (0..5_000).for_each(|node| queues.push(task(node)));
-        let running: Vec<usize> = std::iter::from_fn(|| queues.take(Lane::Remote))
-            .map(|portion| portion.nodes().len())
-            .collect();
+        let running: Vec<usize> =
+            std::iter::from_fn(|| queues.take(Lane::Remote)).map(|portion| portion.nodes().len()).collect();
         assert_eq!(running, [remote::ACTIONS_MAX; 2]);
         queues.ended(Lane::Remote);
         assert!(queues.take(Lane::Remote).is_some());

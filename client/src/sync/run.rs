@@ -6,7 +6,10 @@
 //! - Nothing is planned before the disk was scanned whole and the server's tree is known whole; nothing is deleted
 //!   while either is in doubt, or the deletes are so many that they wait for a confirmation.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+mod hear;
+mod quiet;
+
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -15,20 +18,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::board::Board;
-use super::config::{DeleteGuard, Limits};
+use super::config::DeleteGuard;
 use super::execute::{download_large, download_small, local, remote, upload_large, upload_small};
 use super::follower::{CheckNow, FollowerEvent};
-use super::handle::{Command, ExcludeError};
+use super::handle::Command;
 use super::planning::{PlanInput, PlanStep, plan_step};
 use super::queues::{Lane, Portion, Queues};
 use super::scanner::{ScanEvent, ScanRequest};
 use super::shared::Shared;
-use super::status::{Done, Quiet, Waiting};
-use super::task::{Again, End, Ended, Line};
-use super::waits::{Until, Waits};
+use super::status::Quiet;
+use super::task::Ended;
+use super::waits::Waits;
 use crate::planner::Rules;
-use crate::planner::model::{NodeId, ROOT};
-use crate::state::trees::Side;
+use crate::planner::model::NodeId;
 
 /// While tasks run, planning anew takes at most this share of the time: one part in five.
 const PLAN_PAUSE_FACTOR: u32 = 4;
@@ -196,274 +198,6 @@ impl Run {
         due.max(now + Duration::from_millis(1))
     }
 
-    async fn handle(&mut self, event: Event) -> Option<RunEnd> {
-        match event {
-            Event::Command(Some(command)) => return self.command(command).await,
-            Event::Command(None) => return Some(RunEnd::Stopped),
-            Event::Follower(event) => return self.follower(event?).await,
-            Event::Scan(event) => return self.scan(event?).await,
-            Event::Task(ended) => return self.ended(ended).await,
-            Event::Checked => {
-                self.checking = None;
-                self.answer_quiet(false);
-            }
-            Event::Time => {
-                if self.waits.wake(None, Instant::now()) {
-                    self.want_plan = true;
-                }
-            }
-        }
-        None
-    }
-
-    async fn command(&mut self, command: Command) -> Option<RunEnd> {
-        match command {
-            Command::Stop => return Some(RunEnd::Stopped),
-            Command::Pause(true) => self.pause(),
-            Command::Pause(false) => self.resume(),
-            Command::ConfirmDeletes => {
-                self.confirmed = self.last.deletes_to_confirm;
-                self.disturb();
-            }
-            Command::SetLimits(limits) => self.set_limits(limits),
-            Command::SetExcluded { path, excluded, done } => {
-                let set = self.set_excluded(path, excluded).await;
-                self.show_excluded().await;
-                drop(done.send(set));
-                self.disturb();
-            }
-            Command::Rescan => self.request_scan(ScanRequest::Whole).await,
-            Command::LogTail { count, done } => {
-                self.tell(true).await;
-                let tail = self.shared.state.ask(move |state| state.log_tail(count)).await;
-                drop(done.send(tail.unwrap_or_default()));
-            }
-            Command::Quiet { done } => self.quiet.push(done),
-        }
-        None
-    }
-
-    fn pause(&mut self) {
-        self.paused = true;
-        self.shared.stop.cancel();
-        for node in self.queues.clear() {
-            self.busy.remove(&node);
-        }
-    }
-
-    fn resume(&mut self) {
-        if self.paused {
-            self.paused = false;
-            self.shared.stop = self.stop.child_token();
-            self.disturb();
-        }
-    }
-
-    fn set_limits(&mut self, limits: Limits) {
-        self.shared.up.set(limits.up);
-        self.shared.down.set(limits.down);
-        self.board.limits(limits);
-    }
-
-    async fn set_excluded(&mut self, path: String, excluded: bool) -> Result<(), ExcludeError> {
-        let asked = path.clone();
-        let done = self.shared.state.ask(move |state| {
-            if !excluded {
-                let known = state.excluded()?.into_iter().find(|(_, known)| *known == asked);
-                return match known {
-                    Some((entry, _path)) => state.include(entry).map(|_| Ok(())),
-                    None => Ok(Err("it is not excluded")),
-                };
-            }
-            let Some(node) = state.node_at_path(Side::Remote, &asked)? else {
-                return Ok(Err("there is no such folder on the server"));
-            };
-            let is_folder = state
-                .side(Side::Remote, node)?
-                .is_some_and(|value| value.kind == crate::planner::model::Kind::Folder);
-            match state.remote_facts(node)? {
-                Some(facts) if is_folder && node != ROOT => {
-                    state.exclude(facts.entry, &asked).map(|()| Ok(()))
-                }
-                _ => Ok(Err("only folders can be excluded")),
-            }
-        });
-        let refused = |reason: String| ExcludeError::Refused { path: path.clone(), reason };
-        match done.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(reason)) => Err(refused(reason.to_owned())),
-            Err(error) => Err(refused(error.to_string())),
-        }
-    }
-
-    async fn show_excluded(&mut self) {
-        if let Ok(excluded) = self.shared.state.ask(|state| state.excluded()).await {
-            self.board.excluded(excluded.into_iter().map(|(_entry, path)| path).collect());
-        }
-    }
-
-    /// Something happened that may change what is to be done.
-    fn disturb(&mut self) {
-        self.want_plan = true;
-        self.disturbed = true;
-    }
-
-    async fn follower(&mut self, event: FollowerEvent) -> Option<RunEnd> {
-        match event {
-            FollowerEvent::Online => {
-                self.online = true;
-                self.remote_known = true;
-                self.waits.wake(Some(Until::Online), Instant::now());
-                self.disturb();
-            }
-            FollowerEvent::Offline(reason) => {
-                if self.online {
-                    self.offline_since = Instant::now();
-                }
-                self.online = false;
-                self.board.offline(reason);
-            }
-            FollowerEvent::Whole(count) => {
-                self.waits.wake(Some(Until::RemoteNews), Instant::now());
-                if count > 0 {
-                    self.disturb();
-                } else {
-                    self.want_plan = true;
-                }
-            }
-            FollowerEvent::Ended(reason) => return Some(RunEnd::Failed(reason)),
-        }
-        None
-    }
-
-    async fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
-        match event {
-            ScanEvent::Applied { changed, whole, complete, skipped, unquiet } => {
-                self.trouble = None;
-                self.unquiet = unquiet;
-                if whole {
-                    self.scanned = true;
-                    self.complete = complete;
-                    self.board.skipped(skipped, true);
-                } else {
-                    self.board.skipped(skipped, false);
-                }
-                changed.iter().for_each(|node| self.waits.forget(*node));
-                let woken = self.waits.wake(Some(Until::Scanned), Instant::now());
-                if whole || woken || !changed.is_empty() {
-                    self.disturb();
-                }
-            }
-            ScanEvent::Trouble(reason) => {
-                if self.trouble.as_ref() != Some(&reason) {
-                    self.board.session(reason.clone());
-                }
-                self.trouble = Some(reason);
-                for node in self.queues.clear() {
-                    self.busy.remove(&node);
-                }
-            }
-            ScanEvent::Failed(reason) => {
-                self.complete = false;
-                self.board.line(Line { what: Done::Failed, path: String::new(), detail: reason });
-            }
-            ScanEvent::Watching(trouble) => {
-                self.board.watching(trouble.is_none());
-                if let Some(trouble) = trouble {
-                    self.board.session(trouble);
-                }
-            }
-            ScanEvent::State(reason) => return Some(self.state_failed(reason)),
-        }
-        None
-    }
-
-    fn state_failed(&self, reason: String) -> RunEnd {
-        if self.shared.state.is_damaged() { RunEnd::Damaged } else { RunEnd::Failed(reason) }
-    }
-
-    async fn ended(
-        &mut self,
-        ended: Result<(tokio::task::Id, Vec<Ended>), tokio::task::JoinError>,
-    ) -> Option<RunEnd> {
-        let (id, ended) = match ended {
-            Ok((id, ended)) => (id, ended),
-            Err(error) => {
-                tracing::error!(%error, "a task panicked");
-                (error.id(), Vec::new())
-            }
-        };
-        let Some((lane, nodes)) = self.running.remove(&id) else { return None };
-        self.queues.ended(lane);
-        for node in &nodes {
-            self.busy.remove(node);
-        }
-        let told: HashSet<NodeId> = ended.iter().map(|ended| ended.node).collect();
-        let lost = nodes.into_iter().filter(|node| !told.contains(node));
-        let lost: Vec<Ended> =
-            lost.map(|node| Ended::failed(node, "an error in the program", Again::Later)).collect();
-        if self.shared.state.is_damaged() {
-            return Some(RunEnd::Damaged);
-        }
-        self.take_ended(ended.into_iter().chain(lost)).await
-    }
-
-    async fn take_ended(&mut self, all: impl Iterator<Item = Ended>) -> Option<RunEnd> {
-        let now = Instant::now();
-        let mut rescan = Vec::new();
-        let mut check = false;
-        for ended in all {
-            if let End::Failed { reason, again: Again::Never } = &ended.end {
-                return Some(RunEnd::Failed(reason.clone()));
-            }
-            match &ended.end {
-                End::LocalChanged => rescan.push(ended.node),
-                End::RemoteChanged => check = true,
-                _ => {}
-            }
-            let fresh = self.waits.ended(ended.node, &ended.end, now);
-            if let End::Failed { reason, .. } = &ended.end
-                && fresh
-            {
-                self.board.failed(ended.node, reason.clone());
-            }
-            if let Some(line) = ended.line {
-                self.board.line(line);
-            }
-        }
-        self.disturb();
-        if !rescan.is_empty() {
-            self.rescan_around(rescan).await;
-        }
-        if check {
-            let (answer, _nobody) = oneshot::channel();
-            // When it is full, somebody asks already.
-            drop(self.channels.checks.try_send(answer));
-        }
-        None
-    }
-
-    /// Has the folders looked at that nodes are in, or are to come to.
-    async fn rescan_around(&mut self, nodes: Vec<NodeId>) {
-        let folders = self.shared.state.ask(move |state| {
-            let mut folders = BTreeSet::new();
-            for node in nodes {
-                for side in [Side::Local, Side::Remote] {
-                    folders.extend(state.side(side, node)?.map(|value| value.place.parent));
-                }
-            }
-            Ok(folders)
-        });
-        if let Ok(folders) = folders.await {
-            self.request_scan(ScanRequest::Nodes(folders.into_iter().collect())).await;
-        }
-    }
-
-    async fn request_scan(&mut self, request: ScanRequest) {
-        self.disturbed = true;
-        drop(self.channels.scans.send(request).await);
-    }
-
     fn may_plan(&self) -> bool {
         !self.paused && self.scanned && self.remote_known && self.trouble.is_none()
     }
@@ -525,64 +259,6 @@ impl Run {
                 let handle = self.tasks.spawn(async move { carry_out(&shared, portion).await });
                 self.running.insert(handle.id(), (lane, nodes));
             }
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.scanned && self.remote_known && self.online && self.is_at_rest() && self.unquiet == 0
-    }
-
-    fn is_at_rest(&self) -> bool {
-        self.running.is_empty() && self.busy.is_empty() && !self.want_plan && !self.waits.any_passing()
-    }
-
-    /// Once nothing is left to do, has both sides looked at once more before it says so.
-    fn look_for_quiet(&mut self) {
-        self.quiet.retain(|quiet| !quiet.is_closed());
-        if self.quiet.is_empty() || self.checking.is_some() {
-            return;
-        }
-        let gone = !self.online && self.offline_since.elapsed() >= OFFLINE_QUIET;
-        if gone || self.trouble.is_some() || (self.paused && self.running.is_empty()) {
-            self.answer_quiet(true);
-            return;
-        }
-        if !self.is_idle() {
-            return;
-        }
-        self.disturbed = false;
-        let (done, checking) = oneshot::channel();
-        let (checks, scans) = (self.channels.checks.clone(), self.channels.scans.clone());
-        tokio::spawn(async move {
-            let (remote, remote_done) = oneshot::channel();
-            let (local, local_done) = oneshot::channel();
-            if checks.send(remote).await.is_ok() && scans.send(ScanRequest::Settled(local)).await.is_ok() {
-                // Who drops them has ended, and with it the session.
-                drop(remote_done.await);
-                drop(local_done.await);
-            }
-            let _nobody = done.send(());
-        });
-        self.checking = Some(checking);
-    }
-
-    fn answer_quiet(&mut self, stuck: bool) {
-        if !stuck && (self.disturbed || !self.is_idle()) {
-            return;
-        }
-        let agreed = !stuck && self.complete && self.last.dirty.is_empty();
-        let mut waiting = self.last.waiting.clone();
-        if stuck || !self.complete {
-            let why = match (&self.trouble, self.online, self.paused) {
-                (Some(trouble), _, _) => trouble.clone(),
-                (None, _, true) => "paused".to_owned(),
-                (None, false, _) => self.board.offline_reason(),
-                (None, true, false) => "not all of the folder could be read".to_owned(),
-            };
-            waiting.insert(0, Waiting { path: String::new(), why });
-        }
-        for quiet in self.quiet.drain(..) {
-            drop(quiet.send(Quiet { agreed, waiting: waiting.clone() }));
         }
     }
 

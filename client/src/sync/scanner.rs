@@ -47,8 +47,8 @@ const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) enum ScanRequest {
     /// Everything.
     Whole,
-    /// These folders, by node: something in them is not as it was known.
-    Nodes(Vec<NodeId>),
+    /// These folders, and whether all that is below: something in them is not as it was known.
+    Nodes(Vec<(NodeId, bool)>),
     /// Answered once nothing is left to be scanned.
     Settled(oneshot::Sender<()>),
 }
@@ -247,8 +247,11 @@ impl Scanner {
         match request {
             ScanRequest::Whole => pending.whole = true,
             ScanRequest::Nodes(nodes) => {
-                for rel in self.rels_of(nodes).await {
-                    pending.add(ScopeFolder { folder: rel, deep: false });
+                let (nodes, deep): (Vec<NodeId>, Vec<bool>) = nodes.into_iter().unzip();
+                for (folder, deep) in self.rels_of(nodes).await.into_iter().zip(deep) {
+                    // A folder that is not known here stands for the root, which is only looked at itself.
+                    let deep = deep && !folder.is_root();
+                    pending.add(ScopeFolder { folder, deep });
                 }
             }
             ScanRequest::Settled(done) => pending.settled.push(done),
@@ -261,7 +264,10 @@ impl Scanner {
             nodes.into_iter().map(|node| state.path(Side::Local, node)).collect::<Result<Vec<_>, _>>()
         });
         let paths = paths.await.unwrap_or_default();
-        paths.into_iter().map(|path| path.and_then(|path| Rel::parse(&path).ok()).unwrap_or_default()).collect()
+        paths
+            .into_iter()
+            .map(|path| path.and_then(|path| Rel::parse(&path).ok()).unwrap_or_default())
+            .collect()
     }
 
     /// Scans, and takes in what that says. Gives the index back (`None` if it is lost), and whether nothing was left
@@ -300,7 +306,8 @@ impl Scanner {
             }
         };
         // What has not been quiet for long is not waited for.
-        let still = |folder: &&ScopeFolder| times.get(&folder.folder).is_none_or(|count| *count < UNQUIET_MAX);
+        let still =
+            |folder: &&ScopeFolder| times.get(&folder.folder).is_none_or(|count| *count < UNQUIET_MAX);
         let unquiet = found.again.iter().filter(still).count();
         for folder in found.again {
             pending.add_later(folder, times, Instant::now());
@@ -331,9 +338,9 @@ impl Scanner {
         updates: Vec<LocalUpdate>,
         under_way: super::effects::ScanUnderWay,
     ) -> Result<LocalApplied, String> {
-        let applied = self.state.ask(move |state| -> Result<LocalApplied, StateError> {
-            state.apply_local(updates, &under_way)
-        });
+        let applied = self
+            .state
+            .ask(move |state| -> Result<LocalApplied, StateError> { state.apply_local(updates, &under_way) });
         applied.await.map_err(|error| error.to_string())
     }
 

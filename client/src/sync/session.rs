@@ -110,7 +110,8 @@ fn open(config: &SyncConfig) -> Result<(Root, Opened), StartError> {
 /// Whether the folder was never kept the same: there is no state of it. With a state and without a marker, it is not
 /// the folder that the state knows.
 fn is_new(config: &SyncConfig) -> bool {
-    let folder = config.state_dir.clone().unwrap_or_else(|| config.root.join(crate::local::rel::STATE_FOLDER));
+    let folder =
+        config.state_dir.clone().unwrap_or_else(|| config.root.join(crate::local::rel::STATE_FOLDER));
     !folder.join(crate::state::database::FILE_NAME).exists()
 }
 

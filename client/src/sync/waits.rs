@@ -50,12 +50,16 @@ impl Waits {
                 self.nodes.remove(&node);
                 return false;
             }
-            End::LocalChanged => {
-                (Until::Scanned, Again::Soon, "it has changed on this device; it is looked at again".to_owned())
-            }
-            End::RemoteChanged => {
-                (Until::RemoteNews, Again::Soon, "it has changed on the server; its news are awaited".to_owned())
-            }
+            End::LocalChanged => (
+                Until::Scanned,
+                Again::Soon,
+                "it has changed on this device; it is looked at again".to_owned(),
+            ),
+            End::RemoteChanged => (
+                Until::RemoteNews,
+                Again::Soon,
+                "it has changed on the server; its news are awaited".to_owned(),
+            ),
             End::Failed { reason, again } => {
                 let until = if *again == Again::Online { Until::Online } else { Until::Time };
                 (until, *again, reason.clone())

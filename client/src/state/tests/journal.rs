@@ -42,8 +42,7 @@ pub(super) fn follow(state: &mut State, entries: Vec<v1::Entry>) {
         entry: Some(entry),
         list_below: false,
     });
-    let page =
-        RemotePage { changes: changes.collect(), cursor: vec![1], more: false, sequence: 1 };
+    let page = RemotePage { changes: changes.collect(), cursor: vec![1], more: false, sequence: 1 };
     state.apply_changes(&page).unwrap();
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
 }
@@ -202,7 +201,11 @@ impl Server {
     }
 
     fn below(&self, folder: u64) -> Vec<v1::Entry> {
-        self.entries.values().filter(|entry| entry.id != folder && self.is_below(entry.id, folder)).cloned().collect()
+        self.entries
+            .values()
+            .filter(|entry| entry.id != folder && self.is_below(entry.id, folder))
+            .cloned()
+            .collect()
     }
 }
 
@@ -212,12 +215,7 @@ fn position(state: &State) -> u64 {
 }
 
 /// Follows to the present, the server changing on the way; `crash`: the state is closed and opened at any point.
-fn catch_up(
-    state: &mut State,
-    folder: &std::path::Path,
-    server: &mut Server,
-    random: &mut SmallRng,
-) {
+fn catch_up(state: &mut State, folder: &std::path::Path, server: &mut Server, random: &mut SmallRng) {
     if state.remote_position().unwrap().cursor.is_empty() {
         state.begin_relist().unwrap();
     }
@@ -249,8 +247,7 @@ fn compare(state: &State, server: &Server, seed: u64) {
     let mut seen = 0;
     while let Some((node, id)) = pending.pop() {
         let known = state.side_children(Side::Remote, node).unwrap();
-        let there: Vec<&v1::Entry> =
-            server.entries.values().filter(|entry| entry.parent == id).collect();
+        let there: Vec<&v1::Entry> = server.entries.values().filter(|entry| entry.parent == id).collect();
         assert_eq!(known.len(), there.len(), "seed {seed}: in {}", server.entries[&id].name);
         for entry in there {
             let child = state.side_at(Side::Remote, node, &entry.name).unwrap();
@@ -262,8 +259,7 @@ fn compare(state: &State, server: &Server, seed: u64) {
             seen += 1;
         }
     }
-    let rows: i64 =
-        state.connection.query_row("SELECT COUNT(*) FROM nodes", [], |row| row.get(0)).unwrap();
+    let rows: i64 = state.connection.query_row("SELECT COUNT(*) FROM nodes", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, seen + 1, "seed {seed}: rows of what is not there");
 }
 
@@ -301,7 +297,8 @@ fn a_page_read_before_a_call_does_not_undo_it() {
     let mut first = server.entries[&kept].clone();
     state.apply_changes(&stale).unwrap();
     state.finish_batch().unwrap();
-    let (node, gone) = (state.node_of_entry(kept).unwrap().unwrap(), state.node_of_entry(removed).unwrap().unwrap());
+    let (node, gone) =
+        (state.node_of_entry(kept).unwrap().unwrap(), state.node_of_entry(removed).unwrap().unwrap());
     first.version = 2;
     first.name = "renamed".to_owned();
     first.sequence = server.sequence + 1;

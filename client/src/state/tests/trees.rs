@@ -233,10 +233,8 @@ fn a_folder_that_is_gone_takes_along_all_but_what_was_moved_out() {
 #[test]
 fn what_was_touched_during_a_scan_is_looked_at_again_instead_of_believed() {
     let (_folder, mut state) = fresh();
-    let updates = vec![
-        LocalUpdate::Put(record(2, 1, "d", Kind::Folder)),
-        LocalUpdate::Put(record(3, 2, "x", file(1))),
-    ];
+    let updates =
+        vec![LocalUpdate::Put(record(2, 1, "d", Kind::Folder)), LocalUpdate::Put(record(3, 2, "x", file(1)))];
     state.apply_local(updates, &Untouched).unwrap();
     let gone = vec![LocalUpdate::Gone(NodeId(2))];
     let applied = state.apply_local(gone, &TouchedNode(NodeId(3))).unwrap();
@@ -266,10 +264,8 @@ fn a_swap_of_two_names_is_taken_in_whole() {
 fn a_scan_is_answered_as_the_trees_are() {
     let (_folder, mut state) = fresh();
     let mut index = state.scan_index().unwrap();
-    let updates = vec![
-        LocalUpdate::Put(record(2, 1, "d", Kind::Folder)),
-        LocalUpdate::Put(record(3, 2, "x", file(1))),
-    ];
+    let updates =
+        vec![LocalUpdate::Put(record(2, 1, "d", Kind::Folder)), LocalUpdate::Put(record(3, 2, "x", file(1)))];
     state.apply_local(updates, &Untouched).unwrap();
     // One of them is in synced, the other is not.
     state.transaction(|state| state.set_synced(NodeId(2), state.side(Side::Local, NodeId(2))?)).unwrap();

@@ -124,7 +124,8 @@ async fn assemble_local(
         Ok((places, rels))
     });
     let (places, rels) = hints.await.map_err(failed)?;
-    let (root, here, entries, stop) = (shared.root.clone(), task.clone(), entries.clone(), shared.stop.clone());
+    let (root, here, entries, stop) =
+        (shared.root.clone(), task.clone(), entries.clone(), shared.stop.clone());
     let work = tokio::task::spawn_blocking(move || {
         let key = temporary_key(here.node, &here.content.content);
         let mut temp = root.temp_file_kept(key).map_err(|error| End::of_disk(&error))?;
@@ -143,7 +144,9 @@ async fn assemble_local(
             if there {
                 copied += piece.entry.size;
             } else if let Some(bytes) = local.find(&piece.entry, &places) {
-                temp.file().write_all_at(&bytes, piece.offset).map_err(|error| end_of_write(&here.rel, error))?;
+                temp.file()
+                    .write_all_at(&bytes, piece.offset)
+                    .map_err(|error| end_of_write(&here.rel, error))?;
                 copied += piece.entry.size;
             } else {
                 missing.push(piece);
@@ -180,7 +183,8 @@ impl Local<'_> {
         stop: &tokio_util::sync::CancellationToken,
     ) {
         let Some(record) = replaces else { return };
-        let known = places.iter().filter(|places| places.iter().any(|place| place.node == record.node)).count();
+        let known =
+            places.iter().filter(|places| places.iter().any(|place| place.node == record.node)).count();
         if known * 2 > entries.len() {
             return;
         }
@@ -233,11 +237,7 @@ fn runs(missing: &[Piece]) -> Vec<Run> {
                 run.length += piece.entry.size;
                 run.chunks.push(piece.entry);
             }
-            _ => all.push(Run {
-                offset: piece.offset,
-                length: piece.entry.size,
-                chunks: vec![piece.entry],
-            }),
+            _ => all.push(Run { offset: piece.offset, length: piece.entry.size, chunks: vec![piece.entry] }),
         }
     }
     all
@@ -279,8 +279,8 @@ async fn fetch_missing(
     let work = tokio::task::spawn_blocking(move || {
         again.into_iter().try_for_each(|piece| {
             let from = first.get(&piece.entry.id).ok_or(End::LocalChanged)?;
-            let bytes = read_chunk(&file, from.offset, &from.entry)
-                .map_err(super::upload_small::end_of_read)?;
+            let bytes =
+                read_chunk(&file, from.offset, &from.entry).map_err(super::upload_small::end_of_read)?;
             file.write_all_at(&bytes, piece.offset).map_err(|error| end_of_write(&rel, error))
         })
     });
@@ -295,8 +295,7 @@ async fn fetch_run(
     shown: &Shown,
 ) -> Result<(), End> {
     let call = |error: CallError| End::of_call(&error);
-    let range =
-        RangeOf { entry: task.entry, version: task.version, offset: run.offset, length: run.length };
+    let range = RangeOf { entry: task.entry, version: task.version, offset: run.offset, length: run.length };
     let mut stream = tokio::select! {
         stream = shared.api.open_range(range) => stream.map_err(call)?,
         () = shared.stop.cancelled() => return Err(End::Stopped),

@@ -111,8 +111,7 @@ async fn receive(shared: &Shared, tasks: &[DownloadTask]) -> Result<Vec<Answer>,
         .iter()
         .map(|task| if task.content.size == 0 { Answer::Whole(BytesMut::new()) } else { Answer::None })
         .collect();
-    let asked: Vec<usize> =
-        (0..tasks.len()).filter(|index| tasks[*index].content.size > 0).collect();
+    let asked: Vec<usize> = (0..tasks.len()).filter(|index| tasks[*index].content.size > 0).collect();
     if asked.is_empty() {
         return Ok(answers);
     }
@@ -155,7 +154,8 @@ fn write_all(root: &Root, received: Vec<(DownloadTask, Bytes)>) -> Vec<Written> 
         let writers: Vec<_> = received
             .chunks(share)
             .map(|part| {
-                let write = move || part.iter().map(|(task, bytes)| write(root, task, bytes)).collect::<Vec<_>>();
+                let write =
+                    move || part.iter().map(|(task, bytes)| write(root, task, bytes)).collect::<Vec<_>>();
                 (part.len(), scope.spawn(write))
             })
             .collect();
@@ -219,8 +219,11 @@ pub(super) fn put_in_place(
 
 /// Makes the names durable; what cannot be made so counts as failed.
 fn sync_folders(root: &Root, written: &mut [Written]) {
-    let folders: BTreeSet<Rel> =
-        written.iter().filter(|(_, result)| result.is_ok()).filter_map(|(task, _)| task.rel.parent()).collect();
+    let folders: BTreeSet<Rel> = written
+        .iter()
+        .filter(|(_, result)| result.is_ok())
+        .filter_map(|(task, _)| task.rel.parent())
+        .collect();
     for folder in folders {
         if let Err(error) = root.sync_folder(&folder) {
             for (task, result) in written.iter_mut() {

@@ -220,11 +220,8 @@ impl Disk<'_> {
     fn delete(&self, rel: &Rel, record: &LocalRecord) -> Result<Performed, End> {
         let trashed = if record.kind == Kind::Folder {
             let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-            let trashed =
-                self.root.trash_folder(rel, record.node, &*index, self.rules, Durability::Later);
-            index
-                .check()
-                .map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
+            let trashed = self.root.trash_folder(rel, record.node, &*index, self.rules, Durability::Later);
+            index.check().map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
             trashed
         } else {
             self.root.trash(rel, &record.stamp, Durability::Later)
@@ -316,13 +313,7 @@ fn with_part(performed: Performed, part: Part) -> Performed {
     Performed { outcome, ..performed }
 }
 
-fn local(
-    record: LocalRecord,
-    part: Part,
-    rel: &Rel,
-    folder: Option<Rel>,
-    detail: &str,
-) -> Performed {
+fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail: &str) -> Performed {
     Performed {
         outcome: Outcome::Local { record, part },
         what: Done::LocalChanged,

@@ -23,9 +23,7 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
         match result {
             Ok(entry) => {
                 let (outcome, what) = match task.part {
-                    Some(part) => {
-                        (Outcome::Remote { node: task.node, entry, part }, Done::RemoteChanged)
-                    }
+                    Some(part) => (Outcome::Remote { node: task.node, entry, part }, Done::RemoteChanged),
                     None => {
                         (Outcome::RemoteGone { node: task.node, entry: Some(entry) }, Done::RemoteDeleted)
                     }

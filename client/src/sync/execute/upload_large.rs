@@ -56,15 +56,15 @@ async fn send(shared: &Shared, task: &UploadTask, shown: &Shown) -> Result<Ended
         return Err(End::Failed { reason, again: Again::Later });
     }
     let session = begun(shared, task, &entries).await?;
-    let left: u64 = session.missing.iter().filter_map(|index| entries.get(*index as usize)).map(|e| e.size).sum();
+    let left: u64 =
+        session.missing.iter().filter_map(|index| entries.get(*index as usize)).map(|e| e.size).sum();
     shown.advance(task.content.size.saturating_sub(left));
     send_missing(shared, &file, &session.upload_id, &entries, session.missing, shown).await?;
     let (root, again) = (shared.root.clone(), task.clone());
     tokio::task::spawn_blocking(move || unchanged(&root, &again)).await.unwrap_or(Err(End::Stopped))?;
     let results = shared.api.commit_uploads(vec![commit(task, &session.upload_id)]).await;
-    let result = results.and_then(|mut results| {
-        results.pop().unwrap_or_else(|| Err(CallError::protocol("no answer")))
-    });
+    let result = results
+        .and_then(|mut results| results.pop().unwrap_or_else(|| Err(CallError::protocol("no answer"))));
     let node = task.node;
     drop(shared.state.ask(move |state| state.forget_upload(node)).await);
     let entry = result.map_err(|error| End::of_call(&error))?;

@@ -284,12 +284,7 @@ async fn check_all(shared: &Shared, all: Vec<Read>, ended: &mut Vec<Ended>) -> V
     unchanged
 }
 
-async fn commit_all(
-    shared: &Shared,
-    all: Vec<Read>,
-    ended: &mut Vec<Ended>,
-    outcomes: &mut Vec<Outcome>,
-) {
+async fn commit_all(shared: &Shared, all: Vec<Read>, ended: &mut Vec<Ended>, outcomes: &mut Vec<Outcome>) {
     if all.is_empty() {
         return;
     }
