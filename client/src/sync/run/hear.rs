@@ -1,7 +1,6 @@
 //! What the loop makes of what it hears: commands, news of both sides, and how tasks ended.
 
 use std::collections::{BTreeMap, HashSet};
-use tokio::sync::oneshot;
 
 use tokio::time::Instant;
 
@@ -215,7 +214,7 @@ impl Run {
                 (error.id(), Vec::new())
             }
         };
-        let (lane, nodes) = self.running.remove(&id)?;
+        let Some((lane, nodes)) = self.running.remove(&id) else { return None };
         self.queues.ended(lane);
         for node in &nodes {
             self.busy.remove(node);
