@@ -142,7 +142,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             state.apply_changes(&page).expect("written");
         }
     });
-    timed("remote: the end of that batch", nodes, || drop(state.finish_batch().expect("written")));
+    timed("remote: the end of that batch", nodes, || {
+        state.finish_batch().expect("written");
+    });
     timed("asked: a node and what is at its place", nodes, || {
         for number in 0..nodes {
             let record = record(number);

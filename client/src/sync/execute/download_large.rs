@@ -64,7 +64,7 @@ async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<En
     }
     let entries = Arc::new(entries);
     let (mut temp, missing) = assemble_local(shared, task, &entries, shown).await?;
-    let file = Arc::new(temp.file().try_clone().map_err(|error| end_of_write(&task.rel, error))?);
+    let file = Arc::new(temp.file().try_clone().map_err(|error| end_of_write(&task.rel, &error))?);
     fetch_missing(shared, task, &file, &entries, missing, shown).await?;
     if shared.stop.is_cancelled() {
         return Err(End::Stopped);
@@ -133,7 +133,7 @@ async fn assemble_local(
         local.index_old(here.replaces.as_ref(), &here.rel, &entries, &places, &stop);
         let mut missing = Vec::new();
         let held = temp.file().metadata().map_or(0, |metadata| metadata.len());
-        temp.file().set_len(here.content.size).map_err(|error| end_of_write(&here.rel, error))?;
+        temp.file().set_len(here.content.size).map_err(|error| end_of_write(&here.rel, &error))?;
         let mut copied = 0;
         for (piece, places) in pieces(&entries).into_iter().zip(places) {
             if stop.is_cancelled() {
@@ -146,7 +146,7 @@ async fn assemble_local(
             } else if let Some(bytes) = local.find(&piece.entry, &places) {
                 temp.file()
                     .write_all_at(&bytes, piece.offset)
-                    .map_err(|error| end_of_write(&here.rel, error))?;
+                    .map_err(|error| end_of_write(&here.rel, &error))?;
                 copied += piece.entry.size;
             } else {
                 missing.push(piece);
@@ -281,7 +281,7 @@ async fn fetch_missing(
             let from = first.get(&piece.entry.id).ok_or(End::LocalChanged)?;
             let bytes =
                 read_chunk(&file, from.offset, &from.entry).map_err(super::upload_small::end_of_read)?;
-            file.write_all_at(&bytes, piece.offset).map_err(|error| end_of_write(&rel, error))
+            file.write_all_at(&bytes, piece.offset).map_err(|error| end_of_write(&rel, &error))
         })
     });
     work.await.unwrap_or(Err(End::Stopped))
@@ -345,7 +345,7 @@ async fn write_chunks(
             if ChunkId::of(&bytes) != entry.id {
                 return Err(End::of_call(&CallError::protocol("bytes of another chunk")));
             }
-            file.write_all_at(&bytes, offset).map_err(|error| end_of_write(&rel, error))
+            file.write_all_at(&bytes, offset).map_err(|error| end_of_write(&rel, &error))
         })
     });
     work.await.unwrap_or(Err(End::Stopped))

@@ -188,13 +188,13 @@ fn write(root: &Root, task: &DownloadTask, bytes: &Bytes) -> Result<Temp, End> {
     check.finish().map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
     let disk = |error: DiskError| End::of_disk(&error);
     let mut temp = root.temp_file().map_err(disk)?;
-    temp.file().write_all(bytes).map_err(|error| end_of_write(&task.rel, error))?;
+    temp.file().write_all(bytes).map_err(|error| end_of_write(&task.rel, &error))?;
     temp.finish(task.attributes.mode, task.attributes.mtime_ns).map_err(disk)?;
     Ok(temp)
 }
 
 /// What a failed write comes to.
-pub(super) fn end_of_write(rel: &Rel, error: std::io::Error) -> End {
+pub(super) fn end_of_write(rel: &Rel, error: &std::io::Error) -> End {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             End::of_disk(&DiskError::NoSpace(rel.clone()))

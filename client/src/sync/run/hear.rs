@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Event, Run, RunEnd};
@@ -214,7 +215,7 @@ impl Run {
                 (error.id(), Vec::new())
             }
         };
-        let Some((lane, nodes)) = self.running.remove(&id) else { return None };
+        let (lane, nodes) = self.running.remove(&id)?;
         self.queues.ended(lane);
         for node in &nodes {
             self.busy.remove(node);
