@@ -193,24 +193,20 @@ impl Group {
     /// If they are not.
     pub fn converge(&mut self) -> anyhow::Result<Snapshot> {
         self.stop()?;
-        let mut before: Option<Snapshot> = None;
+        let mut before = Vec::new();
         for _round in 0..ROUNDS_MAX {
             for device in &self.devices {
                 device.once_agreed()?;
             }
             let snapshots: Vec<Snapshot> =
                 self.devices.iter().map(Device::snapshot).collect::<anyhow::Result<_>>()?;
-            let first = snapshots.first().context("no devices")?.clone();
-            let same = snapshots.iter().all(|other| *other == first);
-            if same && before.as_ref() == Some(&first) {
-                self.assert_server(&first)?;
-                return Ok(first);
+            let same = snapshots.windows(2).all(|pair| pair[0] == pair[1]);
+            if same && snapshots == before {
+                let agreed = snapshots.into_iter().next().context("no devices")?;
+                self.assert_server(&agreed)?;
+                return Ok(agreed);
             }
-            if let Some(last) = snapshots.last().filter(|_| same || before.is_some()) {
-                before = Some(last.clone());
-            } else {
-                before = snapshots.into_iter().next_back();
-            }
+            before = snapshots;
         }
         for pair in self.devices.windows(2) {
             let which = format!("{} and {}", pair[0].name, pair[1].name);

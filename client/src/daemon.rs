@@ -4,6 +4,7 @@
 pub mod bus;
 pub mod client;
 pub mod config;
+pub mod forget;
 pub mod keeper;
 pub mod paths;
 pub mod rate;

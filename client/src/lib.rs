@@ -14,6 +14,7 @@ mod private_file;
 pub mod profile;
 pub mod progress;
 pub mod report;
+pub mod state;
 pub mod sync;
 pub mod upload;
 mod wire;

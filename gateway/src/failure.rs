@@ -126,7 +126,7 @@ impl Failure {
                 Code::ResourceExhausted,
                 "quota",
                 format!(
-                    "{subject}: not enough space: {needed_bytes} bytes more do not fit; {used_bytes} of \
+                    "{subject}: over the account's quota: {needed_bytes} bytes more do not fit; {used_bytes} of \
                      {quota_bytes} are used (old versions and the trash count)"
                 ),
             ),

@@ -215,12 +215,11 @@ fn a_folder_that_cannot_be_read_deletes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Everything of the state but the marker and the trash.
 fn lose_database(device: &Device) -> Result<usize> {
     let mut lost = 0;
     for entry in fs::read_dir(device.state())? {
         let path = entry?.path();
-        if path.is_file() && path.file_name().is_some_and(|name| name != "root") {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("state.db")) {
             fs::remove_file(&path)?;
             lost += 1;
         }

@@ -12,7 +12,7 @@ pub(crate) enum SyncCommand {
     Run(SyncRun),
     /// Add a folder to those that the daemon keeps in sync.
     Add(SyncAdd),
-    /// Stop keeping a folder in sync. Its files stay, here and on the server.
+    /// Stop keeping a folder in sync, and forget that it was. Its files stay, here and on the server.
     Remove(SyncFolder),
     /// Start the daemon in the background.
     Start,

@@ -45,6 +45,7 @@ impl From<EditError> for Status {
         match error {
             EditError::Config(error) => error.into(),
             EditError::Start { message } => Self::failed_precondition(message),
+            EditError::Forget(error) => Self::failed_precondition(error.to_string()),
             EditError::Ending => Self::unavailable(error.to_string()),
         }
     }

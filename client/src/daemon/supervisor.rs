@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::config::{self, ConfigError, DaemonConfig, RootConfig};
+use super::forget::{ForgetError, forget};
 use super::keeper::{Keeper, Shared};
 use crate::sync::config::{Limits, Rate};
 use crate::sync::handle::Handle;
@@ -35,6 +36,9 @@ pub enum EditError {
         /// Why, in words.
         message: String,
     },
+    /// Its state cannot be removed.
+    #[error(transparent)]
+    Forget(#[from] ForgetError),
     /// The daemon ends.
     #[error("the sync daemon is ending")]
     Ending,
@@ -122,7 +126,7 @@ impl Supervisor {
         self.edit(Edit::Add(Box::new(root))).await
     }
 
-    /// Ends with a folder and takes it out.
+    /// Ends with a folder, takes it out, and forgets its state.
     ///
     /// # Errors
     /// If it is not there.
@@ -255,9 +259,15 @@ impl Task {
     }
 
     async fn remove(&mut self, directory: PathBuf) -> Result<(), EditError> {
+        if matches!(self.store, Store::Memory(_)) {
+            let reason = "it is kept in sync by a `sync run`: end that first".to_owned();
+            return Err(ConfigError::Refused { directory, reason }.into());
+        }
         let removed = directory.clone();
-        self.change(move |config| config.remove(&removed).map(drop)).await?;
+        let root = self.change(move |config| config.remove(&removed)).await?;
         self.end(&directory).await;
+        let forgotten = tokio::task::spawn_blocking(move || forget(&root.directory, root.state.as_deref()));
+        forgotten.await.map_err(|_panicked| EditError::Ending)??;
         Ok(())
     }
 

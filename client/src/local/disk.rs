@@ -163,8 +163,55 @@ pub(super) fn mode_of(bits: u32) -> Mode {
     Mode::from_raw_mode(bits & 0o7777)
 }
 
-/// Renames, replacing nothing, also on file systems that cannot promise that.
-pub(super) fn rename_new(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> Result<(), Errno> {
+/// Does something in folders that we own, also if they are read-only: they are made writable for that moment. After a
+/// crash in it the owner may write in them.
+pub(super) fn in_writable<T>(
+    folders: &[BorrowedFd<'_>],
+    act: impl Fn() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let denied = match act() {
+        Err(Errno::ACCESS) => Errno::ACCESS,
+        done => return done,
+    };
+    let mut changed = Vec::new();
+    for folder in folders {
+        let stat = beneath::stat_at(*folder, OsStr::new(""), AtFlags::EMPTY_PATH)?;
+        let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777);
+        if mode.contains(Mode::WUSR | Mode::XUSR) {
+            continue;
+        }
+        let path = beneath::path_of_fd(*folder);
+        let writable = mode | Mode::WUSR | Mode::XUSR;
+        if rustix::fs::chmodat(rustix::fs::CWD, &path, writable, AtFlags::empty()).is_ok() {
+            changed.push((path, mode));
+        }
+    }
+    let done = if changed.is_empty() { Err(denied) } else { act() };
+    for (path, mode) in changed {
+        if let Err(error) = rustix::fs::chmodat(rustix::fs::CWD, &path, mode, AtFlags::empty()) {
+            tracing::warn!(%error, "a folder stays writable");
+        }
+    }
+    done
+}
+
+type Named<'a> = (BorrowedFd<'a>, &'a OsStr);
+
+/// Renames, replacing nothing, also on file systems that cannot promise that, and in folders that are read-only.
+pub(super) fn rename_new(from: Named<'_>, to: Named<'_>) -> Result<(), Errno> {
+    match in_writable(&[from.0, to.0], || rename_new_once(from, to)) {
+        // A folder that goes into another one is changed itself: its `..` is.
+        Err(Errno::ACCESS) => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let moved = rustix::fs::openat(from.0, from.1, flags, Mode::empty())
+                .map_err(|_no_folder| Errno::ACCESS)?;
+            in_writable(&[from.0, to.0, moved.as_fd()], || rename_new_once(from, to))
+        }
+        done => done,
+    }
+}
+
+fn rename_new_once(from: Named<'_>, to: Named<'_>) -> Result<(), Errno> {
     match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS) => {}
         renamed => return renamed,
@@ -294,7 +341,7 @@ impl Root {
     pub fn create_folder(&self, rel: &Rel, mode: u32, durability: Durability) -> Result<Stamp, DiskError> {
         let (parent, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
-        rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(failed)?;
+        in_writable(&[parent.as_fd()], || rustix::fs::mkdirat(&parent, name, Mode::RWXU)).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
         rustix::fs::fchmod(&fd, mode_of(mode)).map_err(failed)?;
@@ -318,7 +365,8 @@ impl Root {
     ) -> Result<Stamp, DiskError> {
         let (parent, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
-        rustix::fs::symlinkat(OsStr::from_bytes(target), &parent, name).map_err(failed)?;
+        let target = OsStr::from_bytes(target);
+        in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name)).map_err(failed)?;
         rustix::fs::utimensat(&parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
             self.sync_folder(&folder)?;

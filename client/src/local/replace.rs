@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::disk::{DiskError, Durability, ObjectKind, same_but_renamed, times};
+use super::disk::{DiskError, Durability, ObjectKind, in_writable, same_but_renamed, times};
 use super::model::{Identity, Stamp};
 use super::rel::Rel;
 use super::root::{Root, TEMPORARY_FOLDER};
@@ -79,7 +79,7 @@ impl Swap<'_> {
 
     fn exchange(&self) -> Result<(), Errno> {
         let (a, b) = (self.temporary, self.in_place);
-        rustix::fs::renameat_with(a.0, a.1, b.0, b.1, RenameFlags::EXCHANGE)
+        in_writable(&[b.0], || rustix::fs::renameat_with(a.0, a.1, b.0, b.1, RenameFlags::EXCHANGE))
     }
 
     /// What came out was not expected: it goes back. Should a third thing have come to the place meanwhile, that one
@@ -113,8 +113,8 @@ impl Swap<'_> {
             let _left = rustix::fs::unlinkat(folder, &aside, AtFlags::empty());
             return Err(DiskError::Changed(self.rel.clone()));
         }
-        rustix::fs::renameat(folder, self.temporary.1, self.in_place.0, self.in_place.1)
-            .map_err(|e| self.failed(e))?;
+        let (a, b) = (self.temporary, self.in_place);
+        in_writable(&[b.0], || rustix::fs::renameat(a.0, a.1, b.0, b.1)).map_err(|e| self.failed(e))?;
         match rustix::fs::renameat(folder, &aside, folder, self.temporary.1) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(self.failed(errno)),

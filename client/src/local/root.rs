@@ -29,8 +29,10 @@ use super::rel::STATE_FOLDER;
 pub(super) const TEMPORARY_FOLDER: &str = "tmp";
 /// What was removed by synchronisation, in the state's folder.
 pub(super) const TRASH_FOLDER: &str = "trash";
+/// The marker's name in the state's folder of a root.
+pub(crate) const MARKER_FILE: &str = marker::FILE;
 /// Is locked as long as a root is open.
-const LOCK_FILE: &str = "lock";
+pub(crate) const LOCK_FILE: &str = "lock";
 
 /// Which root it is: random, made once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

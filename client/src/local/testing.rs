@@ -14,6 +14,36 @@ pub(super) fn rel(path: &str) -> Rel {
     Rel::parse(path).unwrap()
 }
 
+const CHILD: &str = "KEEPSTONE_TEST_AS_ANOTHER_USER";
+
+/// For tests of permissions, which root does not have to care about: true if this process is to run the test; else it
+/// was run as another user, by a process of its own.
+pub(super) fn as_another_user(test: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() || std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
+    // Where another user can reach it.
+    let program = dir.path().join("tests");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let output = std::process::Command::new(&program)
+        .args(["--exact", test])
+        .env(CHILD, "1")
+        .env("TMPDIR", dir.path())
+        .current_dir(dir.path())
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
+
 /// A root that is there as long as this is.
 pub(super) struct TestRoot {
     root: Arc<Root>,

@@ -106,13 +106,13 @@ impl Root {
         let fd = self.open_folder(rel).map_err(|errno| DiskError::of(rel, errno))?;
         let check = FolderCheck { root: self, index };
         let level = rules.level_of(self, rel)?;
-        check.check(fd, rel, node, &level, 0)?;
+        check.check(&fd, rel, node, &level, 0)?;
         let moved = self.move_to_trash(from, rel)?;
         // Once more, for what was saved in it meanwhile.
         let again = if moved.object.stamp.identity == there.stamp.identity {
             child(moved.folder.as_fd(), &moved.name)
                 .map_err(|errno| DiskError::of(rel, errno))
-                .and_then(|fd| check.check(fd, rel, node, &level, 0))
+                .and_then(|fd| check.check(&fd, rel, node, &level, 0))
         } else {
             Err(DiskError::Changed(rel.clone()))
         };
@@ -252,7 +252,7 @@ impl FolderCheck<'_> {
     /// `rel` is where the folder was in the root, which the ignore rules go by.
     fn check(
         &self,
-        fd: OwnedFd,
+        fd: &OwnedFd,
         rel: &Rel,
         node: NodeId,
         level: &Level,
@@ -282,7 +282,7 @@ impl FolderCheck<'_> {
             if is_folder && known.stamp.identity == object.stamp.identity {
                 let fd = child(fd.as_fd(), &name).map_err(|errno| DiskError::of(&below, errno))?;
                 let level = level.enter(fd.as_fd(), text);
-                self.check(fd, &below, known.node, &level, depth + 1)?;
+                self.check(&fd, &below, known.node, &level, depth + 1)?;
             } else if known.stamp != object.stamp {
                 return Err(changed());
             }

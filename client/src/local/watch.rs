@@ -130,5 +130,5 @@ impl Drop for Watcher {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;

@@ -97,7 +97,7 @@ fn some_action(random: &mut SmallRng, known: &[v1::Entry], sequence: u64) -> Act
 
 pub(crate) async fn random_changes_are_followed(client: &Client) {
     let seed: u64 = rand::random();
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = SmallRng::seed_from_u64(seed);
     let (mut actor, mut other) = (Follower::default(), Follower::default());
     let mut done = 0;

@@ -106,7 +106,7 @@ pub(crate) async fn small_files_go_together_and_come_back_by_id(client: &Client)
     let request = request_id();
     let made = commit(client, &request, top.id, &files).await;
     let committed_in = started.elapsed() - begun_in - sent_in;
-    println!("1,000 files: begun in {begun_in:?}, sent in {sent_in:?}, committed in {committed_in:?}");
+    eprintln!("1,000 files: begun in {begun_in:?}, sent in {sent_in:?}, committed in {committed_in:?}");
     let again = commit(client, &request, top.id, &files).await;
     assert_eq!(made, again, "a repetition gives the first answers");
     let fresh = commit(client, &request_id(), top.id, &files[..1]).await;
@@ -152,7 +152,7 @@ pub(crate) async fn small_files_go_together_and_come_back_by_id(client: &Client)
         let response = client.files().commit_uploads(client.request(request)).await.unwrap().into_inner();
         match response.results[0].result.clone().unwrap() {
             v1::entry_result::Result::Error(error) => assert_eq!(error.reason, "conflict"),
-            v1::entry_result::Result::Entry(entry) => panic!("overwritten: {entry:?}"),
+            v1::entry_result::Result::Entry(entry) => unreachable!("overwritten: {entry:?}"),
         }
     }
 }

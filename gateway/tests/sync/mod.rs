@@ -133,7 +133,7 @@ async fn a_thousand_actions_are_few_commands(client: &Client) {
     let actions: Vec<Action> = (0..1000).map(|number| folder(top.id, &format!("{number:04}"))).collect();
     let begun = std::time::Instant::now();
     let made = apply(client, actions).await;
-    println!("1,000 actions in {:?}", begun.elapsed());
+    eprintln!("1,000 actions in {:?}", begun.elapsed());
     let ids: Vec<u64> = made.iter().map(|made| made.as_ref().unwrap().id).collect();
     assert!(ids.is_sorted(), "in order");
     let mut follower = Follower::default();

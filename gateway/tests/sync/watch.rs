@@ -46,7 +46,7 @@ pub(crate) async fn changes_are_told_promptly(client: &Client) {
         late.push(told_at.saturating_duration_since(made_at));
     }
     late.sort_unstable();
-    println!("told after the acknowledgement: p50 {:?}, p99 {:?}, max {:?}", late[50], late[98], late[99]);
+    eprintln!("told after the acknowledgement: p50 {:?}, p99 {:?}, max {:?}", late[50], late[98], late[99]);
     assert!(late[50] < TOLD_WITHIN, "{:?}", late[50]);
 
     // Who does not take what is told gets the latest number.
@@ -104,6 +104,6 @@ pub(crate) async fn a_stop_ends_every_stream(client: &Client, cluster: Cluster) 
     let ended = tokio::spawn(async move { stream.message().await });
     let begun = Instant::now();
     cluster.stop().await;
-    println!("stopped in {:?}", begun.elapsed());
+    eprintln!("stopped in {:?}", begun.elapsed());
     assert!(!matches!(ended.await.unwrap(), Ok(Some(_))));
 }

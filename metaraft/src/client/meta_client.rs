@@ -36,7 +36,7 @@ pub struct WatchedChanges {
     pub gap: bool,
 }
 
-fn watched(message: WatchResponse) -> WatchedChanges {
+fn watched(message: &WatchResponse) -> WatchedChanges {
     let notices = message
         .notices
         .iter()
@@ -149,7 +149,7 @@ impl MetaClient {
                 let rest = stream::unfold((stream, leaders), move |(mut stream, leaders)| async move {
                     match stream.message().await {
                         Ok(Some(message)) if message.not_leader.is_none() => {
-                            Some((watched(message), (stream, leaders)))
+                            Some((watched(&message), (stream, leaders)))
                         }
                         Ok(last) => {
                             let hint = last.and_then(|last| last.not_leader);
@@ -162,7 +162,7 @@ impl MetaClient {
                         }
                     }
                 });
-                return Ok(stream::once(future::ready(watched(first))).chain(rest));
+                return Ok(stream::once(future::ready(watched(&first))).chain(rest));
             }
             Ok((_stream, first)) => (first.and_then(|first| first.not_leader), "does not lead".to_owned()),
             Err(why) => (None, why),

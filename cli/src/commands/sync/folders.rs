@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use client::daemon::client::Refused;
 use client::daemon::config::{self, ConfigError, DaemonConfig, RootConfig};
+use client::daemon::forget::forget;
 use client::daemon::paths::Paths;
 use client::daemon::{rate, supervisor, wire as convert};
 use client::path::RemotePath;
@@ -67,13 +68,30 @@ pub(crate) async fn remove(arguments: &SyncFolder, output: &Output) -> anyhow::R
         let request = wire::RemoveRequest { directory: utf8(&directory)? };
         api.remove(request).await.map_err(Refused::from)?;
     } else {
-        let removed = directory.clone();
-        edit(move |config| config.remove(&removed).map(drop)).await?;
+        forget_without_daemon(&directory).await?;
     }
     output.print(&json!({ "directory": directory }), || {
-        format!("{} is not kept in sync any more; nothing in it was touched", directory.display())
+        format!("{} is not kept in sync any more; its files stay", directory.display())
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Of a folder that is in the configuration, or was kept in sync by `sync run` only.
+async fn forget_without_daemon(directory: &Path) -> anyhow::Result<()> {
+    let removed = directory.to_owned();
+    let path = Paths::from_environment()?.config;
+    let forgotten = tokio::task::spawn_blocking(move || {
+        let root = match config::edit(&path, |config| config.remove(&removed)) {
+            Ok(root) => Some(root),
+            Err(ConfigError::Unknown { .. }) => None,
+            Err(error) => return Err(anyhow::Error::from(error)),
+        };
+        let state = root.as_ref().and_then(|root| root.state.as_deref());
+        let was_kept = forget(&removed, state)?;
+        anyhow::ensure!(was_kept || root.is_some(), ConfigError::Unknown { directory: removed });
+        Ok(())
+    });
+    forgotten.await?
 }
 
 pub(crate) async fn pause(arguments: &SyncSome, paused: bool, output: &Output) -> anyhow::Result<ExitCode> {

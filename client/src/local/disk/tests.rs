@@ -141,3 +141,38 @@ fn listing(path: &std::path::Path) -> Vec<(String, u32, i64, Vec<u8>)> {
     all.sort();
     all
 }
+
+#[test]
+fn read_only_folders_are_changed_and_stay_read_only() {
+    use crate::local::replace::Replaced;
+    use crate::local::testing::as_another_user;
+    if !as_another_user("local::disk::tests::read_only_folders_are_changed_and_stay_read_only") {
+        return;
+    }
+    let root = TestRoot::new();
+    for folder in ["d", "e"] {
+        root.create_folder(&rel(folder), 0o755, Durability::Later).unwrap();
+    }
+    let set = |path: &str, mode| {
+        std::fs::set_permissions(root.dir().join(path), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    set("d", 0o555);
+    set("e", 0o500);
+    let temp = || {
+        let temp = root.temp_file().unwrap();
+        temp.finish(0o444, 0).unwrap();
+        temp
+    };
+    let placed = root.place_new(temp(), &rel("d/f"), Durability::Now).unwrap();
+    root.create_folder(&rel("d/sub"), 0o555, Durability::Now).unwrap();
+    root.create_symlink(&rel("d/l"), b"f", 0, Durability::Now).unwrap();
+    let replaced = root.replace(temp(), &rel("d/f"), &placed, Replaced::ToTrash, Durability::Now).unwrap();
+    let moved = root.move_entry(&rel("d/f"), &rel("e/g"), replaced.identity, Durability::Now).unwrap();
+    let sub = root.stamp("d/sub");
+    root.move_entry(&rel("d/sub"), &rel("e/sub"), sub.identity, Durability::Now).unwrap();
+    root.trash(&rel("e/g"), &moved, Durability::Now).unwrap();
+    assert_eq!(root.trashed().len(), 2);
+    assert_eq!(["d", "e", "e/sub"].map(|path| root.stamp(path).mode), [0o555, 0o500, 0o555]);
+    set("d", 0o755);
+    set("e", 0o755);
+}

@@ -101,7 +101,7 @@ fn place_unread(walk: &mut Walk<'_>, file: Found) {
         && previous.place != file.place
     {
         let stamp = Stamp { ctime_ns: NO_CTIME_NS, ..previous.stamp };
-        walk.result.updates.push(LocalUpdate::Put(LocalRecord { place: file.place, stamp, ..previous }));
+        walk.result.updates.push(LocalUpdate::Put(LocalRecord { place: file.place, stamp, ..*previous }));
     }
 }
 
@@ -191,7 +191,7 @@ fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<Loca
         Some(previous) => {
             // The inode number was given anew, after all.
             walk.claimed.remove(&previous.node);
-            walk.vanished.insert(previous.node, previous);
+            walk.vanished.insert(previous.node, *previous);
             new.push(record);
         }
         None => new.push(record),

@@ -55,9 +55,9 @@ pub(super) struct Found {
     pub(super) place: Place,
     pub(super) object: Object,
     /// What was known at its place, if it was of the same kind.
-    pub(super) known: Option<LocalRecord>,
+    pub(super) known: Option<Box<LocalRecord>>,
     /// As which node it was known, wherever that was, once that is decided; `None`: it is new.
-    pub(super) previous: Option<LocalRecord>,
+    pub(super) previous: Option<Box<LocalRecord>>,
 }
 
 /// A folder that was listed.
@@ -202,7 +202,7 @@ impl<'a> Walk<'a> {
                 self.result.counts.folders += 1;
                 let fresh = fresh.then(|| fingerprint(&entries));
                 self.listed.push(Listed { rel: job.rel.clone(), stamp: object.stamp, fresh });
-                self.sort(job, &fd, entries)
+                self.sort(&job, &fd, entries)
             }
             Err(errno) => self.unlisted(&job.rel, errno),
         }
@@ -235,7 +235,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Tells what is in a listed folder apart.
-    fn sort(&mut self, job: Job, fd: &OwnedFd, entries: Vec<Entry>) -> Result<(), ScanError> {
+    fn sort(&mut self, job: &Job, fd: &OwnedFd, entries: Vec<Entry>) -> Result<(), ScanError> {
         if !job.rel.is_root() && is_root_of_its_own(fd, &entries) {
             self.skip(job.rel.to_string(), Why::OtherRoot);
             return Ok(());
@@ -250,7 +250,7 @@ impl<'a> Walk<'a> {
         let rules_known = known.get(IGNORE_FILE).map(|record| record.stamp);
         // With other rules, what was ignored before may not be, at any depth.
         let deep = job.deep || rules.map(|entry| entry.object.stamp) != rules_known;
-        let level = self.level(&job, fd, rules.is_some())?;
+        let level = self.level(job, fd, rules.is_some())?;
         for Entry { name, object } in entries {
             let Some(name) = name.to_str() else {
                 self.skip(format!("{}/{}", job.rel, name.display()), Why::NameNotUtf8);
@@ -323,6 +323,7 @@ impl<'a> Walk<'a> {
             self.displaced.insert(known.node);
         }
         let place = Place { parent, name: rel.name().to_owned() };
+        let known = known.map(Box::new);
         let previous = if same { known.clone() } else { None };
         self.found.push(Found { rel, place, object, known, previous });
     }

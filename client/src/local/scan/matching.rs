@@ -33,7 +33,7 @@ pub(super) fn decide(mut walk: Walk<'_>) -> Result<Walk<'_>, ScanError> {
     follow_circles(&mut walk, &found, &others, &mut decisions);
     for (at, file) in found.iter_mut().enumerate() {
         match decisions[at] {
-            Decision::Moved => file.previous = others.get(&at).cloned(),
+            Decision::Moved => file.previous = others.get(&at).cloned().map(Box::new),
             Decision::Edited => file.previous = file.known.clone(),
             Decision::Open | Decision::New => {}
         }
@@ -47,7 +47,7 @@ pub(super) fn decide(mut walk: Walk<'_>) -> Result<Walk<'_>, ScanError> {
             && walk.displaced.contains(&known.node)
             && !walk.claimed.contains(&known.node)
         {
-            walk.vanished.insert(known.node, known.clone());
+            walk.vanished.insert(known.node, (**known).clone());
         }
     }
     walk.found = found;
@@ -74,7 +74,7 @@ fn movers(
         walk.vanished.values().map(|record| (record.stamp.identity, record.node)).collect();
     let displaced: HashMap<Identity, LocalRecord> = found
         .iter()
-        .filter_map(|file| file.known.clone())
+        .filter_map(|file| file.known.as_deref().cloned())
         .filter(|known| walk.displaced.contains(&known.node))
         .map(|known| (known.stamp.identity, known))
         .collect();

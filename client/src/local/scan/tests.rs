@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::local::model::LocalRecord;
-use crate::local::testing::{MemoryIndex, TestRoot, rel};
+use crate::local::testing::{MemoryIndex, TestRoot, as_another_user, rel};
 use crate::planner::model::{Kind, NodeId};
 
 /// Scans until a stamp can be relied on take as many tries as this at most, with a pause between them.
@@ -157,7 +157,7 @@ fn a_chain_of_renames_over_one_another_edits_the_last_and_loses_none() {
     whole(&root, &mut index);
     assert_eq!((node(&index, "f"), node(&index, "g")), (f, g));
     assert_eq!(index.find("a/f"), None);
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn kinds_that_change_are_new_nodes() {
     for node in before {
         assert!(found.updates.contains(&LocalUpdate::Gone(node)));
     }
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn an_inode_that_was_given_anew_is_not_the_old_file() {
     }
     let found = whole(&root, &mut index);
     assert!(found.updates.contains(&LocalUpdate::Gone(before)));
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn two_names_of_one_file_are_two_nodes() {
     assert_ne!(linked, before);
     root.write("f", "edited through one name");
     settle(&root, &mut index);
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
     std::fs::rename(root.dir().join("b/linked"), root.dir().join("a/linked")).unwrap();
     settle(&root, &mut index);
     assert_eq!((node(&index, "f"), node(&index, "a/linked")), (before, linked));
@@ -315,13 +315,13 @@ fn a_scope_that_is_not_there_stands_for_what_was_around_it() {
     take_in(&root, &mut index, &shallow(&["a/sub", "b", "n/e/w"]));
     assert_eq!(node(&index, "b/a"), a);
     assert!(index.find("n/e/w/f").is_some());
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
     // Another folder at the place that was asked for.
     rename(&root, "b/a/sub", "b/a/old");
     std::fs::create_dir(root.dir().join("b/a/sub")).unwrap();
     root.write("b/a/sub/g", "g");
     take_in(&root, &mut index, &shallow(&["b/a/sub"]));
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_file_that_is_written_while_it_is_read_is_left_for_later() {
     assert!(left > 0, "the file was never caught changing");
     settle(&root, &mut index);
     assert_eq!(node(&index, "f"), before.node);
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
 }
 
 #[test]
@@ -434,29 +434,9 @@ fn another_file_system_below_is_skipped() {
     }
 }
 
-const CHILD: &str = "KEEPSTONE_TEST_UNREADABLE_CHILD";
-
-/// As a user who may not read everything. Run in a process of its own, for root may read all.
 #[test]
 fn what_may_not_be_read_is_not_gone() {
-    use std::os::unix::process::CommandExt;
-    if rustix::process::geteuid().is_root() && std::env::var_os(CHILD).is_none() {
-        let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
-        // Where another user can reach it.
-        let program = dir.path().join("tests");
-        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        let output = std::process::Command::new(&program)
-            .args(["--exact", "local::scan::tests::what_may_not_be_read_is_not_gone"])
-            .env(CHILD, "1")
-            .env("TMPDIR", dir.path())
-            .current_dir(dir.path())
-            .uid(65_534)
-            .gid(65_534)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    if !as_another_user("local::scan::tests::what_may_not_be_read_is_not_gone") {
         return;
     }
     let (root, mut index) = known();
@@ -488,7 +468,7 @@ fn what_may_not_be_read_is_not_gone() {
     assert_eq!(node(&index, "h"), g);
     set("h", 0o644);
     settle(&root, &mut index);
-    assert_eq!(random::disk(&root.dir()), random::known(&index));
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
     // A new folder that may not be read is no loss.
     std::fs::create_dir(root.dir().join("new")).unwrap();
     set("new", 0o000);

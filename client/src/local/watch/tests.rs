@@ -1,4 +1,5 @@
 //! That no change goes unnoticed.
+#![cfg(target_os = "linux")]
 
 use std::time::Duration;
 
@@ -155,5 +156,29 @@ async fn hints_that_nobody_takes_are_put_together_and_not_lost() {
     let all: Vec<(String, bool)> = (0..40).map(|at| (format!("d{at}"), false)).collect();
     let all: Vec<(&str, bool)> = all.iter().map(|(path, deep)| (path.as_str(), *deep)).collect();
     until(&mut watcher, &all).await;
+    watcher.stop().await;
+}
+
+#[tokio::test]
+async fn lost_events_become_a_scan_of_everything_and_what_came_then_is_watched() {
+    let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    let root = TestRoot::new();
+    let mut watcher = start(&root);
+    // The watcher cannot read while this thread does not wait: it runs on the test's runtime. Each file made is two
+    // events at least.
+    for at in 0..=limit / 2 {
+        root.write(&format!("f{at}"), "");
+    }
+    std::fs::create_dir_all(root.dir().join("late/sub")).unwrap();
+    loop {
+        match tokio::time::timeout(DEADLINE, watcher.next()).await.unwrap() {
+            Some(Notice::Scan(Scope::Whole)) => break,
+            Some(Notice::Scan(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    root.write("late/sub/f", "f");
+    until(&mut watcher, &[("late/sub", false)]).await;
     watcher.stop().await;
 }

@@ -49,7 +49,7 @@ pub(super) fn disk(dir: &Path) -> BTreeMap<String, (u32, String)> {
 }
 
 /// What is known, in the same form.
-pub(super) fn known(index: &MemoryIndex) -> BTreeMap<String, (u32, String)> {
+pub(super) fn known_paths(index: &MemoryIndex) -> BTreeMap<String, (u32, String)> {
     use std::os::unix::ffi::OsStringExt;
     index
         .records()
@@ -186,8 +186,7 @@ impl Editor {
     }
 }
 
-fn run(seed: u64) {
-    let root = TestRoot::new();
+fn run(seed: u64, root: &TestRoot) {
     let mut index = MemoryIndex::default();
     let mut editor = Editor { random: SmallRng::seed_from_u64(seed), dir: root.dir(), count: 0 };
     for at in 0..EDITS {
@@ -203,16 +202,16 @@ fn run(seed: u64) {
                     ScopeFolder { folder: rel(&path), deep: editor.random.random_bool(0.5) }
                 })
                 .collect();
-            take_in(&root, &mut index, &Scope::Folders(folders));
+            take_in(root, &mut index, &Scope::Folders(folders));
         }
-        let found = whole(&root, &mut index);
+        let found = whole(root, &mut index);
         assert!(found.complete && found.skipped.is_empty(), "seed {seed} edit {at}: {:?}", found.skipped);
-        assert_eq!(known(&index), disk(&root.dir()), "seed {seed} edit {at}");
+        assert_eq!(known_paths(&index), disk(&root.dir()), "seed {seed} edit {at}");
     }
-    settle(&root, &mut index);
-    let again = whole(&root, &mut index);
+    settle(root, &mut index);
+    let again = whole(root, &mut index);
     assert_eq!((again.updates.as_slice(), again.counts.hashed), ([].as_slice(), 0), "seed {seed}");
-    assert_eq!(known(&index), disk(&root.dir()), "seed {seed}");
+    assert_eq!(known_paths(&index), disk(&root.dir()), "seed {seed}");
 }
 
 #[test]
@@ -220,8 +219,69 @@ fn after_any_edits_what_is_known_is_what_is_there() {
     let first: u64 = rand::rng().random();
     println!("seeds from {first}");
     for run_number in 0..RUNS {
-        run(first.wrapping_add(run_number));
+        run(first.wrapping_add(run_number), &TestRoot::new());
     }
+}
+
+#[test]
+fn nor_does_a_file_system_without_times_of_birth_change_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = std::process::Command::new("mount").args(["-t", "ramfs", "ramfs"]).arg(dir.path()).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("not allowed to mount: only root can try");
+        return;
+    }
+    let first: u64 = rand::rng().random();
+    println!("seeds from {first}");
+    let result = std::panic::catch_unwind(|| {
+        for run_number in 0..RUNS / 4 {
+            let below = dir.path().join(run_number.to_string());
+            fs::create_dir(&below).unwrap();
+            let root = TestRoot::at(&below);
+            root.write("f", "f");
+            assert_eq!(root.stamp("f").identity.born_ns, 0);
+            run(first.wrapping_add(run_number), &root);
+        }
+    });
+    assert!(std::process::Command::new("umount").arg(dir.path()).status().unwrap().success());
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A folder is exchanged with a link to one outside, all the time, while the root is scanned.
+#[test]
+fn a_folder_that_becomes_a_link_leads_no_scan_outside() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir(outside.path().join("sub")).unwrap();
+    for name in ["secret", "sub/secret"] {
+        fs::write(outside.path().join(name), "not to be read").unwrap();
+    }
+    let (root, mut index) = known();
+    std::os::unix::fs::symlink(outside.path(), root.dir().join("link")).unwrap();
+    let exchange = || {
+        let (one, other) = (root.dir().join("a"), root.dir().join("link"));
+        let flags = rustix::fs::RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags).unwrap();
+    };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                exchange();
+            }
+        });
+        for _ in 0..300 {
+            // A scan that finds the root changed too much may refuse; it may not believe what is outside.
+            if let Ok(found) = scan(&root, &mut index, &Scope::Whole, &options()) {
+                index.apply(&found.updates);
+            }
+            assert!(index.records().all(|record| record.place.name != "secret"));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    settle(&root, &mut index);
+    assert_eq!(known_paths(&index), disk(&root.dir()));
 }
 
 /// Files are moved about all the time while everything is scanned again and again: none is ever taken for deleted and
@@ -267,5 +327,5 @@ fn files_that_move_during_scans_are_never_lost() {
     let after: BTreeMap<String, NodeId> =
         index.records().map(|record| (record.place.name.clone(), record.node)).collect();
     assert_eq!(before, after, "seed {seed}");
-    assert_eq!(known(&index), disk(&root.dir()));
+    assert_eq!(known_paths(&index), disk(&root.dir()));
 }
