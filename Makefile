@@ -64,6 +64,11 @@ soak: build ## Runs the crash and power-cut tests for many more rounds
 	KEEPSTONE_BIN=$(BIN) KEEPSTONE_SIZE=soak cargo test --release --package keepstone-tests --no-fail-fast \
 		--test crash --test power_cut -- --nocapture
 
+.PHONY: simulate-sync
+simulate-sync: prepare ## Runs 1,000,000 simulations of synchronisation on all cores (ARGS="KEEPSTONE_SEED=... KEEPSTONE_RUNS=...")
+	env KEEPSTONE_RUNS=1000000 $(ARGS) cargo test --release --package keepstone-client --lib \
+		planner::simulation::devices_that_do_anything -- --nocapture
+
 .PHONY: clean
 clean: ## Removes what cargo built here (the cached RocksDB stays)
 	cargo clean

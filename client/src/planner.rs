@@ -18,8 +18,13 @@ pub mod decision;
 mod fate;
 pub mod model;
 pub mod names;
+mod planted;
 mod ready;
+#[cfg(test)]
+mod simulation;
 mod survivors;
+#[cfg(test)]
+mod tests;
 pub mod transition;
 mod view;
 mod waits;
@@ -50,6 +55,9 @@ pub struct Rules {
     pub name: String,
     /// Today, as conflicted copies have it: `2026-01-20`.
     pub date: String,
+    /// Tells this device's names for stepping aside from those of others: a few letters and digits, for the life of the
+    /// root, even if the state is lost.
+    pub tag: String,
     /// Which names this device can hold.
     pub names: NameRules,
     /// Whether something may be deleted.

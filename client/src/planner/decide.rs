@@ -34,7 +34,7 @@ pub(super) struct Planning<'a> {
 
 /// Plans; see [`super::plan`].
 pub(super) fn plan(trees: &Trees<'_>, dirty: &[NodeId], busy: &BTreeSet<NodeId>, rules: &Rules) -> Plan {
-    let view = View::new(trees);
+    let view = View::new(trees, &rules.tag);
     let planning = Planning {
         view: &view,
         dirty,
@@ -116,6 +116,7 @@ impl Planning<'_> {
             Fate::GoesRemote => self.delete_remote(node, &triple),
             Fate::GoesLocal => self.delete_local(node, &triple),
             Fate::Both(wish) => self.both(node, &triple, wish),
+            Fate::Away(_) if self.is_left_over(&triple) => self.right(node, &triple),
             Fate::Away(true) => self.act(Decision::ExcludedForgotten, Operation::Forget(node)),
             Fate::Away(false) => {
                 self.reach(Decision::ExcludedAway);
@@ -133,6 +134,7 @@ impl Planning<'_> {
             return self.act(Decision::PartsAgree, Operation::Agree(node));
         }
         let place = match wish {
+            Wish::Stay | Wish::Undo if self.is_left_over(triple) => Some(self.right(node, triple)),
             Wish::Stay => None,
             Wish::MoveRemote => Some(self.move_remote(node, triple)),
             Wish::MoveLocal(both) => {
@@ -147,6 +149,16 @@ impl Planning<'_> {
             Some(Err(why)) => self.content(node, triple)?.then_some(()).ok_or(why),
             None => self.content(node, triple).map(|_planned| ()),
         }
+    }
+
+    /// Whether this device made something step aside on the server that will not be moved on.
+    fn is_left_over(&self, triple: &Triple) -> bool {
+        triple.remote.as_ref().is_some_and(|remote| self.view.is_own_swap(&remote.place))
+    }
+
+    fn right(&mut self, node: NodeId, triple: &Triple) -> Decided {
+        let Some(remote) = &triple.remote else { return Ok(()) };
+        self.rename_leftover(node, remote, Side::Remote).unwrap_or(Ok(()))
     }
 
     fn delete_remote(&mut self, node: NodeId, triple: &Triple) -> Decided {
@@ -224,9 +236,7 @@ impl Planning<'_> {
 
     fn bring(&mut self, node: NodeId, triple: &Triple, because: Because) -> Decided {
         let Some(remote) = triple.remote.as_ref() else { return Ok(()) };
-        if because == Because::New
-            && let Some(decided) = self.rename_leftover(node, remote, Side::Remote)
-        {
+        if let Some(decided) = self.rename_leftover(node, remote, Side::Remote) {
             return decided;
         }
         self.come_local(node, remote, |planning| {
@@ -248,9 +258,7 @@ impl Planning<'_> {
 
     fn send(&mut self, node: NodeId, triple: &Triple, because: Because) -> Decided {
         let Some(local) = triple.local.as_ref() else { return Ok(()) };
-        if because == Because::New
-            && let Some(decided) = self.rename_leftover(node, local, Side::Local)
-        {
+        if let Some(decided) = self.rename_leftover(node, local, Side::Local) {
             return decided;
         }
         if self.link_anew(node, triple)? {

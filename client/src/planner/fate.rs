@@ -1,6 +1,7 @@
 //! What is to become of a node, by its own three states alone.
 
 use super::model::{Kind, NodeId};
+use super::planted::{Bug, planted};
 use super::transition::{same_attributes, same_kind};
 use super::view::{Side, Triple, View};
 
@@ -56,7 +57,7 @@ impl View<'_> {
     pub(super) fn own_fate(&self, node: NodeId) -> Fate {
         let triple = self.get(node);
         if self.is_excluded(node)
-            && let Some(fate) = excluded_fate(&triple)
+            && let Some(fate) = self.excluded_fate(&triple)
         {
             let within = fate == Fate::Both(Wish::MoveRemote) && self.must_undo(node, &triple);
             return match (within, changed_here(&triple)) {
@@ -82,17 +83,20 @@ impl View<'_> {
     }
 
     fn wish(&self, node: NodeId, triple: &Triple) -> Wish {
-        let wish = raw_wish(triple);
+        let wish = self.raw_wish(triple);
         if wish == Wish::MoveRemote && self.must_undo(node, triple) { Wish::Undo } else { wish }
     }
 
     /// Whether a folder's local place is within itself on the server, and nothing in between is to leave it.
     fn must_undo(&self, node: NodeId, triple: &Triple) -> bool {
+        if planted(Bug::CycleNotUndone) {
+            return false;
+        }
         let Some(local) = triple.local.as_ref().filter(|local| local.kind == Kind::Folder) else {
             return false;
         };
         match self.between(Side::Remote, node, local.place.parent) {
-            Some(between) => !between.into_iter().any(|inner| raw_wish(&self.get(inner)) == Wish::MoveRemote),
+            Some(between) => !between.into_iter().any(|inner| self.raw_wish(&self.get(inner)) == Wish::MoveRemote),
             None => false,
         }
     }
@@ -111,23 +115,40 @@ impl View<'_> {
         }
         None
     }
-}
 
-/// What an excluded node comes to; `None` if the same as others.
-fn excluded_fate(triple: &Triple) -> Option<Fate> {
-    match (&triple.remote, &triple.local) {
-        (Some(_), None) => Some(Fate::Away(triple.synced.is_some())),
-        (Some(_), Some(_)) => {
-            // What was changed here goes up; what was changed there does not come down.
-            let moved = triple.moved(Side::Local) && raw_wish(triple) == Wish::MoveRemote;
-            let changed = moved || changed_here(triple);
-            Some(match (changed, moved) {
-                (false, _) => Fate::Leaves,
-                (true, true) => Fate::Both(Wish::MoveRemote),
-                (true, false) => Fate::Both(Wish::Stay),
-            })
+    /// What an excluded node comes to; `None` if the same as others.
+    fn excluded_fate(&self, triple: &Triple) -> Option<Fate> {
+        match (&triple.remote, &triple.local) {
+            (Some(_), None) if planted(Bug::ExcludedIsDelete) && triple.synced.is_some() => Some(Fate::GoesRemote),
+            (Some(_), None) => Some(Fate::Away(triple.synced.is_some())),
+            (Some(_), Some(_)) => {
+                // What was changed here goes up; what was changed there does not come down.
+                let moved = triple.moved(Side::Local) && self.raw_wish(triple) == Wish::MoveRemote;
+                let changed = moved || changed_here(triple);
+                Some(match (changed, moved) {
+                    (false, _) => Fate::Leaves,
+                    (true, true) => Fate::Both(Wish::MoveRemote),
+                    (true, false) => Fate::Both(Wish::Stay),
+                })
+            }
+            (None, _) => None,
         }
-        (None, _) => None,
+    }
+
+    /// Where a node is to be, by its own places alone.
+    fn raw_wish(&self, triple: &Triple) -> Wish {
+        match (&triple.remote, &triple.local) {
+            // It stepped aside for the sake of where it is to be.
+            (Some(remote), Some(local)) if remote.place != local.place && self.is_own_swap(&remote.place) => {
+                Wish::MoveRemote
+            }
+            (Some(remote), Some(local)) if remote.place != local.place => {
+                let (there, here) = (triple.moved(Side::Remote), triple.moved(Side::Local));
+                let (here, there) = if planted(Bug::MovesInverted) { (there, here) } else { (here, there) };
+                if here && !there { Wish::MoveRemote } else { Wish::MoveLocal(here) }
+            }
+            _ => Wish::Stay,
+        }
     }
 }
 
@@ -143,21 +164,11 @@ fn changed_here(triple: &Triple) -> bool {
 fn lives(triple: &Triple, side: Side) -> Option<Because> {
     if triple.is_folder() {
         None
-    } else if triple.edited(side) {
+    } else if triple.edited(side) && !planted(Bug::DeleteBeatsEdit) {
         Some(Because::Edited)
     } else if triple.moved(side) {
         Some(Because::Moved)
     } else {
         None
-    }
-}
-
-fn raw_wish(triple: &Triple) -> Wish {
-    match (&triple.remote, &triple.local) {
-        (Some(remote), Some(local)) if remote.place != local.place => {
-            let (there, here) = (triple.moved(Side::Remote), triple.moved(Side::Local));
-            if here && !there { Wish::MoveRemote } else { Wish::MoveLocal(here) }
-        }
-        _ => Wish::Stay,
     }
 }

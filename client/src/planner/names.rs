@@ -15,6 +15,8 @@ pub const OWN_FOLDER: &str = ".keepstone";
 const SWAP_PREFIX: &str = ".keepstone-swap-";
 /// Longer extensions are taken for a part of the name.
 const EXTENSION_BYTES_MAX: usize = 32;
+/// Of what tells one device's swap names from another's.
+const TAG_BYTES_MAX: usize = 16;
 /// Of the name whose conflicted copy it is.
 const WHOSE_BYTES_MAX: usize = 80;
 
@@ -155,21 +157,25 @@ fn shortened(text: &str, bytes_max: usize) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
-/// The name that a node goes by until `name` is free. It tells the right one, for whoever finds it left over.
+/// The name that a node goes by until `name` is free. It tells the right one, and the device that is at it, should
+/// that forget.
 #[must_use]
-pub fn swap(node: NodeId, name: &str, number: u32) -> String {
-    let plain = plain_of_swap(name).unwrap_or(name);
-    let start = format!("{SWAP_PREFIX}{}.{number}-", node.0);
+pub fn swap(tag: &str, node: NodeId, name: &str, number: u32) -> String {
+    let plain = swapped(name).map_or(name, |(_tag, plain)| plain);
+    let tag: String = tag.chars().filter(char::is_ascii_alphanumeric).take(TAG_BYTES_MAX).collect();
+    let start = format!("{SWAP_PREFIX}{tag}-{}.{number}-", node.0);
     let plain = shortened(plain, NAME_BYTES_MAX.saturating_sub(start.len()));
     format!("{start}{plain}")
 }
 
-/// The right name of something that goes by a name of [`swap`].
+/// Of something that goes by a name of [`swap`]: whose tag, and the right name.
 #[must_use]
-pub fn plain_of_swap(name: &str) -> Option<&str> {
-    let (numbers, plain) = name.strip_prefix(SWAP_PREFIX)?.split_once('-')?;
+pub fn swapped(name: &str) -> Option<(&str, &str)> {
+    let (tag, rest) = name.strip_prefix(SWAP_PREFIX)?.split_once('-')?;
+    let (numbers, plain) = rest.split_once('-')?;
     let is_numbers = !numbers.is_empty() && numbers.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    (is_numbers && !plain.is_empty() && plain != "." && plain != "..").then_some(plain)
+    let is_name = !plain.is_empty() && plain != "." && plain != "..";
+    (is_numbers && is_name && tag.bytes().all(|byte| byte.is_ascii_alphanumeric())).then_some((tag, plain))
 }
 
 #[cfg(test)]
@@ -205,12 +211,13 @@ mod tests {
 
     #[test]
     fn a_swap_name_tells_the_right_one_and_does_not_grow() {
-        let once = swap(NodeId(7), "a-b", 1);
-        assert_eq!(plain_of_swap(&once), Some("a-b"));
-        assert_eq!(plain_of_swap(&swap(NodeId(8), &once, 3)), Some("a-b"));
-        assert_eq!(plain_of_swap("a-b"), None);
-        assert_eq!(plain_of_swap(".keepstone-swap-x-b"), None);
-        assert_eq!(swap(NodeId(1), &"x".repeat(255), 1).len(), NAME_BYTES_MAX);
+        let once = swap("t1", NodeId(7), "a-b", 1);
+        assert_eq!(swapped(&once), Some(("t1", "a-b")));
+        assert_eq!(swapped(&swap("t-2", NodeId(8), &once, 3)), Some(("t2", "a-b")));
+        assert_eq!(swapped("a-b"), None);
+        assert_eq!(swapped(".keepstone-swap-x-b"), None);
+        assert_eq!(swapped(".keepstone-swap-x-y-b"), None);
+        assert_eq!(swap("t", NodeId(1), &"x".repeat(255), 1).len(), NAME_BYTES_MAX);
     }
 
     #[test]

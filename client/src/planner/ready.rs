@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::Blocked;
 use super::model::{Kind, NodeId, Operation, Place, ROOT};
 use super::names::NameRules;
+use super::planted::{Bug, planted};
 use super::transition::node_of;
 use super::view::{Side, View};
 
@@ -22,6 +23,8 @@ pub(super) struct Ready<'a> {
     in_use: BTreeSet<(Side, NodeId)>,
     /// Folders here whose path changes.
     moving: BTreeSet<NodeId>,
+    /// Nodes that become one with another: what is in them is told by another id from then on.
+    linked: BTreeSet<NodeId>,
 }
 
 impl<'a> Ready<'a> {
@@ -35,6 +38,7 @@ impl<'a> Ready<'a> {
             claimed: BTreeSet::new(),
             in_use: BTreeSet::new(),
             moving: BTreeSet::new(),
+            linked: BTreeSet::new(),
         };
         for &node in busy {
             let triple = view.get(node);
@@ -63,7 +67,7 @@ impl<'a> Ready<'a> {
     }
 
     pub(super) fn is_busy(&self, node: NodeId) -> bool {
-        self.busy.contains(&node)
+        self.busy.contains(&node) && !planted(Bug::BusyIgnored)
     }
 
     fn use_above(&mut self, side: Side, node: NodeId) {
@@ -88,7 +92,7 @@ impl<'a> Ready<'a> {
     }
 
     pub(super) fn is_claimed(&self, side: Side, place: &Place) -> bool {
-        self.claimed.contains(&self.key(side, place))
+        self.claimed.contains(&self.key(side, place)) && !planted(Bug::ClaimsIgnored)
     }
 
     /// Adds an operation, which comes to a place on a side if one is given; or says why not now.
@@ -115,6 +119,11 @@ impl<'a> Ready<'a> {
         {
             return Err(Blocked::NotYet);
         }
+        let triple = self.view.get(node);
+        let mut folders = [Side::Remote, Side::Local].into_iter().filter_map(|side| triple.side(side));
+        if folders.any(|known| self.linked.contains(&known.place.parent)) {
+            return Err(Blocked::NotYet);
+        }
         self.check_paths(&operation, node)?;
         self.note_paths(&operation, node);
         if let Some((side, place)) = comes_to {
@@ -132,6 +141,14 @@ impl<'a> Ready<'a> {
         }
         if moves_path(operation) && self.in_use.contains(&(Side::Local, node)) {
             return Err(Blocked::Busy);
+        }
+        if let Operation::Link { keep, gone } = operation {
+            // What is in them is told to be in the other from then on.
+            let sides = [Side::Remote, Side::Local];
+            let used = |node: NodeId| sides.iter().any(|side| self.in_use.contains(&(*side, node)));
+            if used(*keep) || used(*gone) {
+                return Err(Blocked::Busy);
+            }
         }
         let Some(folders) = self.paths(operation, node) else { return Ok(()) };
         for folder in folders {
@@ -151,6 +168,10 @@ impl<'a> Ready<'a> {
         }
         if moves_path(operation) {
             self.moving.insert(node);
+        }
+        if let Operation::Link { keep, gone } = operation {
+            self.moving.extend([*keep, *gone]);
+            self.linked.extend([*keep, *gone]);
         }
         self.use_above(Side::Remote, node);
     }
@@ -196,7 +217,7 @@ impl<'a> Ready<'a> {
     /// What else is at a place here, or at one that is the same to the file system.
     pub(super) fn occupant_here(&self, node: NodeId, place: &Place) -> Option<NodeId> {
         let exact = self.view.at(Side::Local, place).filter(|other| *other != node);
-        if exact.is_some() || self.names.exact() {
+        if exact.is_some() || self.names.exact() || planted(Bug::FoldIgnored) {
             return exact;
         }
         self.view.at_folded(self.names, place, node)

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::fate::{Because, Fate, Wish};
 use super::model::NodeId;
+use super::planted::{Bug, planted};
 use super::view::{Side, View};
 
 /// What is below a folder.
@@ -36,6 +37,7 @@ impl Survivors {
 
     fn add(&mut self, view: &View<'_>, node: NodeId, fate: Fate) {
         let (remote, local, unsent) = match fate {
+            Fate::Bring(Because::New) if planted(Bug::NewKeepsNothing) => (None, None, false),
             Fate::Nowhere | Fate::GoesRemote | Fate::GoesLocal => (None, None, false),
             Fate::Bring(_) | Fate::Away(_) | Fate::Leaves => (Some(Below::Lives), None, false),
             Fate::Send(_) => (None, Some(Below::Lives), true),
@@ -76,7 +78,7 @@ impl Survivors {
             Side::Local => &self.local,
         };
         match below.get(&folder) {
-            Some(Below::Leaves(node)) => Some(*node),
+            Some(Below::Leaves(node)) if !planted(Bug::NotWaitedFor) => Some(*node),
             _ => None,
         }
     }

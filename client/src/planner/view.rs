@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use super::Trees;
 use super::model::{Kind, Node, NodeId, Place, ROOT, Tree};
-use super::names::{NameRules, plain_of_swap};
+use super::names::{NameRules, swapped};
+use super::planted::{Bug, planted};
 use super::transition::same_kind;
 
 /// Nodes that are kept; then all are forgotten, and asked for again as they are needed.
@@ -49,7 +50,8 @@ impl Triple {
     pub(super) fn moved(&self, side: Side) -> bool {
         match (self.side(side), &self.synced) {
             (Some(node), Some(synced)) => {
-                node.place != synced.place && plain_of_swap(&node.place.name).is_none()
+                let is_wish = swapped(&node.place.name).is_none() || planted(Bug::AsideIsWish);
+                node.place != synced.place && is_wish
             }
             _ => false,
         }
@@ -66,6 +68,8 @@ impl Triple {
 
 pub(super) struct View<'a> {
     trees: &'a Trees<'a>,
+    /// Of this device's names for stepping aside.
+    tag: &'a str,
     kept: RefCell<BTreeMap<NodeId, Rc<Triple>>>,
     excluded: RefCell<BTreeMap<NodeId, bool>>,
     /// Folders here that were looked into: what is there, by the name as the file system has it.
@@ -73,8 +77,8 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(trees: &'a Trees<'a>) -> Self {
-        Self { trees, kept: RefCell::default(), excluded: RefCell::default(), folded: RefCell::default() }
+    pub(super) fn new(trees: &'a Trees<'a>, tag: &'a str) -> Self {
+        Self { trees, tag, kept: RefCell::default(), excluded: RefCell::default(), folded: RefCell::default() }
     }
 
     pub(super) fn tree(&self, side: Side) -> &'a dyn Tree {
@@ -103,6 +107,11 @@ impl<'a> View<'a> {
 
     pub(super) fn at(&self, side: Side, place: &Place) -> Option<NodeId> {
         self.tree(side).at(place.parent, &place.name)
+    }
+
+    /// Whether this device made something step aside to there.
+    pub(super) fn is_own_swap(&self, place: &Place) -> bool {
+        swapped(&place.name).is_some_and(|(tag, _plain)| tag == self.tag)
     }
 
     /// What is here at a place that is the same to the file system. Costs a look at the whole folder, once.

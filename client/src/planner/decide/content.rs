@@ -2,6 +2,7 @@
 
 use super::Planning;
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Operation};
+use crate::planner::planted::{Bug, planted};
 use crate::planner::transition::{same_attributes, same_kind};
 use crate::planner::view::{Side, Triple};
 use crate::planner::{Blocked, Decision};
@@ -45,6 +46,9 @@ impl Planning<'_> {
                 }
                 let attributes = Attributes { mode, ..remote.attributes };
                 self.act(Decision::ModeBeforeDownload, Operation::RemoteAttributes(node, attributes))
+            }
+            (true, true) if planted(Bug::SplitMissed) => {
+                self.act(Decision::DownloadEdit, Operation::Download(node))
             }
             // Both, or (of what is not in synced) nobody knows which.
             _ => match incomparable(remote, local) {

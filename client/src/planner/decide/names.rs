@@ -2,7 +2,8 @@
 
 use super::Planning;
 use crate::planner::model::{Node, NodeId, Operation, Place};
-use crate::planner::names::{NameProblem, conflicted, plain_of_swap, renamed, selective, swap};
+use crate::planner::names::{NameProblem, conflicted, renamed, selective, swap, swapped};
+use crate::planner::planted::{Bug, planted};
 use crate::planner::ready::is_folder;
 use crate::planner::view::Side;
 use crate::planner::{Blocked, Decision};
@@ -15,7 +16,7 @@ impl Planning<'_> {
         let parent = node.place.parent;
         (1..=NAMES_TRIED_MAX)
             .map(|number| Place { parent, name: name(number) })
-            .find(|place| !self.rules.names.refused(parent, &place.name) && self.ready.is_free(place))
+            .find(|place| planted(Bug::NameNotFree) || !self.rules.names.refused(parent, &place.name) && self.ready.is_free(place))
             .ok_or(Blocked::NoName)
     }
 
@@ -41,10 +42,10 @@ impl Planning<'_> {
         node: &Node,
         wish: &str,
     ) -> Result<Place, Blocked> {
-        self.free_place(node, |number| swap(id, wish, number))
+        self.free_place(node, |number| swap(&self.rules.tag, id, wish, number))
     }
 
-    /// Something new that goes by a name for stepping aside was left over by a crash: it gets its right name, or a
+    /// Something on one side only that this device made step aside will not be moved on: it gets its right name, or a
     /// conflict name if that is taken.
     pub(super) fn rename_leftover(
         &mut self,
@@ -52,10 +53,14 @@ impl Planning<'_> {
         node: &Node,
         side: Side,
     ) -> Option<Result<(), Blocked>> {
-        let plain = plain_of_swap(&node.place.name)?;
+        if !self.view.is_own_swap(&node.place) {
+            return None;
+        }
+        let (_tag, plain) = swapped(&node.place.name)?;
         let mut righted = node.clone();
         plain.clone_into(&mut righted.place.name);
-        let place = if self.ready.is_free(&righted.place) {
+        let refused = self.rules.names.refused(righted.place.parent, &righted.place.name);
+        let place = if self.ready.is_free(&righted.place) && !refused {
             Ok(righted.place)
         } else {
             self.conflict_place(&righted)

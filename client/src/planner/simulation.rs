@@ -1,0 +1,149 @@
+//! Devices, a server and people, all simulated, against the planner: by the million (`make simulate-sync`).
+//!
+//! A run is a list of events made from a seed: people edit, move and delete, on devices and on the server; devices
+//! fetch, scan, plan and work, one step at a time, in any order; answers are lost, devices crash between any two steps,
+//! lose their databases, go offline, exclude folders. Then all become quiet, and must be: the same everywhere, with
+//! nothing lost.
+//!
+//! Asserted, besides that server, disks and all three trees are equal at the end (but for what is excluded):
+//! - what somebody wrote and nobody overwrote or deleted is a file on the server;
+//! - at no step does a device remove or overwrite what never went up, or delete on the server what it never had;
+//! - with nobody else about, every operation of a plan can be carried out, in any order, and the plans come to an end;
+//! - no name for stepping aside is left, and where nobody interfered there is no conflicted copy.
+
+mod cases;
+pub(super) mod content;
+mod device;
+mod disk;
+mod scan;
+mod server;
+pub(super) mod state;
+mod user;
+mod world;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use self::world::{Summary, generate, run, shrink};
+use super::planted::{Bug, plant};
+use super::{Decision, Decisions};
+
+/// Runs in a usual test.
+const RUNS: u64 = 6_000;
+const TIME_MAX: Duration = Duration::from_secs(20);
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok())
+}
+
+/// Runs seeds on all cores until one fails, or the time is over if there is a limit.
+#[test]
+fn devices_that_do_anything_end_the_same_and_lose_nothing() {
+    let first = number("KEEPSTONE_SEED").unwrap_or(1);
+    let asked = number("KEEPSTONE_RUNS");
+    let runs = asked.unwrap_or(RUNS);
+    let go_on = number("KEEPSTONE_GO_ON").is_some();
+    let threads = number("KEEPSTONE_THREADS")
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get() as u64));
+    let started = Instant::now();
+    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let all: Mutex<(Summary, u64)> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut own = Summary::default();
+                let mut count = 0;
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let is_late = asked.is_none() && started.elapsed() > TIME_MAX;
+                    if at >= runs || is_late || failed.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let seed = first + at;
+                    let (setup, events) = generate(seed);
+                    match run(&setup, &events) {
+                        Ok(summary) => {
+                            own.decisions.extend(summary.decisions);
+                            own.rounds = own.rounds.max(summary.rounds);
+                            own.operations += summary.operations;
+                            count += 1;
+                        }
+                        Err(error) if go_on => {
+                            eprintln!("seed {seed}: {}", error.lines().next().unwrap_or_default());
+                        }
+                        Err(error) => {
+                            if !failed.swap(true, Ordering::Relaxed) {
+                                let (fewer, why) = shrink(&setup, events);
+                                eprintln!("seed {seed} after {at} runs: {error}\n{setup:?}\n{fewer:#?}\n{why}");
+                            }
+                        }
+                    }
+                }
+                let mut all = all.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                all.0.decisions.extend(own.decisions);
+                all.0.rounds = all.0.rounds.max(own.rounds);
+                all.0.operations += own.operations;
+                all.1 += count;
+            });
+        }
+    });
+    let (summary, count) = all.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let missing: Vec<_> =
+        Decision::ALL.iter().filter(|decision| !summary.decisions.contains(decision)).collect();
+    println!(
+        "seeds from {first}: {count} runs in {:.0?}, {} operations, at most {} rounds to quiet, {} of {} decisions \
+         reached, missing {missing:?}",
+        started.elapsed(),
+        summary.operations,
+        summary.rounds,
+        summary.decisions.len(),
+        Decision::ALL.len()
+    );
+    assert!(!failed.load(Ordering::Relaxed), "a run failed; see above");
+    if count >= RUNS {
+        assert!(missing.is_empty(), "not reached: {missing:?}");
+    }
+}
+
+/// Runs in which a planted bug must show.
+const RUNS_TO_FIND: u64 = 20_000;
+
+/// The bug alone is planted in this thread, run after run until it shows.
+#[test]
+fn every_planted_bug_is_found() {
+    let next = AtomicU64::new(0);
+    let missed: Mutex<Vec<Bug>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(bug) =
+                    usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok().and_then(|at| Bug::ALL.get(at))
+                {
+                    plant(Some(*bug));
+                    let found = (1..=RUNS_TO_FIND).find_map(|seed| {
+                        let (setup, events) = generate(seed);
+                        run(&setup, &events).err().map(|why| (seed, why))
+                    });
+                    plant(None);
+                    match found {
+                        Some((runs, why)) => {
+                            let why = why.lines().next().unwrap_or_default().to_owned();
+                            println!("{bug:?}: found after {runs} runs: {why}");
+                        }
+                        None => missed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(*bug),
+                    }
+                }
+            });
+        }
+    });
+    let missed = missed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    assert!(missed.is_empty(), "planted and not found: {missed:?}");
+}
+
+/// All decisions that a run of a seed reaches.
+#[allow(dead_code, reason = "for looking at one seed")]
+fn decisions_of(seed: u64) -> Decisions {
+    let (setup, events) = generate(seed);
+    run(&setup, &events).map(|summary| summary.decisions).unwrap_or_default()
+}

@@ -1,0 +1,1 @@
+//! Seeds and event lists that failed once.

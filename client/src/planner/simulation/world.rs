@@ -1,0 +1,547 @@
+//! A run: some devices and a server, a list of events, then quiet; and what must hold all along and at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::content::bytes_of_kind;
+use super::device::{Device, Failed};
+use super::disk::{Thing, thing_of};
+use super::server::{self, EntryId, Server};
+use super::user::{ACTS, Act, Ledger, NEST, SWAP, act, act_on_server};
+use crate::planner::model::{Attributes, Kind};
+use crate::planner::names::{NameRules, swapped};
+use crate::planner::{Blocked, Decisions};
+
+/// Rounds of all devices until all are quiet.
+const ROUNDS_MAX: usize = 60;
+/// Plans of one device, with nobody else doing anything, until it has nothing to do.
+const PLANS_MAX: usize = 120;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Somebody does something on a device.
+    User(u8, Act),
+    /// Somebody does something on the server.
+    Web(Act),
+    Fetch(u8),
+    Take(u8),
+    /// Takes what it fetched, and once more.
+    TakeTwice(u8),
+    Scan(u8),
+    Plan(u8, u8),
+    /// Carries a task out and records it.
+    Perform(u8, u8),
+    /// Carries a task out; it is recorded later.
+    Begin(u8, u8),
+    Record(u8, u8),
+    /// The answer of a call is lost.
+    LoseAnswer(u8, u8),
+    /// Much of what a device does at once.
+    Work(u8),
+    Crash(u8),
+    LoseDatabase(u8),
+    /// The server says that the cursor is of no use.
+    Reset(u8),
+    Online(u8, bool),
+    Withhold(u8, bool),
+    Exclude(u8, u8, bool),
+    /// All become quiet.
+    Quiet,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    pub(super) devices: Vec<(NameRules, bool)>,
+    /// Only one device is used at a time, and nothing fails: there is no reason for a conflict.
+    pub(super) calm: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Summary {
+    pub(super) decisions: Decisions,
+    pub(super) rounds: usize,
+    pub(super) operations: usize,
+}
+
+/// The setup and events of a seed.
+pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let calm = rng.random_ratio(1, 8);
+    let count = rng.random_range(2..=5_usize);
+    let plain = rng.random_bool(0.5);
+    let devices = (0..count)
+        .map(|_| {
+            let odd = !plain && !calm && rng.random_ratio(2, 5);
+            let names = NameRules {
+                case_blind: odd && rng.random_bool(0.7),
+                normalising: odd && rng.random_bool(0.5),
+                windows: odd && rng.random_bool(0.2),
+            };
+            (names, rng.random_bool(0.7))
+        })
+        .collect();
+    let length = rng.random_range(5..70);
+    let faults = rng.random_bool(0.6);
+    let exclusion = rng.random_bool(0.3);
+    let mut events = Vec::new();
+    for _ in 0..length {
+        let device = rng.random_range(0..8_u8);
+        if calm {
+            events.push(Event::User(device, random_act(&mut rng)));
+            if rng.random_bool(0.7) {
+                events.push(Event::Quiet);
+            }
+            continue;
+        }
+        match rng.random_range(0..40) {
+            0 => events.extend(at_once(&mut rng, device)),
+            1 if faults => events.extend(lost_halfway(&mut rng, device)),
+            _ => events.push(random_event(&mut rng, device, faults, exclusion)),
+        }
+        if rng.random_ratio(1, 40) {
+            events.push(Event::Quiet);
+        }
+    }
+    (Setup { devices, calm }, events)
+}
+
+fn random_act(rng: &mut SmallRng) -> Act {
+    Act { what: rng.random_range(0..ACTS), one: rng.random(), other: rng.random(), name: rng.random() }
+}
+
+/// Two devices do something with the same things, without knowing of one another.
+fn at_once(rng: &mut SmallRng, device: u8) -> Vec<Event> {
+    let one = random_act(rng);
+    let mut other = Act { one: one.one, ..random_act(rng) };
+    let mut first = one;
+    if rng.random_bool(0.4) {
+        first.what = NEST;
+        other = Act { what: NEST, one: first.other, other: first.one, ..other };
+    }
+    let second = device.wrapping_add(1);
+    let mut events = vec![Event::Quiet, Event::User(device, first), Event::User(second, other)];
+    for _ in 0..rng.random_range(0..3) {
+        let more = Act { one: one.one, ..random_act(rng) };
+        events.push(Event::User(if rng.random() { device } else { second }, more));
+    }
+    events
+}
+
+/// A device forgets all while things change places.
+fn lost_halfway(rng: &mut SmallRng, device: u8) -> Vec<Event> {
+    let swap = Act { what: SWAP, ..random_act(rng) };
+    let user = if rng.random() { device } else { device.wrapping_add(1) };
+    let mut events = vec![Event::Quiet, Event::User(user, swap), Event::Work(user)];
+    if user == device {
+        events.pop();
+    }
+    events.extend([Event::Fetch(device), Event::Take(device), Event::Scan(device)]);
+    for _ in 0..rng.random_range(1..4) {
+        events.extend([Event::Plan(device, 7), Event::Perform(device, rng.random())]);
+    }
+    events.push(if rng.random() { Event::LoseDatabase(device) } else { Event::Crash(device) });
+    events
+}
+
+fn random_event(rng: &mut SmallRng, device: u8, faults: bool, exclusion: bool) -> Event {
+    let pick = rng.random();
+    match rng.random_range(0..100) {
+        0..=34 => Event::User(device, random_act(rng)),
+        35..=39 => Event::Web(Act { what: rng.random(), ..random_act(rng) }),
+        40..=45 => Event::Fetch(device),
+        46..=50 => Event::Take(device),
+        51..=55 => Event::Scan(device),
+        56..=62 => Event::Plan(device, pick),
+        63..=70 => Event::Perform(device, pick),
+        71..=74 => Event::Begin(device, pick),
+        75..=78 => Event::Record(device, pick),
+        79..=89 => Event::Work(device),
+        90 | 91 if faults => Event::Crash(device),
+        92 if faults => Event::LoseDatabase(device),
+        93 if faults => Event::LoseAnswer(device, pick),
+        94 if faults => Event::Reset(device),
+        95 if faults => Event::Online(device, rng.random_bool(0.6)),
+        96 if faults => Event::Withhold(device, rng.random_bool(0.6)),
+        97 if faults => Event::TakeTwice(device),
+        98 | 99 if exclusion => Event::Exclude(device, pick, rng.random_bool(0.6)),
+        _ => Event::Work(device),
+    }
+}
+
+pub(super) struct World {
+    pub(super) server: Server,
+    pub(super) devices: Vec<Device>,
+    ledger: Ledger,
+    calm: bool,
+    last_user: Option<usize>,
+    pub(super) summary: Summary,
+}
+
+/// Runs events, then quiet. The error says what did not hold.
+pub(super) fn run(setup: &Setup, events: &[Event]) -> Result<Summary, String> {
+    let mut world = World::new(setup);
+    for (number, event) in events.iter().enumerate() {
+        world.event(*event).map_err(|error| format!("event {number} {event:?}: {error}"))?;
+    }
+    world.quiet().map_err(|error| format!("at the end: {error}"))?;
+    for device in &world.devices {
+        world.summary.decisions.extend(device.decisions.iter().copied());
+    }
+    Ok(world.summary)
+}
+
+impl World {
+    pub(super) fn new(setup: &Setup) -> Self {
+        let device = |(number, (names, birth)): (usize, &(NameRules, bool))| Device::new(number, *names, *birth);
+        Self {
+            server: Server::new(),
+            devices: setup.devices.iter().enumerate().map(device).collect(),
+            ledger: Ledger::new(),
+            calm: setup.calm,
+            last_user: None,
+            summary: Summary::default(),
+        }
+    }
+
+    pub(super) fn event(&mut self, event: Event) -> Result<(), String> {
+        let count = self.devices.len();
+        let at = |device: u8| usize::from(device) % count;
+        match event {
+            Event::User(device, user) => {
+                let device = at(device);
+                // In a calm run all are quiet before another device is used.
+                if self.calm && self.last_user.is_some_and(|last| last != device) {
+                    self.quiet()?;
+                }
+                self.last_user = Some(device);
+                act(&mut self.devices[device], &mut self.ledger, user);
+            }
+            Event::Web(web) => act_on_server(&mut self.server, &mut self.ledger, web),
+            Event::Fetch(device) => self.devices[at(device)].fetch(&self.server),
+            Event::Take(device) => self.devices[at(device)].take_batch(),
+            Event::TakeTwice(device) => {
+                let device = &mut self.devices[at(device)];
+                let batches = device.batches.clone();
+                device.take_batch();
+                device.batches = batches;
+                device.take_batch();
+            }
+            Event::Scan(device) => {
+                self.devices[at(device)].scan();
+            }
+            Event::Plan(device, most) => self.plan(at(device), 1 + usize::from(most % 8))?,
+            Event::Perform(device, pick) => {
+                self.perform(at(device), pick, Ending::Recorded)?;
+            }
+            Event::Begin(device, pick) => {
+                self.perform(at(device), pick, Ending::Later)?;
+            }
+            Event::LoseAnswer(device, pick) => {
+                self.perform(at(device), pick, Ending::Lost)?;
+            }
+            Event::Record(device, pick) => {
+                let device = &mut self.devices[at(device)];
+                if !device.unrecorded.is_empty() {
+                    let outcome = device.unrecorded.remove(usize::from(pick) % device.unrecorded.len());
+                    device.record(outcome);
+                }
+            }
+            Event::Work(device) => self.work(at(device))?,
+            Event::Crash(device) => self.devices[at(device)].crash(),
+            Event::LoseDatabase(device) => self.devices[at(device)].lose(),
+            Event::Reset(device) => {
+                let device = &mut self.devices[at(device)];
+                device.batches.clear();
+                device.state.relist = true;
+            }
+            Event::Online(device, online) => self.devices[at(device)].online = online,
+            Event::Withhold(device, withheld) => self.devices[at(device)].withheld = withheld,
+            Event::Exclude(device, pick, on) => self.exclude(at(device), pick, on),
+            Event::Quiet => self.quiet()?,
+        }
+        Ok(())
+    }
+
+    fn exclude(&mut self, device: usize, pick: u8, on: bool) {
+        let folders: Vec<EntryId> = self
+            .server
+            .below(server::TOP)
+            .into_iter()
+            .skip(1)
+            .filter(|id| self.server.is_folder(*id))
+            .collect();
+        let excluded = &mut self.devices[device].state.excluded;
+        if on && !folders.is_empty() {
+            excluded.insert(folders[usize::from(pick) % folders.len()]);
+        } else if let Some(first) = excluded.iter().nth(usize::from(pick) % excluded.len().max(1)).copied() {
+            excluded.remove(&first);
+        }
+    }
+
+    fn plan(&mut self, device: usize, operations_max: usize) -> Result<(), String> {
+        let device = &mut self.devices[device];
+        if let Some(plan) = device.plan(operations_max) {
+            for (node, why) in &plan.blocked {
+                if *why == Blocked::Kinds || *why == Blocked::NoName {
+                    return Err(format!("node {} {why}", node.0));
+                }
+            }
+            self.summary.operations += plan.operations.len();
+            device.prepare(plan.operations);
+        }
+        Ok(())
+    }
+
+    /// Carries a task out; says whether it could be.
+    fn perform(&mut self, device: usize, pick: u8, ending: Ending) -> Result<bool, String> {
+        let device = &mut self.devices[device];
+        if device.tasks.is_empty() {
+            return Ok(true);
+        }
+        let task = device.tasks.remove(usize::from(pick) % device.tasks.len());
+        match device.perform(&task, &mut self.server) {
+            Ok(outcome) => {
+                match ending {
+                    Ending::Recorded => device.record(outcome),
+                    Ending::Later => device.unrecorded.push(outcome),
+                    Ending::Lost if outcome.is_remote() => {}
+                    Ending::Lost => device.record(outcome),
+                }
+                Ok(true)
+            }
+            Err(Failed::Changed) => Ok(false),
+            Err(Failed::Wrong(why)) => Err(format!("device {}: {:?} {why}", device.number, task.operation)),
+        }
+    }
+
+    fn work(&mut self, device: usize) -> Result<(), String> {
+        let own = &mut self.devices[device];
+        own.take_batch();
+        own.fetch(&self.server);
+        own.take_batch();
+        own.scan();
+        for pick in 0..3 {
+            self.plan(device, 100)?;
+            while !self.devices[device].tasks.is_empty() {
+                self.perform(device, pick, Ending::Recorded)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everybody goes on until nothing is left to do, while nobody does anything new.
+    pub(super) fn quiet(&mut self) -> Result<(), String> {
+        for device in &mut self.devices {
+            (device.online, device.withheld) = (true, false);
+        }
+        for round in 0..ROUNDS_MAX {
+            let mut did = false;
+            for device in 0..self.devices.len() {
+                did |= self.settle(device)?;
+            }
+            if !did {
+                self.summary.rounds = self.summary.rounds.max(round);
+                return self.check();
+            }
+        }
+        Err(format!("not quiet after {ROUNDS_MAX} rounds\n{}", self.shown()))
+    }
+
+    /// One device alone goes on until it has nothing to do; says whether it did anything.
+    fn settle(&mut self, number: usize) -> Result<bool, String> {
+        let mut did = false;
+        // What is under way comes to its end first.
+        loop {
+            let device = &mut self.devices[number];
+            if let Some(outcome) = device.unrecorded.pop() {
+                device.record(outcome);
+            } else if device.tasks.is_empty() {
+                break;
+            } else {
+                self.perform(number, 0, Ending::Recorded)?;
+            }
+            did = true;
+        }
+        for plans in 0..PLANS_MAX {
+            let device = &mut self.devices[number];
+            while !device.batches.is_empty() {
+                device.take_batch();
+            }
+            device.fetch(&self.server);
+            device.take_batch();
+            device.scan();
+            let Some(plan) = device.plan(if plans % 3 == 0 { 3 } else { 1_000 }) else { continue };
+            if plan.operations.is_empty() {
+                return Ok(did);
+            }
+            did = true;
+            self.summary.operations += plan.operations.len();
+            device.prepare(plan.operations);
+            let mut pick = u8::try_from(plans).unwrap_or_default();
+            while !self.devices[number].tasks.is_empty() {
+                pick = pick.wrapping_mul(31).wrapping_add(7);
+                let first = self.devices[number].tasks.clone();
+                if !self.perform(number, pick, Ending::Recorded)? {
+                    let left = &self.devices[number].tasks;
+                    let failed = first.iter().find(|task| {
+                        !left.iter().any(|other| other.operation == task.operation)
+                    });
+                    return Err(format!(
+                        "device {number} with nobody else about: refused {:?}\n{}",
+                        failed.map(|task| &task.operation),
+                        self.shown()
+                    ));
+                }
+            }
+        }
+        Err(format!("device {number} alone has more to do after {PLANS_MAX} plans\n{}", self.shown()))
+    }
+
+    /// What must hold when all are quiet.
+    fn check(&self) -> Result<(), String> {
+        for device in &self.devices {
+            self.check_device(device).map_err(|error| {
+                format!("device {}: {error}\n{}", device.number, self.shown())
+            })?;
+        }
+        let live: BTreeSet<u32> = self
+            .server
+            .below(server::TOP)
+            .into_iter()
+            .filter_map(|id| self.server.entries.get(&id).and_then(|entry| bytes_of_kind(&entry.kind)))
+            .collect();
+        for bytes in &self.ledger.written {
+            if *bytes != 0 && !self.ledger.removed.contains(bytes) && !live.contains(bytes) {
+                return Err(format!("content {bytes} is nowhere, and nobody removed it\n{}", self.shown()));
+            }
+        }
+        for entry in self.server.entries.values() {
+            if swapped(&entry.name).is_some() {
+                return Err(format!("{} is left over\n{}", entry.name, self.shown()));
+            }
+            if self.calm && entry.name.contains("conflict") {
+                return Err(format!("{} for no reason\n{}", entry.name, self.shown()));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_device(&self, device: &Device) -> Result<(), String> {
+        let state = &device.state;
+        let mut expected: BTreeMap<String, (Thing, Attributes)> = BTreeMap::new();
+        let mut pending = vec![(server::TOP, String::new())];
+        while let Some((folder, path)) = pending.pop() {
+            for id in self.server.children(folder) {
+                let entry = &self.server.entries[&id];
+                if state.excluded.contains(&id) {
+                    continue;
+                }
+                let path = format!("{path}/{}", entry.name);
+                expected.insert(path.clone(), (thing_of(&entry.kind), compared(&entry.kind, entry.attributes)));
+                pending.push((id, path));
+            }
+        }
+        let found: BTreeMap<String, (Thing, Attributes)> = device
+            .disk
+            .listing()
+            .into_iter()
+            .map(|(path, (thing, attributes))| {
+                let attributes = match &thing {
+                    Thing::Folder => compared(&Kind::Folder, attributes),
+                    Thing::File(_) => attributes,
+                    Thing::Symlink(_) => Attributes { mode: 0, mtime_ns: 0 },
+                };
+                (path, (thing, attributes))
+            })
+            .collect();
+        if expected != found {
+            let missing = expected.iter().find(|(path, what)| found.get(*path) != Some(what));
+            let extra = found.iter().find(|(path, what)| expected.get(*path) != Some(what));
+            return Err(format!("the disk differs: lacks {missing:?}, has {extra:?}; {:?}", device.blocked));
+        }
+        for id in state.local.ids() {
+            if state.local.get(id) != state.remote.get(id) || state.local.get(id) != state.synced.get(id) {
+                return Err(format!("node {} differs in the trees", id.0));
+            }
+        }
+        if !state.intents.is_empty() {
+            return Err("a split is still intended".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn shown(&self) -> String {
+        let mut shown = String::from("server:\n");
+        let mut pending = vec![(server::TOP, String::new())];
+        while let Some((folder, path)) = pending.pop() {
+            for id in self.server.children(folder) {
+                let entry = &self.server.entries[&id];
+                let path = format!("{path}/{}", entry.name);
+                let _ = writeln!(shown, "  e{id} {path} {:?} {:?}", thing_of(&entry.kind), entry.attributes);
+                pending.push((id, path));
+            }
+        }
+        for device in &self.devices {
+            let state = &device.state;
+            let _ = writeln!(shown, "device {} {:?} excluded {:?}", device.number, device.disk.names, state.excluded);
+            for (path, (thing, attributes)) in device.disk.listing() {
+                let _ = writeln!(shown, "  disk {path} {thing:?} {attributes:?}");
+            }
+            for id in state.dirty() {
+                let _ = writeln!(shown, "  node {} entry {:?}", id.0, state.entry_of(id));
+                for (name, tree) in [("remote", &state.remote), ("local", &state.local), ("synced", &state.synced)] {
+                    if let Some(node) = tree.get(id) {
+                        let thing = thing_of(&node.kind);
+                        let (at, called) = (node.place.parent.0, &node.place.name);
+                        let _ = writeln!(shown, "    {name} {at}/{called} {thing:?} {:?}", node.attributes);
+                    }
+                }
+            }
+            let _ = writeln!(shown, "  blocked {:?}", device.blocked);
+        }
+        shown
+    }
+}
+
+/// How a task ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Recorded,
+    Later,
+    Lost,
+}
+
+fn compared(kind: &Kind, attributes: Attributes) -> Attributes {
+    match kind {
+        Kind::Folder => Attributes { mtime_ns: 0, ..attributes },
+        Kind::File(_) => attributes,
+        Kind::Symlink(_) => Attributes { mode: 0, mtime_ns: 0 },
+    }
+}
+
+/// Takes events away as long as it fails.
+pub(super) fn shrink(setup: &Setup, mut events: Vec<Event>) -> (Vec<Event>, String) {
+    let mut error = run(setup, &events).err().unwrap_or_default();
+    let mut size = events.len().div_ceil(2).max(1);
+    loop {
+        let mut shorter = false;
+        let mut at = 0;
+        while at < events.len() {
+            let mut fewer = events.clone();
+            fewer.drain(at..(at + size).min(fewer.len()));
+            match run(setup, &fewer) {
+                Err(why) => {
+                    (events, error, shorter) = (fewer, why, true);
+                }
+                Ok(_) => at += size,
+            }
+        }
+        if size == 1 && !shorter {
+            return (events, error);
+        }
+        size = (size / 2).max(1);
+    }
+}
