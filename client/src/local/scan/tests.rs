@@ -404,7 +404,7 @@ fn a_root_that_was_emptied_is_believed_only_once_that_is_confirmed() {
         std::fs::remove_file(root.dir().join(name)).unwrap();
     }
     let unconfirmed = ScanOptions { empty_allowed: false, ..options() };
-    for scope in [Scope::Whole, shallow(&[""])] {
+    for scope in [Scope::Whole, Scope::Folders(vec![ScopeFolder { folder: Rel::root(), deep: false }])] {
         let refused = scan(&root, &mut index, &scope, &unconfirmed);
         assert!(matches!(refused, Err(ScanError::Root(RootError::Empty(_)))), "{refused:?}");
     }
