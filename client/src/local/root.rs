@@ -74,7 +74,7 @@ pub enum RootError {
     #[error("{} is another folder than before: its marker has another id; nothing is deleted", .0.display())]
     OtherRoot(PathBuf),
     /// Nothing in it but the marker, though there were files.
-    #[error("{} is empty, and was not: nothing is deleted until that is confirmed", .0.display())]
+    #[error("{} is empty, and was not: nothing is deleted. If it is meant: keepstone sync confirm", .0.display())]
     Empty(PathBuf),
     /// Another file system than the one it was made on.
     #[error(
@@ -236,7 +236,11 @@ impl Root {
         Ok(())
     }
 
-    fn is_empty(&self) -> Result<bool, Errno> {
+    /// Whether nothing is in it but what is its own. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot be listed.
+    pub fn is_empty(&self) -> Result<bool, Errno> {
         let listed = rustix::fs::openat(
             &self.fd,
             ".",

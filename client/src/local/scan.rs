@@ -26,6 +26,7 @@ use super::model::{LocalIndex, LocalUpdate};
 use super::rel::Rel;
 use super::root::{Root, RootError};
 use super::watch::Unquiet;
+use crate::planner::model::ROOT;
 
 /// Skipped things that are named; more are only counted.
 pub const SKIPPED_MAX: usize = 10_000;
@@ -61,6 +62,8 @@ pub struct ScanOptions {
     pub hash_threads: usize,
     /// Which files are being written, by the watcher's word: they are left out as still changing.
     pub unquiet: Option<Unquiet>,
+    /// Whether a root with nothing in it is believed though there was something: somebody has confirmed it.
+    pub empty_allowed: bool,
 }
 
 impl ScanOptions {
@@ -68,7 +71,7 @@ impl ScanOptions {
     #[must_use]
     pub fn new(rules: IgnoreRules, stop: CancellationToken) -> Self {
         let hash_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { rules, stop, hash_threads, unquiet: None }
+        Self { rules, stop, hash_threads, unquiet: None, empty_allowed: false }
     }
 }
 
@@ -178,7 +181,11 @@ pub fn scan(
     scope: &Scope,
     options: &ScanOptions,
 ) -> Result<Scan, ScanError> {
-    root.check(false)?;
+    match root.check(true) {
+        // There was nothing before, or it is meant.
+        Err(RootError::Empty(_)) if options.empty_allowed || index.children(ROOT).is_empty() => {}
+        checked => checked?,
+    }
     let mut walk = folders::Walk::new(root, index, options);
     walk.run(scope)?;
     let mut found = matching::decide(walk)?;

@@ -62,6 +62,12 @@ impl Root {
         self.temp(format!("{KEPT_PREFIX}{key:032x}").into(), OFlags::empty(), true)
     }
 
+    /// Bytes that can still be written to the root's file system; all there are, if it does not say. Blocks.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        rustix::fs::fstatvfs(self.fd()).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     fn temp(&self, name: OsString, flags: OFlags, kept: bool) -> Result<Temp, DiskError> {
         let folder = self.state_folder(TEMPORARY_FOLDER)?;
         let flags = flags | OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -130,6 +136,11 @@ impl Temp {
     /// To be written and read.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
+    }
+
+    /// Removes it, though it could be gone on with: its room is needed.
+    pub fn discard(mut self) {
+        self.kept = false;
     }
 
     /// Gives it its permission bits and time, and makes its bytes durable. To be called before it is put in place,

@@ -59,6 +59,11 @@ impl Effects {
         Effect { effects: self.clone(), nodes, places }
     }
 
+    /// Whether nothing is being changed.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inner().nodes.values().all(|mark| mark.under_way == 0)
+    }
+
     /// Says that a scan begins.
     pub(crate) fn begin_scan(&self) -> ScanUnderWay {
         self.inner().scans += 1;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -86,6 +87,8 @@ pub(crate) struct Scanner {
     pub(crate) effects: Effects,
     pub(crate) rules: Arc<IgnoreRules>,
     pub(crate) interval: Duration,
+    /// Somebody has confirmed that the root is meant to be empty. Ends when something is in it.
+    pub(crate) empty_confirmed: Arc<AtomicBool>,
     pub(crate) requests: mpsc::Receiver<ScanRequest>,
     pub(crate) events: mpsc::Sender<ScanEvent>,
     pub(crate) stop: CancellationToken,
@@ -283,11 +286,16 @@ impl Scanner {
         let (root, rules, stop) = (self.root.clone(), self.rules.clone(), self.stop.clone());
         let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
         let whole = scope == Scope::Whole;
+        let empty_confirmed = self.empty_confirmed.clone();
         let work = tokio::task::spawn_blocking(move || {
             let mut index = index;
             let mut options = ScanOptions::new((*rules).clone(), stop);
             options.unquiet = unquiet;
+            options.empty_allowed = empty_confirmed.load(Ordering::Relaxed);
             let result = scan(&root, &mut index, &scope, &options);
+            if matches!(root.is_empty(), Ok(false)) {
+                empty_confirmed.store(false, Ordering::Relaxed);
+            }
             (index, scope, result)
         });
         let Ok((index, scope, result)) = work.await else {
@@ -347,6 +355,12 @@ impl Scanner {
     async fn failed(&self, error: ScanError, scope: Scope, pending: &mut Pending) {
         let event = match &error {
             ScanError::Stopped => return,
+            // It may be we ourselves who have just emptied it.
+            ScanError::Root(RootError::Empty(_)) if !self.effects.is_idle() => {
+                pending.whole = true;
+                tokio::time::sleep(AGAIN_FIRST).await;
+                return;
+            }
             ScanError::Root(RootError::Io { .. }) | ScanError::Disk(_) => {
                 ScanEvent::Failed(error.to_string())
             }

@@ -245,6 +245,7 @@ impl Keeper {
             up: Throttle::new(self.config.limits.up),
             down: Throttle::new(self.config.limits.down),
             counters: Arc::new(Counters::default()),
+            empty_confirmed: Arc::default(),
             stop: stop.child_token(),
         })
     }
@@ -329,6 +330,7 @@ impl Keeper {
             effects: shared.effects.clone(),
             rules: shared.rules.clone(),
             interval: self.config.scan_interval,
+            empty_confirmed: shared.empty_confirmed.clone(),
             requests,
             events,
             stop: stop.clone(),

@@ -1,7 +1,7 @@
 //! What all parts of a session share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) up: Throttle,
     pub(crate) down: Throttle,
     pub(crate) counters: Arc<Counters>,
+    /// See the scanner's.
+    pub(crate) empty_confirmed: Arc<AtomicBool>,
     /// Cancelled when what is under way is to be broken off: a pause, or the end.
     pub(crate) stop: CancellationToken,
 }

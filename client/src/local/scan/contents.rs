@@ -165,11 +165,12 @@ pub(super) fn now_ns() -> i64 {
 
 /// Whether a file or folder with this stamp can change within the same tick of the clock that the stamp is of.
 pub(super) fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
-    let latest = stamp.ctime_ns.max(stamp.mtime_ns.min(now_ns));
     let coarse = stamp.ctime_ns % 1_000_000_000 == 0;
     let granularity = if coarse { GRANULARITY_COARSE_NS } else { GRANULARITY_NS };
-    // A time in the future is of another clock, and tells nothing.
-    latest <= now_ns + GRANULARITY_NS && now_ns - latest < granularity
+    // A time in the future is of another clock, or was set by somebody, and tells nothing.
+    let is_now =
+        |time_ns: i64| time_ns <= now_ns + GRANULARITY_NS && now_ns.saturating_sub(time_ns) < granularity;
+    is_now(stamp.ctime_ns) || is_now(stamp.mtime_ns)
 }
 
 /// Makes an update of a file that was read; new files are put aside.

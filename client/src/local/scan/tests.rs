@@ -15,7 +15,9 @@ const TRIES_MAX: usize = 200;
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn options() -> ScanOptions {
-    ScanOptions::new(IgnoreRules::default(), CancellationToken::new())
+    let mut options = ScanOptions::new(IgnoreRules::default(), CancellationToken::new());
+    options.empty_allowed = true;
+    options
 }
 
 fn take_in(root: &TestRoot, index: &mut MemoryIndex, scope: &Scope) -> Scan {
@@ -390,6 +392,36 @@ fn a_file_the_watcher_calls_unquiet_is_left_for_later() {
         }
         watcher.stop().await;
     });
+}
+
+#[test]
+fn a_root_that_was_emptied_is_believed_only_once_that_is_confirmed() {
+    let (root, mut index) = known();
+    for name in ["a", "b"] {
+        std::fs::remove_dir_all(root.dir().join(name)).unwrap();
+    }
+    for name in ["f", "g", "l"] {
+        std::fs::remove_file(root.dir().join(name)).unwrap();
+    }
+    let unconfirmed = ScanOptions { empty_allowed: false, ..options() };
+    for scope in [Scope::Whole, Scope::Folders(vec![ScopeFolder { folder: Rel::root(), deep: false }])] {
+        let refused = scan(&root, &mut index, &scope, &unconfirmed);
+        assert!(matches!(refused, Err(ScanError::Root(RootError::Empty(_)))), "{refused:?}");
+    }
+    settle(&root, &mut index);
+    assert_eq!(random::known_paths(&index), random::disk(&root.dir()));
+    // There is nothing to lose any more.
+    scan(&root, &mut index, &Scope::Whole, &unconfirmed).unwrap();
+}
+
+#[test]
+fn a_time_in_the_future_does_not_keep_a_file_fresh() {
+    let (root, mut index) = known();
+    let file = std::fs::File::options().write(true).open(root.dir().join("f")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(4_102_444_800)).unwrap();
+    // It gets quiet, and is not read again.
+    settle(&root, &mut index);
+    assert_eq!(whole(&root, &mut index).counts.hashed, 0);
 }
 
 #[test]

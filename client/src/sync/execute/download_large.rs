@@ -20,7 +20,7 @@ use super::download_small::{end_of_write, placed, put_in_place};
 use super::remote::record;
 use crate::api::RangeOf;
 use crate::call_error::CallError;
-use crate::local::disk::Durability;
+use crate::local::disk::{DiskError, Durability};
 use crate::local::model::LocalRecord;
 use crate::local::rel::Rel;
 use crate::local::root::Root;
@@ -35,6 +35,8 @@ use crate::upload::read::{cut_file, read_chunk};
 
 /// Bytes of a range, unless one chunk is longer.
 const RANGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Left free for the state and for small files: a large file that would need this too waits.
+const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 /// Ranges under way of one file.
 const RANGES_MAX: usize = 4;
 
@@ -65,7 +67,12 @@ async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<En
     let entries = Arc::new(entries);
     let (mut temp, missing) = assemble_local(shared, task, &entries, shown).await?;
     let file = Arc::new(temp.file().try_clone().map_err(|error| end_of_write(&task.rel, &error))?);
-    fetch_missing(shared, task, &file, &entries, missing, shown).await?;
+    if let Err(end) = fetch_missing(shared, task, &file, &entries, missing, shown).await {
+        let root = shared.root.clone();
+        // What was fetched is kept, unless that keeps others from having room.
+        drop(tokio::task::spawn_blocking(move || give_room(&root, temp)).await);
+        return Err(end);
+    }
     if shared.stop.is_cancelled() {
         return Err(End::Stopped);
     }
@@ -82,6 +89,20 @@ async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<En
     let ended = record(shared, vec![outcome], vec![done]).await.pop();
     drop(effect);
     ended.ok_or(End::Done)
+}
+
+/// Whether what is still missing of a file has room beside the reserve.
+fn has_room(root: &Root, temp: &mut Temp, size: u64) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    // As it is on disk: holes hold nothing yet.
+    let held = temp.file().metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512));
+    size.saturating_sub(held).saturating_add(RESERVE_BYTES) <= root.free_bytes()
+}
+
+fn give_room(root: &Root, temp: Temp) {
+    if root.free_bytes() < RESERVE_BYTES {
+        temp.discard();
+    }
 }
 
 /// A chunk's place in the file that is being made.
@@ -129,37 +150,66 @@ async fn assemble_local(
     let work = tokio::task::spawn_blocking(move || {
         let key = temporary_key(here.node, &here.content.content);
         let mut temp = root.temp_file_kept(key).map_err(|error| End::of_disk(&error))?;
-        let mut local = Local { root: &root, rels, files: HashMap::new(), old: None, wrong: Vec::new() };
-        local.index_old(here.replaces.as_ref(), &here.rel, &entries, &places, &stop);
-        let mut missing = Vec::new();
-        let held = temp.file().metadata().map_or(0, |metadata| metadata.len());
-        temp.file().set_len(here.content.size).map_err(|error| end_of_write(&here.rel, &error))?;
-        let mut copied = 0;
-        for (piece, places) in pieces(&entries).into_iter().zip(places) {
-            if stop.is_cancelled() {
-                return Err(End::Stopped);
-            }
-            let there = piece.offset + piece.entry.size <= held
-                && read_chunk(temp.file(), piece.offset, &piece.entry).is_ok();
-            if there {
-                copied += piece.entry.size;
-            } else if let Some(bytes) = local.find(&piece.entry, &places) {
-                temp.file()
-                    .write_all_at(&bytes, piece.offset)
-                    .map_err(|error| end_of_write(&here.rel, &error))?;
-                copied += piece.entry.size;
-            } else {
-                missing.push(piece);
+        if !has_room(&root, &mut temp, here.content.size) {
+            temp.discard();
+            return Err(End::of_disk(&DiskError::NoSpace(here.rel)));
+        }
+        let local = Local { root: &root, rels, files: HashMap::new(), old: None, wrong: Vec::new() };
+        match fill_local(local, &mut temp, &here, &entries, &places, &stop) {
+            Ok(filled) => Ok((temp, filled)),
+            Err(end) => {
+                give_room(&root, temp);
+                Err(end)
             }
         }
-        Ok((temp, missing, copied, local.wrong))
     });
-    let (temp, missing, copied, wrong) = work.await.unwrap_or(Err(End::Stopped))?;
+    let (temp, Filled { missing, copied_bytes: copied, wrong }) = work.await.unwrap_or(Err(End::Stopped))?;
     shown.advance(copied);
     if !wrong.is_empty() {
         drop(shared.state.ask(move |state| state.drop_chunk_hints(&wrong)).await);
     }
     Ok((temp, missing))
+}
+
+/// What came of looking for chunks on this device.
+struct Filled {
+    missing: Vec<Piece>,
+    copied_bytes: u64,
+    /// Hints that were wrong.
+    wrong: Vec<(ChunkId, ChunkPlace)>,
+}
+
+/// Puts into the file what it does not have and this device has. Blocks.
+fn fill_local(
+    mut local: Local<'_>,
+    temp: &mut Temp,
+    task: &DownloadTask,
+    entries: &[ManifestEntry],
+    places: &[Vec<ChunkPlace>],
+    stop: &tokio_util::sync::CancellationToken,
+) -> Result<Filled, End> {
+    local.index_old(task.replaces.as_ref(), &task.rel, entries, places, stop);
+    let failed = |error: std::io::Error| end_of_write(&task.rel, &error);
+    let mut filled = Filled { missing: Vec::new(), copied_bytes: 0, wrong: Vec::new() };
+    let held = temp.file().metadata().map_or(0, |metadata| metadata.len());
+    temp.file().set_len(task.content.size).map_err(failed)?;
+    for (piece, places) in pieces(entries).into_iter().zip(places) {
+        if stop.is_cancelled() {
+            return Err(End::Stopped);
+        }
+        let there = piece.offset + piece.entry.size <= held
+            && read_chunk(temp.file(), piece.offset, &piece.entry).is_ok();
+        if there {
+            filled.copied_bytes += piece.entry.size;
+        } else if let Some(bytes) = local.find(&piece.entry, places) {
+            temp.file().write_all_at(&bytes, piece.offset).map_err(failed)?;
+            filled.copied_bytes += piece.entry.size;
+        } else {
+            filled.missing.push(piece);
+        }
+    }
+    filled.wrong = local.wrong;
+    Ok(filled)
 }
 
 /// Local files that chunks may be taken from.

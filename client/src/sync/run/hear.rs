@@ -1,6 +1,7 @@
 //! What the loop makes of what it hears: commands, news of both sides, and how tasks ended.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -48,6 +49,14 @@ impl Run {
             Command::ConfirmDeletes => {
                 self.confirmed = self.last.deletes_to_confirm;
                 self.disturb();
+                let root = self.shared.root.clone();
+                let is_empty = tokio::task::spawn_blocking(move || root.is_empty()).await;
+                if matches!(is_empty, Ok(Ok(true))) {
+                    // All that was in it is meant to go, however much that was.
+                    self.confirmed = u64::MAX;
+                    self.shared.empty_confirmed.store(true, Ordering::Relaxed);
+                    self.request_scan(ScanRequest::Whole).await;
+                }
             }
             Command::SetLimits(limits) => self.set_limits(limits),
             Command::SetExcluded { path, excluded, done } => {
