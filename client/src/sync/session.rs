@@ -354,8 +354,10 @@ impl Keeper {
             },
             Ok(Err(_)) | Err(_) => NameRules::default(),
         };
+        let tag = self.root.id().to_string();
         Box::new(move || Rules {
             name: name.clone(),
+            tag: tag.clone(),
             date: today(),
             names,
             deletes: Deletes::Allowed,
