@@ -9,7 +9,7 @@ use super::database::State;
 use super::error::StateError;
 use super::row::id;
 use super::trees::Side;
-use crate::local::model::LocalRecord;
+use crate::local::model::{LocalRecord, Stamp};
 use crate::planner::model::{Node, NodeId};
 pub use crate::planner::transition::Part;
 use crate::planner::transition::agreed;
@@ -67,6 +67,15 @@ pub enum Outcome {
         /// Is forgotten.
         gone: NodeId,
     },
+    /// Two nodes are one, and the local file is an earlier version of the server's: both sides once agreed on it.
+    Adopted {
+        /// The local one; stands for both.
+        keep: NodeId,
+        /// The server's; is forgotten.
+        gone: NodeId,
+        /// How the local file was when it was compared.
+        stamp: Stamp,
+    },
     /// The local copy became a node of its own, as it is on the disk now.
     Split {
         /// Which it was.
@@ -110,6 +119,16 @@ impl State {
             Outcome::Agreed { node } => self.settle(*node),
             Outcome::Forgotten { node } => self.set_synced_if_known(*node, None),
             Outcome::Linked { keep, gone } => self.link(*keep, *gone),
+            Outcome::Adopted { keep, gone, stamp } => {
+                let unchanged = self.local_record(*keep)?.is_some_and(|known| known.stamp == *stamp);
+                let apart = self.side(Side::Remote, *keep)?.is_none() && self.synced(*gone)?.is_none();
+                if unchanged && apart {
+                    let agreed = self.side(Side::Local, *keep)?;
+                    self.link(*keep, *gone)?;
+                    self.set_synced(*keep, agreed)?;
+                }
+                Ok(())
+            }
             Outcome::Split { node, record } => {
                 self.set_side(Side::Local, *node, None)?;
                 self.set_synced_if_known(*node, None)?;

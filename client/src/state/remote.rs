@@ -96,11 +96,13 @@ impl State {
         })
     }
 
-    /// Begins to list the whole remote tree anew: what is not seen again until the batch is whole is gone.
+    /// Begins to list the remote folder anew: what is not seen again until the batch is whole is gone. `whole`: it is
+    /// the top of the server's tree, so that the journal from its start is the listing; else a listing of the folder
+    /// is to be taken in before the journal's first page.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn begin_relist(&mut self) -> Result<(), StateError> {
+    pub fn begin_relist(&mut self, whole: bool) -> Result<(), StateError> {
         self.transaction(|state| {
             state.connection.execute_batch(
                 "DELETE FROM arrivals; DELETE FROM deleted; UPDATE nodes SET sequence = 0 WHERE sequence <> 0;",
@@ -108,6 +110,7 @@ impl State {
             state.set_bytes("cursor", &[])?;
             state.set_number("sequence", 0)?;
             state.set_number("relist", 1)?;
+            state.set_number("relist_whole", i64::from(whole))?;
             state.set_number("changed_ms_max", 0)?;
             state.set_number("batch_open", 1)
         })
@@ -121,16 +124,20 @@ impl State {
         self.transaction(|state| {
             let seen_ms = unsigned(state.number("changed_ms_max")?.unwrap_or(0));
             let relist = state.number("relist")?.unwrap_or(0) != 0;
+            let whole = state.number("relist_whole")?.unwrap_or(0) != 0;
             let mut latest_ms = unsigned(state.number("changed_ms_coming")?.unwrap_or(0)).max(seen_ms);
             for change in &page.changes {
                 match &change.entry {
+                    // Listing a folder anew: what is elsewhere in the tree is not taken in.
+                    Some(entry) if relist && !whole && !state.is_near(entry)? => {}
                     Some(entry) => {
                         let was_there = state.is_there(entry.id)?;
                         let node = state.take_entry(entry)?;
                         // A folder that was not there, and is older than what is known, came back from the trash
                         // or from where it was not followed: what is below it makes no news of its own. (The
                         // server says so only of what came back behind the cursor of this page.)
-                        let came_in = !was_there && !relist && entry.created_ms <= seen_ms;
+                        let unseen = if relist { !whole } else { entry.created_ms <= seen_ms };
+                        let came_in = !was_there && unseen;
                         let list = change.list_below || (came_in && entry.kind() == v1::EntryKind::Folder);
                         state.arrived(node, false, list)?;
                         latest_ms = latest_ms.max(entry.changed_ms);
@@ -224,6 +231,11 @@ impl State {
             state.set_number("batch_open", 0)?;
             Ok(Finished::Whole)
         })
+    }
+
+    /// Whether an entry, or the folder that it is in, is known.
+    fn is_near(&self, entry: &v1::Entry) -> Result<bool, StateError> {
+        Ok(self.node_of_entry(entry.parent)?.is_some() || self.node_of_entry(entry.id)?.is_some())
     }
 
     fn is_there(&self, entry: u64) -> Result<bool, StateError> {

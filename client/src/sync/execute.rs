@@ -1,5 +1,6 @@
 //! Carries tasks out, each kind in its own way. What was done is recorded before a task counts as ended.
 
+pub(crate) mod compare;
 pub(crate) mod download_large;
 pub(crate) mod download_small;
 pub(crate) mod local;

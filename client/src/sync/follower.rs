@@ -40,6 +40,8 @@ const LISTING_PAGES_MAX: usize = 100_000;
 pub(crate) enum FollowerEvent {
     /// The gateway answers.
     Online,
+    /// All of its changes up to now are taken in.
+    CaughtUp,
     /// It does not; it is tried again.
     Offline(String),
     /// A batch came in whole, with so many changes.
@@ -122,12 +124,12 @@ impl Follower {
     /// Takes in what there is, then listens, until something fails.
     async fn round(&mut self) -> Result<std::convert::Infallible, FollowError> {
         self.find_root().await?;
-        self.catch_up().await?;
-        drop(self.events.send(FollowerEvent::Online).await);
+        self.catch_up(true).await?;
+        drop(self.events.send(FollowerEvent::CaughtUp).await);
         let mut listening = Listening { stream: None, opened: Instant::now(), failures: 0, poll_until: None };
         loop {
             let check = self.wait_for_news(&mut listening).await?;
-            self.catch_up().await?;
+            self.catch_up(false).await?;
             if let Some(check) = check {
                 let _nobody = check.send(());
             }
@@ -164,21 +166,24 @@ impl Follower {
     }
 
     /// Takes in all changes up to now. Nothing of a batch counts before all of it is in.
-    async fn catch_up(&mut self) -> Result<(), FollowError> {
+    async fn catch_up(&mut self, mut greet: bool) -> Result<(), FollowError> {
         let position = self.state.ask(|state| state.remote_position()).await?;
         if position.cursor.is_empty() && !position.batch_open {
-            self.state.ask(State::begin_relist).await?;
+            self.relist().await?;
         }
         let mut cursor = Bytes::from(position.cursor);
         let mut count = 0;
         let mut open = position.batch_open || cursor.is_empty();
         loop {
             let answer = self.api.changes(cursor.clone()).await?;
+            if std::mem::take(&mut greet) {
+                drop(self.events.send(FollowerEvent::Online).await);
+            }
             if answer.cursor_reset {
                 if cursor.is_empty() {
                     return Err(CallError::protocol("a reset of no cursor").into());
                 }
-                self.state.ask(State::begin_relist).await?;
+                self.relist().await?;
                 cursor = Bytes::new();
                 open = true;
                 continue;
@@ -212,6 +217,20 @@ impl Follower {
             self.finish(count).await?;
         }
         Ok(())
+    }
+
+    /// Begins to list the remote folder anew. What is below it comes first: of the journal, which is of the whole
+    /// tree, only what is near needs to be looked at then.
+    async fn relist(&self) -> Result<(), FollowError> {
+        let whole = self.remote_path.is_root();
+        let root = self.state.ask(move |state| {
+            state.begin_relist(whole)?;
+            state.root_entry()
+        });
+        match root.await? {
+            Some(root) if !whole => self.list_below(root).await,
+            _ => Ok(()),
+        }
     }
 
     async fn finish(&mut self, count: usize) -> Result<(), FollowError> {

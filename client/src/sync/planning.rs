@@ -6,9 +6,10 @@ use std::collections::{BTreeSet, HashSet};
 use super::config::DeleteGuard;
 use super::prepare::prepare;
 use super::status::{WAITING_LISTED_MAX, Waiting};
-use super::task::{Ended, Task};
+use super::task::{CompareTask, Ended, Task};
 use crate::local::guard::{Verdict, judge};
-use crate::planner::model::NodeId;
+use crate::path::RemotePath;
+use crate::planner::model::{Kind, NodeId, Operation};
 use crate::planner::{Deletes, Rules, Trees, plan};
 use crate::state::database::State;
 use crate::state::error::StateError;
@@ -18,6 +19,8 @@ use crate::state::trees::{Side, SideTree, SyncedTree};
 const OPERATIONS_MIN: usize = 2_000;
 /// Of a large dirty set, this share is planned at once, so that it is looked at a bounded number of times.
 const DIRTY_SHARE: usize = 8;
+/// Remembered as 0 once both sides have agreed on everything.
+const FIRST_SYNC: &str = "first_sync";
 /// Rounds in which only the state changes.
 const ROUNDS_MAX: usize = 64;
 
@@ -34,6 +37,9 @@ pub(crate) struct PlanInput {
     pub(crate) withheld: bool,
     /// Nodes whose paths are wanted, with why they wait.
     pub(crate) named: Vec<(NodeId, String)>,
+    /// Local files that were compared with earlier versions already.
+    pub(crate) compared: HashSet<NodeId>,
+    pub(crate) remote_path: RemotePath,
 }
 
 /// What planning came to.
@@ -54,6 +60,8 @@ pub(crate) struct PlanStep {
     pub(crate) torn: bool,
     /// Deletes are under way or planned: a confirmation still holds.
     pub(crate) deletes: u64,
+    /// Given back.
+    pub(crate) compared: HashSet<NodeId>,
 }
 
 /// Plans.
@@ -61,6 +69,7 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
     let mut step = PlanStep::default();
     if state.remote_position()?.batch_open {
         step.torn = true;
+        step.compared = input.compared;
         return Ok(step);
     }
     let excluded = excluded_nodes(state)?;
@@ -85,7 +94,9 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         };
         // What was planned on a failed answer is not believed.
         state.check()?;
-        let prepared = prepare(state, planned.operations)?;
+        let (operations, compares) = split_compares(state, planned.operations, &input)?;
+        let mut prepared = prepare(state, operations)?;
+        prepared.tasks.extend(compares);
         if !prepared.outcomes.is_empty() {
             state.record(&prepared.outcomes)?;
         }
@@ -100,9 +111,60 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         let blocked = planned.blocked.into_iter().map(|(node, why)| (node, why.to_string()));
         name_waiting(state, &mut step, blocked, &input.named)?;
         step.dirty = dirty.into_iter().collect();
+        if step.dirty.is_empty() && step.tasks.is_empty() && state.number(FIRST_SYNC)?.unwrap_or(1) != 0 {
+            state.set_number(FIRST_SYNC, 0)?;
+        }
         break;
     }
+    step.compared = input.compared;
     Ok(step)
+}
+
+/// Takes out the conflicts that may be none: until both sides have agreed on everything once, a local file that is to
+/// make room for another content is compared with the earlier versions of that first.
+fn split_compares(
+    state: &State,
+    operations: Vec<Operation>,
+    input: &PlanInput,
+) -> Result<(Vec<Operation>, Vec<Task>), StateError> {
+    if state.number(FIRST_SYNC)?.unwrap_or(1) == 0 {
+        return Ok((operations, Vec::new()));
+    }
+    let mut left = Vec::with_capacity(operations.len());
+    let mut compares = Vec::new();
+    for operation in operations {
+        match compare_of(state, &operation, input)? {
+            Some(task) => compares.push(Task::Compare(task)),
+            None => left.push(operation),
+        }
+    }
+    Ok((left, compares))
+}
+
+fn compare_of(
+    state: &State,
+    operation: &Operation,
+    input: &PlanInput,
+) -> Result<Option<CompareTask>, StateError> {
+    let Operation::LocalMove(node, _away) = operation else { return Ok(None) };
+    if input.compared.contains(node)
+        || state.synced(*node)?.is_some()
+        || state.side(Side::Remote, *node)?.is_some()
+    {
+        return Ok(None);
+    }
+    let Some(record) = state.local_record(*node)? else { return Ok(None) };
+    let Kind::File(content) = record.kind else { return Ok(None) };
+    let Some(other) = state.side_at(Side::Remote, record.place.parent, &record.place.name)? else {
+        return Ok(None);
+    };
+    let is_file = state.side(Side::Remote, other)?.is_some_and(|value| matches!(value.kind, Kind::File(_)));
+    if !is_file || state.side(Side::Local, other)?.is_some() || state.synced(other)?.is_some() {
+        return Ok(None);
+    }
+    let Some(below) = state.path(Side::Remote, other)? else { return Ok(None) };
+    let path = below.split('/').try_fold(input.remote_path.clone(), |path, name| path.join(name));
+    Ok(path.ok().map(|path| CompareTask { node: *node, other, path, content, stamp: record.stamp }))
 }
 
 fn excluded_nodes(state: &State) -> Result<HashSet<NodeId>, StateError> {

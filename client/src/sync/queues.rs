@@ -6,8 +6,10 @@
 
 use std::collections::VecDeque;
 
-use super::execute::{download_small, local, remote, upload_small};
-use super::task::{DownloadTask, LocalTask, LocalWork, RemoteTask, SMALL_FILE_BYTES_MAX, Task, UploadTask};
+use super::execute::{compare, download_small, local, remote, upload_small};
+use super::task::{
+    CompareTask, DownloadTask, LocalTask, LocalWork, RemoteTask, SMALL_FILE_BYTES_MAX, Task, UploadTask,
+};
 use crate::planner::model::NodeId;
 
 /// Kinds of work that have a queue of their own.
@@ -20,10 +22,11 @@ pub(crate) enum Lane {
     UploadLarge,
     DownloadSmall,
     DownloadLarge,
+    Compare,
 }
 
 impl Lane {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Remote,
         Self::Local,
         Self::Recut,
@@ -31,6 +34,7 @@ impl Lane {
         Self::UploadLarge,
         Self::DownloadSmall,
         Self::DownloadLarge,
+        Self::Compare,
     ];
 
     /// Portions under way.
@@ -39,7 +43,7 @@ impl Lane {
             Self::Recut => 1,
             Self::Remote | Self::Local | Self::UploadLarge => 2,
             Self::UploadSmall | Self::DownloadLarge => 3,
-            Self::DownloadSmall => 4,
+            Self::DownloadSmall | Self::Compare => 4,
         }
     }
 
@@ -62,6 +66,7 @@ pub(crate) enum Portion {
     UploadLarge(UploadTask),
     DownloadSmall(Vec<DownloadTask>),
     DownloadLarge(DownloadTask),
+    Compare(Vec<CompareTask>),
 }
 
 impl Portion {
@@ -71,6 +76,7 @@ impl Portion {
             Self::Local(tasks) => tasks.iter().map(|task| task.node).collect(),
             Self::UploadSmall(tasks) => tasks.iter().map(|task| task.node).collect(),
             Self::DownloadSmall(tasks) => tasks.iter().map(|task| task.node).collect(),
+            Self::Compare(tasks) => tasks.iter().map(|task| task.node).collect(),
             Self::UploadLarge(task) => vec![task.node],
             Self::DownloadLarge(task) => vec![task.node],
         }
@@ -87,6 +93,7 @@ pub(crate) struct Queues {
     upload_large: VecDeque<UploadTask>,
     download_small: VecDeque<DownloadTask>,
     download_large: VecDeque<DownloadTask>,
+    compare: VecDeque<CompareTask>,
     running: [usize; Lane::ALL.len()],
 }
 
@@ -104,6 +111,7 @@ impl Queues {
                 self.download_small.push_back(task);
             }
             Task::Download(task) => self.download_large.push_back(task),
+            Task::Compare(task) => self.compare.push_back(task),
         }
     }
 
@@ -126,6 +134,7 @@ impl Queues {
                 let bounds = (download_small::BATCH_FILES_MAX, download_small::BATCH_BYTES_MAX);
                 Portion::DownloadSmall(sized(&mut self.download_small, size, bounds)?)
             }
+            Lane::Compare => Portion::Compare(some(&mut self.compare, compare::BATCH_MAX)?),
             Lane::UploadLarge => Portion::UploadLarge(self.upload_large.pop_front()?),
             Lane::DownloadLarge => Portion::DownloadLarge(self.download_large.pop_front()?),
         };
@@ -148,6 +157,7 @@ impl Queues {
         nodes.extend(self.upload_large.drain(..).map(|task| task.node));
         nodes.extend(self.download_small.drain(..).map(|task| task.node));
         nodes.extend(self.download_large.drain(..).map(|task| task.node));
+        nodes.extend(self.compare.drain(..).map(|task| task.node));
         nodes
     }
 }

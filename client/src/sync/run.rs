@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::board::Board;
 use super::config::DeleteGuard;
-use super::execute::{download_large, download_small, local, remote, upload_large, upload_small};
+use super::execute::{compare, download_large, download_small, local, remote, upload_large, upload_small};
 use super::follower::{CheckNow, FollowerEvent};
 use super::handle::Command;
 use super::planning::{PlanInput, PlanStep, plan_step};
@@ -29,6 +29,7 @@ use super::shared::Shared;
 use super::status::Quiet;
 use super::task::Ended;
 use super::waits::Waits;
+use crate::path::RemotePath;
 use crate::planner::Rules;
 use crate::planner::model::NodeId;
 
@@ -55,12 +56,15 @@ pub(crate) struct Run {
     channels: Channels,
     board: Board,
     guard: DeleteGuard,
+    remote_path: RemotePath,
     rules: Box<dyn Fn() -> Rules + Send>,
     queues: Queues,
     tasks: JoinSet<Vec<Ended>>,
     running: HashMap<tokio::task::Id, (Lane, Vec<NodeId>)>,
     busy: HashSet<NodeId>,
     waits: Waits,
+    /// Local files that are no earlier versions of what is at their places on the server.
+    compared: HashSet<NodeId>,
     want_plan: bool,
     plan_not_before: Instant,
     last: PlanStep,
@@ -107,6 +111,7 @@ impl Run {
         channels: Channels,
         board: Board,
         guard: DeleteGuard,
+        remote_path: RemotePath,
         rules: Box<dyn Fn() -> Rules + Send>,
     ) -> Self {
         let now = Instant::now();
@@ -116,12 +121,14 @@ impl Run {
             channels,
             board,
             guard,
+            remote_path,
             rules,
             queues: Queues::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
             busy: HashSet::new(),
             waits: Waits::default(),
+            compared: HashSet::new(),
             want_plan: true,
             plan_not_before: now,
             last: PlanStep::default(),
@@ -219,6 +226,8 @@ impl Run {
             confirmed: self.confirmed,
             withheld: !self.complete,
             named: waiting,
+            compared: std::mem::take(&mut self.compared),
+            remote_path: self.remote_path.clone(),
         };
         let begun = Instant::now();
         let step = match self.shared.state.ask(move |state| plan_step(state, input)).await {
@@ -242,6 +251,7 @@ impl Run {
             self.busy.insert(task.node());
             self.queues.push(task);
         }
+        self.compared = std::mem::take(&mut step.compared);
         let failed = std::mem::take(&mut step.failed);
         self.last = step;
         if failed.is_empty() { None } else { self.take_ended(failed.into_iter()).await }
@@ -285,6 +295,7 @@ async fn carry_out(shared: &Shared, portion: Portion) -> Vec<Ended> {
         Portion::UploadSmall(tasks) => upload_small::run(shared, tasks).await,
         Portion::DownloadSmall(tasks) => download_small::run(shared, tasks).await,
         Portion::UploadLarge(task) => vec![upload_large::run(shared, task).await],
+        Portion::Compare(tasks) => compare::run(shared, tasks).await,
         Portion::DownloadLarge(task) => vec![download_large::run(shared, task).await],
     }
 }

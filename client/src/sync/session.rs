@@ -268,7 +268,8 @@ impl Keeper {
         ];
         let channels = Channels { commands, follower, checks, scanner, scans };
         let rules = self.rules().await;
-        let run = Run::new(shared, stop.clone(), channels, board, self.config.delete_guard, rules);
+        let (guard, remote_path) = (self.config.delete_guard, self.config.remote_path.clone());
+        let run = Run::new(shared, stop.clone(), channels, board, guard, remote_path, rules);
         let ran = run.run().await;
         stop.cancel();
         for part in parts {

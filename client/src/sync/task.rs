@@ -11,6 +11,7 @@ use crate::call_error::CallError;
 use crate::local::disk::DiskError;
 use crate::local::model::{LocalRecord, Stamp};
 use crate::local::rel::Rel;
+use crate::path::RemotePath;
 use crate::planner::model::{Attributes, FileContent, Kind, NodeId, Place};
 use crate::state::record::Part;
 
@@ -58,6 +59,16 @@ pub(crate) struct DownloadTask {
     pub(crate) replaces: Option<LocalRecord>,
 }
 
+/// A local file to be compared with the earlier versions of the one that is at its place on the server.
+#[derive(Clone, Debug)]
+pub(crate) struct CompareTask {
+    pub(crate) node: NodeId,
+    pub(crate) other: NodeId,
+    pub(crate) path: RemotePath,
+    pub(crate) content: FileContent,
+    pub(crate) stamp: Stamp,
+}
+
 /// Work on the disk that moves no content.
 #[derive(Clone, Debug)]
 pub(crate) struct LocalTask {
@@ -84,6 +95,7 @@ pub(crate) enum Task {
     Upload(UploadTask),
     Download(DownloadTask),
     Local(LocalTask),
+    Compare(CompareTask),
 }
 
 impl Task {
@@ -93,6 +105,7 @@ impl Task {
             Self::Upload(task) => task.node,
             Self::Download(task) => task.node,
             Self::Local(task) => task.node,
+            Self::Compare(task) => task.node,
         }
     }
 }
@@ -118,6 +131,8 @@ pub(crate) struct Line {
 pub(crate) enum End {
     /// Done and recorded.
     Done,
+    /// Compared with earlier versions; what came of it is recorded.
+    Compared,
     /// The disk is not as it was known: its folder is to be scanned.
     LocalChanged,
     /// The server's tree is not as it was known: its news are to be waited for.

@@ -46,7 +46,7 @@ impl Waits {
     pub(crate) fn ended(&mut self, node: NodeId, end: &End, now: Instant) -> bool {
         let failures = self.nodes.get(&node).map_or(0, |wait| wait.failures) + 1;
         let (until, again, reason) = match end {
-            End::Done | End::Stopped => {
+            End::Done | End::Compared | End::Stopped => {
                 self.nodes.remove(&node);
                 return false;
             }

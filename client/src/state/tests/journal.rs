@@ -214,10 +214,16 @@ fn position(state: &State) -> u64 {
     cursor.try_into().map_or(0, u64::from_be_bytes)
 }
 
+/// Begins to list anew: first what is below the folder, then the journal from its start.
+fn relist(state: &mut State, server: &Server) {
+    state.begin_relist(false).unwrap();
+    state.apply_listing(SYNC_ROOT, &server.below(SYNC_ROOT), true).unwrap();
+}
+
 /// Follows to the present, the server changing on the way; `crash`: the state is closed and opened at any point.
 fn catch_up(state: &mut State, folder: &std::path::Path, server: &mut Server, random: &mut SmallRng) {
     if state.remote_position().unwrap().cursor.is_empty() {
-        state.begin_relist().unwrap();
+        relist(state, server);
     }
     loop {
         if random.random_bool(0.1) {
@@ -276,7 +282,7 @@ fn following_in_any_pages_ends_at_the_servers_tree() {
                 server.random_change(&mut random);
             }
             if random.random_bool(0.05) {
-                state.begin_relist().unwrap();
+                relist(&mut state, &server);
             }
             catch_up(&mut state, folder.path(), &mut server, &mut random);
             catch_up(&mut state, folder.path(), &mut server, &mut random);

@@ -313,3 +313,21 @@ fn linked_nodes_keep_what_is_in_them() {
     assert!(state.side(Side::Remote, remote).unwrap().is_none());
     assert!(state.synced(NodeId(1_002)).unwrap().is_some());
 }
+
+#[test]
+fn an_earlier_version_here_is_no_edit() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(1_000).unwrap();
+    let local = record(1_002, 1, "f", file(1));
+    let stamp = local.stamp;
+    state.apply_local(vec![LocalUpdate::Put(local)], &Untouched).unwrap();
+    super::journal::follow(&mut state, vec![super::journal::entry(7, 1_000, "f", 2)]);
+    let (keep, gone) = (NodeId(1_002), state.node_of_entry(7).unwrap().unwrap());
+    let late = Stamp { size: 9, ..stamp };
+    state.record(&[Outcome::Adopted { keep, gone, stamp: late }]).unwrap();
+    assert!(state.synced(keep).unwrap().is_none(), "it was edited while it was compared");
+    state.record(&[Outcome::Adopted { keep, gone, stamp }]).unwrap();
+    assert_eq!(state.synced(keep).unwrap(), state.side(Side::Local, keep).unwrap());
+    assert_eq!(state.side(Side::Remote, keep).unwrap().unwrap().kind, file(2));
+    assert_eq!(state.node_of_entry(7).unwrap(), Some(keep));
+}

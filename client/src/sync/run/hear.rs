@@ -134,8 +134,11 @@ impl Run {
         match event {
             FollowerEvent::Online => {
                 self.online = true;
-                self.remote_known = true;
                 self.waits.wake(Some(Until::Online), Instant::now());
+                self.disturb();
+            }
+            FollowerEvent::CaughtUp => {
+                self.remote_known = true;
                 self.disturb();
             }
             FollowerEvent::Offline(reason) => {
@@ -241,6 +244,9 @@ impl Run {
             match &ended.end {
                 End::LocalChanged => rescan.push(ended.node),
                 End::RemoteChanged => check = true,
+                End::Compared => {
+                    self.compared.insert(ended.node);
+                }
                 _ => {}
             }
             let fresh = self.waits.ended(ended.node, &ended.end, now);
