@@ -17,8 +17,9 @@ use crate::planner::model::{NodeId, ROOT};
 pub const FILE_NAME: &str = "state.db";
 /// Statements that are kept prepared.
 const STATEMENTS_MAX: usize = 128;
-/// Kibibytes of pages held in memory.
-const CACHE_KIB: i64 = 24 * 1024;
+/// Kibibytes of pages held in memory by the owner, and by each who reads beside it.
+const CACHE_KIB: i64 = 16 * 1024;
+const READER_CACHE_KIB: i64 = 4 * 1024;
 /// How long another connection's lock is waited for.
 const BUSY_TIME_MAX: Duration = Duration::from_secs(10);
 /// Pages of the log after which they are copied into the file.
@@ -83,8 +84,8 @@ impl State {
     }
 
     fn open_checked(path: &Path) -> Result<Self, StateError> {
-        let mut connection =
-            connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let mut connection = connect(path, flags, CACHE_KIB)?;
         let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
         if mode != "wal" {
             return Err(StateError::Unusable(format!("the file system allows no write-ahead log ({mode})")));
@@ -226,14 +227,14 @@ impl State {
 
 /// Opens one more connection to a state's file, to read.
 pub(super) fn connect_reader(path: &Path) -> Result<Connection, StateError> {
-    connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, READER_CACHE_KIB)
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StateError> {
+fn connect(path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Connection, StateError> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIME_MAX)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    connection.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}; PRAGMA trusted_schema = OFF;"))?;
+    connection.execute_batch(&format!("PRAGMA cache_size = -{cache_kib}; PRAGMA trusted_schema = OFF;"))?;
     Ok(connection)
 }
 

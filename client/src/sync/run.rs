@@ -35,6 +35,8 @@ use crate::planner::model::NodeId;
 
 /// While tasks run, planning anew takes at most this share of the time: one part in five.
 const PLAN_PAUSE_FACTOR: u32 = 4;
+/// How long the end waits for what is under way.
+const END_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often the status is told while something is going on.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// A gateway that stays away for so long is not waited for by who asks for quiet.
@@ -78,6 +80,7 @@ pub(crate) struct Run {
     unquiet: usize,
     trouble: Option<String>,
     confirmed: u64,
+    told: Instant,
     quiet: Vec<oneshot::Sender<Quiet>>,
     /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
     checking: Option<oneshot::Receiver<()>>,
@@ -141,6 +144,7 @@ impl Run {
             unquiet: 0,
             trouble: None,
             confirmed: 0,
+            told: now,
             quiet: Vec::new(),
             checking: None,
             disturbed: false,
@@ -164,9 +168,20 @@ impl Run {
         };
         self.stop.cancel();
         self.shared.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+        self.end_tasks().await;
         self.tell(true).await;
         (end, self.channels.commands, self.board)
+    }
+
+    /// Waits for what is under way, but not for a gateway that does not answer: what was done and not recorded shows
+    /// at the next start, as after a crash.
+    async fn end_tasks(&mut self) {
+        let tasks = &mut self.tasks;
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(END_TIME_MAX, ended).await.is_err() {
+            self.tasks.abort_all();
+            while self.tasks.join_next().await.is_some() {}
+        }
     }
 
     async fn next_event(&mut self) -> Event {
@@ -274,6 +289,11 @@ impl Run {
 
     /// Tells how things are; log lines go to the state now and then, or at once.
     async fn tell(&mut self, at_once: bool) {
+        let due = at_once || self.running.is_empty() || self.told.elapsed() >= STATUS_INTERVAL / 2;
+        if !due {
+            return;
+        }
+        self.told = Instant::now();
         let view = super::board::View {
             online: self.online,
             paused: self.paused,

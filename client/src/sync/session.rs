@@ -216,8 +216,12 @@ impl Keeper {
             Err(reason) => (RunEnd::Failed(reason), commands, board),
         };
         drop(state);
+        // Nobody waits for its answers any more, and a gateway that hangs would give none for long.
+        chunk_task.abort();
         for joined in [chunk_task.await, tokio::task::spawn_blocking(move || close(owner)).await] {
-            if let Err(error) = joined {
+            if let Err(error) = joined
+                && !error.is_cancelled()
+            {
                 tracing::error!(%error, "a part of the session panicked");
             }
         }
