@@ -7,6 +7,7 @@ pub mod outcome;
 pub mod query;
 pub mod row;
 pub mod settings;
+mod step_error;
 
 /// Version of the encoding of rows, commands and queries: the first byte of each.
 pub const MODEL_FORMAT: u8 = 1;
