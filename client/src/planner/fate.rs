@@ -96,7 +96,9 @@ impl View<'_> {
             return false;
         };
         match self.between(Side::Remote, node, local.place.parent) {
-            Some(between) => !between.into_iter().any(|inner| self.raw_wish(&self.get(inner)) == Wish::MoveRemote),
+            Some(between) => {
+                !between.into_iter().any(|inner| self.raw_wish(&self.get(inner)) == Wish::MoveRemote)
+            }
             None => false,
         }
     }
@@ -119,7 +121,9 @@ impl View<'_> {
     /// What an excluded node comes to; `None` if the same as others.
     fn excluded_fate(&self, triple: &Triple) -> Option<Fate> {
         match (&triple.remote, &triple.local) {
-            (Some(_), None) if planted(Bug::ExcludedIsDelete) && triple.synced.is_some() => Some(Fate::GoesRemote),
+            (Some(_), None) if planted(Bug::ExcludedIsDelete) && triple.synced.is_some() => {
+                Some(Fate::GoesRemote)
+            }
             (Some(_), None) => Some(Fate::Away(triple.synced.is_some())),
             (Some(_), Some(_)) => {
                 // What was changed here goes up; what was changed there does not come down.

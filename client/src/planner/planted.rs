@@ -14,8 +14,6 @@ pub(super) enum Bug {
     AsideAgreed,
     /// A move of what is on one side only makes it look synced.
     MoveMakesSynced,
-    /// Different contents of a node that was never synced look like an edit of one side.
-    UnknownIsEdit,
     /// A crash between a split's rename and its record is forgotten.
     SplitForgotten,
     /// What was excluded and is gone from the disk looks like a delete.
@@ -44,13 +42,12 @@ pub(super) enum Bug {
 
 #[cfg(test)]
 impl Bug {
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::DeleteBeatsEdit,
         Self::MovesInverted,
         Self::NewKeepsNothing,
         Self::AsideAgreed,
         Self::MoveMakesSynced,
-        Self::UnknownIsEdit,
         Self::SplitForgotten,
         Self::ExcludedIsDelete,
         Self::BusyIgnored,

@@ -15,6 +15,7 @@ mod cases;
 pub(super) mod content;
 mod device;
 mod disk;
+mod events;
 mod scan;
 mod server;
 pub(super) mod state;
@@ -25,7 +26,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use self::world::{Summary, generate, run, shrink};
+use self::events::generate;
+use self::world::{Summary, run, shrink};
 use super::planted::{Bug, plant};
 use super::{Decision, Decisions};
 
@@ -75,7 +77,9 @@ fn devices_that_do_anything_end_the_same_and_lose_nothing() {
                         Err(error) => {
                             if !failed.swap(true, Ordering::Relaxed) {
                                 let (fewer, why) = shrink(&setup, events);
-                                eprintln!("seed {seed} after {at} runs: {error}\n{setup:?}\n{fewer:#?}\n{why}");
+                                eprintln!(
+                                    "seed {seed} after {at} runs: {error}\n{setup:?}\n{fewer:#?}\n{why}"
+                                );
                             }
                         }
                     }
@@ -121,11 +125,19 @@ fn every_planted_bug_is_found() {
                     usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok().and_then(|at| Bug::ALL.get(at))
                 {
                     plant(Some(*bug));
-                    let found = (1..=RUNS_TO_FIND).find_map(|seed| {
-                        let (setup, events) = generate(seed);
-                        run(&setup, &events).err().map(|why| (seed, why))
-                    });
+                    let by_case = cases::crash_within_a_split().err().map(|why| (0, why));
                     plant(None);
+                    let found = by_case.or_else(|| {
+                        (1..=RUNS_TO_FIND).find_map(|seed| {
+                            let (setup, events) = generate(seed);
+                            plant(Some(*bug));
+                            let failed = run(&setup, &events).err();
+                            plant(None);
+                            // It must be the bug that fails.
+                            let why = failed.filter(|_| run(&setup, &events).is_ok())?;
+                            Some((seed, why))
+                        })
+                    });
                     match found {
                         Some((runs, why)) => {
                             let why = why.lines().next().unwrap_or_default().to_owned();

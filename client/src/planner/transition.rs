@@ -29,7 +29,11 @@ pub enum Part {
 #[must_use]
 pub fn part_of(operation: &Operation, remote: Option<&Node>, local: Option<&Node>) -> Option<Part> {
     let moved = |to: &Place, other: Option<&Node>| {
-        if other.is_some_and(|other| other.place == *to) || planted(Bug::AsideAgreed) { Part::Place } else { Part::Nothing }
+        if other.is_some_and(|other| other.place == *to) || planted(Bug::AsideAgreed) {
+            Part::Place
+        } else {
+            Part::Nothing
+        }
     };
     Some(match operation {
         Operation::RemoteCreate(_) | Operation::LocalCreate(_) => Part::Whole,
@@ -88,7 +92,6 @@ pub fn settled(remote: Option<&Node>, local: Option<&Node>, synced: Option<&Node
             let mut settled = match synced {
                 Some(synced) => synced.clone(),
                 None if same_kind(&remote.kind, &local.kind) => local.clone(),
-                None if planted(Bug::UnknownIsEdit) => local.clone(),
                 None => return None,
             };
             if remote.place == local.place {

@@ -78,7 +78,13 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     pub(super) fn new(trees: &'a Trees<'a>, tag: &'a str) -> Self {
-        Self { trees, tag, kept: RefCell::default(), excluded: RefCell::default(), folded: RefCell::default() }
+        Self {
+            trees,
+            tag,
+            kept: RefCell::default(),
+            excluded: RefCell::default(),
+            folded: RefCell::default(),
+        }
     }
 
     pub(super) fn tree(&self, side: Side) -> &'a dyn Tree {

@@ -39,6 +39,8 @@ const CALL_RETRY_TIME_MAX: Duration = Duration::from_secs(4);
 const EVENTS_MAX: usize = 64;
 /// Days that the local trash keeps what synchronisation removed.
 const TRASH_DAYS: u32 = 30;
+/// Of the root's id: what tells this device's names for stepping aside from those of others.
+const SWAP_TAG_CHARS: usize = 8;
 /// Damaged states in one session, before it gives up: the disk itself is bad then.
 const REBUILDS_MAX: u32 = 3;
 
@@ -348,6 +350,7 @@ impl Keeper {
             Some(name) => name.clone(),
             None => self.api.who_am_i().await.map_or_else(|_| host_name(), |who| who.device_name),
         };
+        let tag: String = self.root.id().to_string().chars().take(SWAP_TAG_CHARS).collect();
         let root = self.root.clone();
         let probed = tokio::task::spawn_blocking(move || root.probe_names()).await;
         let names = match probed {
@@ -363,6 +366,7 @@ impl Keeper {
             name: name.clone(),
             tag: tag.clone(),
             date: today(),
+            tag: tag.clone(),
             names,
             deletes: Deletes::Allowed,
             operations_max: 0,

@@ -16,7 +16,10 @@ impl Planning<'_> {
         let parent = node.place.parent;
         (1..=NAMES_TRIED_MAX)
             .map(|number| Place { parent, name: name(number) })
-            .find(|place| planted(Bug::NameNotFree) || !self.rules.names.refused(parent, &place.name) && self.ready.is_free(place))
+            .find(|place| {
+                planted(Bug::NameNotFree)
+                    || !self.rules.names.refused(parent, &place.name) && self.ready.is_free(place)
+            })
             .ok_or(Blocked::NoName)
     }
 

@@ -146,7 +146,11 @@ impl Device {
 
     pub(super) fn scan(&mut self) -> bool {
         // What is done and not recorded is under way: a scan that looks now is not believed about it.
-        if self.unrecorded.iter().any(|outcome| !matches!(outcome, Outcome::Remote(..) | Outcome::RemoteGone(..))) {
+        if self
+            .unrecorded
+            .iter()
+            .any(|outcome| !matches!(outcome, Outcome::Remote(..) | Outcome::RemoteGone(..)))
+        {
             return false;
         }
         self.scanned = true;
@@ -168,8 +172,7 @@ impl Device {
         };
         let busy: BTreeSet<NodeId> = self.busy();
         let state = &self.state;
-        let excluded =
-            |id: NodeId| state.entry_of(id).is_some_and(|entry| state.excluded.contains(&entry));
+        let excluded = |id: NodeId| state.entry_of(id).is_some_and(|entry| state.excluded.contains(&entry));
         let trees =
             Trees { remote: &state.remote, local: &state.local, synced: &state.synced, excluded: &excluded };
         let planned = plan(&trees, &state.dirty(), &busy, &rules);
@@ -298,14 +301,19 @@ impl Device {
     fn perform_remote(&self, task: &Task, server: &mut Server) -> Result<Outcome, Failed> {
         let node = node_of(&task.operation);
         let part = task.part.unwrap_or(Part::Nothing);
-        let refused = |_| Failed::Changed;
+        let refused = |_refused| Failed::Changed;
         let entry = task.remote.as_ref().map(|(entry, _)| entry);
         let from = entry.map(|entry| (entry.parent, entry.name.clone()));
         let done = match &task.operation {
             Operation::RemoteCreate(_) => {
                 let local = task.local.as_ref().ok_or(Failed::Changed)?;
                 let (kind, attributes) = (local.node.kind.clone(), local.node.attributes);
-                server.create(task.folder_entry.ok_or(Failed::Changed)?, &local.node.place.name, kind, attributes)
+                server.create(
+                    task.folder_entry.ok_or(Failed::Changed)?,
+                    &local.node.place.name,
+                    kind,
+                    attributes,
+                )
             }
             Operation::Upload(_) => {
                 let local = task.local.as_ref().ok_or(Failed::Changed)?;
@@ -378,7 +386,7 @@ impl Device {
     fn perform_local(&mut self, task: &Task, server: &Server) -> Result<Outcome, Failed> {
         let node = node_of(&task.operation);
         let part = task.part.unwrap_or(Part::Nothing);
-        let changed = |_| Failed::Changed;
+        let changed = |_changed| Failed::Changed;
         match &task.operation {
             Operation::LocalCreate(_) | Operation::Download(_) => self.make(task, server, node, part),
             Operation::LocalRetarget(_) | Operation::LocalAttributes(..) => {
@@ -435,7 +443,8 @@ impl Device {
 
     fn make(&mut self, task: &Task, server: &Server, node: NodeId, part: Part) -> Result<Outcome, Failed> {
         let (entry, _) = task.remote.as_ref().ok_or(Failed::Changed)?;
-        let folder = task.folder_path.as_ref().and_then(|path| self.disk.resolve(path)).ok_or(Failed::Changed)?;
+        let folder =
+            task.folder_path.as_ref().and_then(|path| self.disk.resolve(path)).ok_or(Failed::Changed)?;
         let is_file = matches!(entry.kind, Kind::File(_));
         // Earlier versions can be had as long as the file is there.
         if is_file && (!self.online || !server.entries.contains_key(&entry.id)) {
@@ -454,14 +463,14 @@ impl Device {
                 let name = self.disk.objects[&inode].name.clone();
                 self.disk.remove(inode);
                 let made = self.disk.make(folder, &name, thing, entry.attributes);
-                (made.map_err(|_| Failed::Changed)?, local.node.place.clone())
+                (made.map_err(|_changed| Failed::Changed)?, local.node.place.clone())
             }
             Some(_) => return Err(Failed::Changed),
             None => {
                 let parent = self.state.by_entry.get(&entry.parent).copied();
                 let made = self.disk.make(folder, &entry.name, thing, entry.attributes);
                 let place = Place { parent: parent.unwrap_or(ROOT), name: entry.name.clone() };
-                (made.map_err(|_| Failed::Changed)?, place)
+                (made.map_err(|_changed| Failed::Changed)?, place)
             }
         };
         self.seen.extend(bytes_of_kind(&entry.kind));
@@ -477,7 +486,7 @@ impl Device {
         }
         if let Some(name) = name {
             let folder = self.disk.objects[&inode].parent;
-            self.disk.rename(inode, folder, name).map_err(|_| Failed::Changed)?;
+            self.disk.rename(inode, folder, name).map_err(|_changed| Failed::Changed)?;
             name.clone_into(&mut local.node.place.name);
         }
         let new_node = task.new_node.ok_or(Failed::Changed)?;

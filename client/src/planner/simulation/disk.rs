@@ -18,7 +18,7 @@ pub(super) enum Thing {
     Symlink(Vec<u8>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Object {
     pub(super) parent: Inode,
     pub(super) name: String,

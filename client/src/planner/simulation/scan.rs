@@ -47,28 +47,29 @@ pub(super) fn scan(state: &mut State, disk: &Disk, cutter: Cutter) -> bool {
 fn same_class(kind: &Kind, thing: &Thing) -> bool {
     matches!(
         (kind, thing),
-        (Kind::Folder, Thing::Folder) | (Kind::File(_), Thing::File(_)) | (Kind::Symlink(_), Thing::Symlink(_))
+        (Kind::Folder, Thing::Folder)
+            | (Kind::File(_), Thing::File(_))
+            | (Kind::Symlink(_), Thing::Symlink(_))
     )
 }
 
 fn match_all(state: &mut State, disk: &Disk, cutter: Cutter) -> BTreeMap<Inode, NodeId> {
     let mut found: BTreeMap<Inode, NodeId> = BTreeMap::new();
     let mut left: BTreeSet<NodeId> = state.local.ids().collect();
-    let by_inode: BTreeMap<Inode, NodeId> = state.stamps.iter().map(|(id, stamp)| (stamp.inode, *id)).collect();
-    let all: Vec<Inode> = disk
-        .below(disk::TOP)
-        .into_iter()
-        .skip(1)
-        .filter(|inode| !own(disk, *inode))
-        .collect();
+    let by_inode: BTreeMap<Inode, NodeId> =
+        state.stamps.iter().map(|(id, stamp)| (stamp.inode, *id)).collect();
+    let all: Vec<Inode> =
+        disk.below(disk::TOP).into_iter().skip(1).filter(|inode| !own(disk, *inode)).collect();
     // The same object, wherever.
     for inode in &all {
         let object = &disk.objects[inode];
         let Some(id) = by_inode.get(inode).copied() else { continue };
         let (Some(stamp), Some(node)) = (state.stamps.get(&id), state.local.get(id)) else { continue };
-        let parent = disk.objects.get(&object.parent).map_or(Some(ROOT), |_| by_inode.get(&object.parent).copied());
+        let parent =
+            disk.objects.get(&object.parent).map_or(Some(ROOT), |_| by_inode.get(&object.parent).copied());
         let same_place = parent == Some(node.place.parent) && node.place.name == object.name;
-        let is_same = stamp.born == object.born && (object.born != 0 || same_place || stamp.stamp == object.stamp);
+        let is_same =
+            stamp.born == object.born && (object.born != 0 || same_place || stamp.stamp == object.stamp);
         if is_same && same_class(&node.kind, &object.thing) && left.remove(&id) {
             found.insert(*inode, id);
         }
@@ -79,8 +80,7 @@ fn match_all(state: &mut State, disk: &Disk, cutter: Cutter) -> BTreeMap<Inode, 
         if found.contains_key(inode) {
             continue;
         }
-        let parent =
-            if object.parent == disk::TOP { Some(ROOT) } else { found.get(&object.parent).copied() };
+        let parent = if object.parent == disk::TOP { Some(ROOT) } else { found.get(&object.parent).copied() };
         let at = parent.and_then(|parent| state.local.at(parent, &object.name));
         if let Some(id) = at
             && state.local.get(id).is_some_and(|node| same_class(&node.kind, &object.thing))

@@ -93,7 +93,8 @@ impl Server {
         self.next += 1;
         self.ever.extend(bytes_of_kind(&kind));
         let sequence = self.bump();
-        let entry = Entry { id, parent, name: name.to_owned(), kind, attributes, version: sequence, sequence };
+        let entry =
+            Entry { id, parent, name: name.to_owned(), kind, attributes, version: sequence, sequence };
         self.places.insert((parent, name.to_owned()), id);
         self.entries.insert(id, entry.clone());
         Ok(entry)

@@ -63,7 +63,11 @@ impl Tree for MapTree {
     fn node(&self, id: NodeId) -> Option<Node> {
         if id == ROOT {
             let place = Place { parent: NodeId(0), name: String::new() };
-            return Some(Node { place, kind: Kind::Folder, attributes: Attributes { mode: 0o755, mtime_ns: 0 } });
+            return Some(Node {
+                place,
+                kind: Kind::Folder,
+                attributes: Attributes { mode: 0o755, mtime_ns: 0 },
+            });
         }
         self.nodes.get(&id).cloned()
     }
@@ -205,10 +209,14 @@ impl State {
     /// Takes in an entry unless something newer is known of it.
     fn take_entry(&mut self, entry: &Entry, answer: bool) -> Option<NodeId> {
         let known = self.by_entry.get(&entry.id).copied();
-        let is_newer = known.and_then(|id| self.facts.get(&id)).is_some_and(|facts| facts.sequence > entry.sequence);
+        let is_newer =
+            known.and_then(|id| self.facts.get(&id)).is_some_and(|facts| facts.sequence > entry.sequence);
         let is_deleted = self.deleted.get(&entry.id).is_some_and(|sequence| *sequence >= entry.sequence);
         // An answer that came late: the journal has told all up to here, so it is gone already.
-        let is_gone = answer && !planted(Bug::LateAnswer) && entry.sequence <= self.sequence && known.is_none_or(|id| self.remote.get(id).is_none());
+        let is_gone = answer
+            && !planted(Bug::LateAnswer)
+            && entry.sequence <= self.sequence
+            && known.is_none_or(|id| self.remote.get(id).is_none());
         if is_newer || is_deleted || is_gone {
             return known;
         }
@@ -298,7 +306,8 @@ impl State {
     pub(super) fn record_remote_gone(&mut self, node: NodeId, entry: EntryId, sequence: u64) {
         self.deleted.insert(entry, sequence);
         // The journal may have told by now that it is back.
-        let is_back = self.facts.get(&node).is_some_and(|facts| facts.entry == entry && facts.sequence > sequence);
+        let is_back =
+            self.facts.get(&node).is_some_and(|facts| facts.entry == entry && facts.sequence > sequence);
         let gone = if is_back { Vec::new() } else { self.drop_remote(node) };
         for id in gone.into_iter().chain([node]) {
             self.set_synced(id, None);

@@ -263,7 +263,8 @@ impl Hand<'_> {
     fn rename_by_case(&mut self, act: Act) {
         let Some(inode) = self.any(act.one) else { return };
         let (folder, name) = self.place(inode);
-        let other = if name.chars().any(char::is_uppercase) { name.to_lowercase() } else { name.to_uppercase() };
+        let other =
+            if name.chars().any(char::is_uppercase) { name.to_lowercase() } else { name.to_uppercase() };
         self.rename(inode, folder, &other);
     }
 
@@ -337,9 +338,8 @@ pub(super) fn act_on_server(server: &mut Server, ledger: &mut Ledger, act: Act) 
     // The client's own folder's name is an ordinary one there.
     let name = if act.name % 13 == 12 { OWN_FOLDER } else { NAMES[usize::from(act.name) % NAMES.len()] };
     let all: Vec<EntryId> = server.below(server::TOP).into_iter().skip(1).collect();
-    let folders: Vec<EntryId> = std::iter::once(server::TOP)
-        .chain(all.iter().copied().filter(|id| server.is_folder(*id)))
-        .collect();
+    let folders: Vec<EntryId> =
+        std::iter::once(server::TOP).chain(all.iter().copied().filter(|id| server.is_folder(*id))).collect();
     let files: Vec<EntryId> =
         all.iter().copied().filter(|id| matches!(server.entries[id].kind, Kind::File(_))).collect();
     let folder = pick(&folders, act.other).unwrap_or(server::TOP);

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
-
 use super::content::bytes_of_kind;
 use super::device::{Device, Failed};
 use super::disk::{Thing, thing_of};
+use super::events::{Event, Setup};
 use super::server::{self, EntryId, Server};
-use super::user::{ACTS, Act, Ledger, NEST, SWAP, act, act_on_server};
+use super::user::{Ledger, act, act_on_server};
 use crate::planner::model::{Attributes, Kind};
 use crate::planner::names::{NameRules, swapped};
 use crate::planner::{Blocked, Decisions};
@@ -20,155 +18,11 @@ const ROUNDS_MAX: usize = 60;
 /// Plans of one device, with nobody else doing anything, until it has nothing to do.
 const PLANS_MAX: usize = 120;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
-    /// Somebody does something on a device.
-    User(u8, Act),
-    /// Somebody does something on the server.
-    Web(Act),
-    Fetch(u8),
-    Take(u8),
-    /// Takes what it fetched, and once more.
-    TakeTwice(u8),
-    Scan(u8),
-    Plan(u8, u8),
-    /// Carries a task out and records it.
-    Perform(u8, u8),
-    /// Carries a task out; it is recorded later.
-    Begin(u8, u8),
-    Record(u8, u8),
-    /// The answer of a call is lost.
-    LoseAnswer(u8, u8),
-    /// Much of what a device does at once.
-    Work(u8),
-    Crash(u8),
-    LoseDatabase(u8),
-    /// The server says that the cursor is of no use.
-    Reset(u8),
-    Online(u8, bool),
-    Withhold(u8, bool),
-    Exclude(u8, u8, bool),
-    /// All become quiet.
-    Quiet,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Setup {
-    pub(super) devices: Vec<(NameRules, bool)>,
-    /// Only one device is used at a time, and nothing fails: there is no reason for a conflict.
-    pub(super) calm: bool,
-}
-
 #[derive(Clone, Debug, Default)]
 pub(super) struct Summary {
     pub(super) decisions: Decisions,
     pub(super) rounds: usize,
     pub(super) operations: usize,
-}
-
-/// The setup and events of a seed.
-pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
-    let mut rng = SmallRng::seed_from_u64(seed);
-    let calm = rng.random_ratio(1, 8);
-    let count = rng.random_range(2..=5_usize);
-    let plain = rng.random_bool(0.5);
-    let devices = (0..count)
-        .map(|_| {
-            let odd = !plain && !calm && rng.random_ratio(2, 5);
-            let names = NameRules {
-                case_blind: odd && rng.random_bool(0.7),
-                normalising: odd && rng.random_bool(0.5),
-                windows: odd && rng.random_bool(0.2),
-            };
-            (names, rng.random_bool(0.7))
-        })
-        .collect();
-    let length = rng.random_range(5..70);
-    let faults = rng.random_bool(0.6);
-    let exclusion = rng.random_bool(0.3);
-    let mut events = Vec::new();
-    for _ in 0..length {
-        let device = rng.random_range(0..8_u8);
-        if calm {
-            events.push(Event::User(device, random_act(&mut rng)));
-            if rng.random_bool(0.7) {
-                events.push(Event::Quiet);
-            }
-            continue;
-        }
-        match rng.random_range(0..40) {
-            0 => events.extend(at_once(&mut rng, device)),
-            1 if faults => events.extend(lost_halfway(&mut rng, device)),
-            _ => events.push(random_event(&mut rng, device, faults, exclusion)),
-        }
-        if rng.random_ratio(1, 40) {
-            events.push(Event::Quiet);
-        }
-    }
-    (Setup { devices, calm }, events)
-}
-
-fn random_act(rng: &mut SmallRng) -> Act {
-    Act { what: rng.random_range(0..ACTS), one: rng.random(), other: rng.random(), name: rng.random() }
-}
-
-/// Two devices do something with the same things, without knowing of one another.
-fn at_once(rng: &mut SmallRng, device: u8) -> Vec<Event> {
-    let one = random_act(rng);
-    let mut other = Act { one: one.one, ..random_act(rng) };
-    let mut first = one;
-    if rng.random_bool(0.4) {
-        first.what = NEST;
-        other = Act { what: NEST, one: first.other, other: first.one, ..other };
-    }
-    let second = device.wrapping_add(1);
-    let mut events = vec![Event::Quiet, Event::User(device, first), Event::User(second, other)];
-    for _ in 0..rng.random_range(0..3) {
-        let more = Act { one: one.one, ..random_act(rng) };
-        events.push(Event::User(if rng.random() { device } else { second }, more));
-    }
-    events
-}
-
-/// A device forgets all while things change places.
-fn lost_halfway(rng: &mut SmallRng, device: u8) -> Vec<Event> {
-    let swap = Act { what: SWAP, ..random_act(rng) };
-    let user = if rng.random() { device } else { device.wrapping_add(1) };
-    let mut events = vec![Event::Quiet, Event::User(user, swap), Event::Work(user)];
-    if user == device {
-        events.pop();
-    }
-    events.extend([Event::Fetch(device), Event::Take(device), Event::Scan(device)]);
-    for _ in 0..rng.random_range(1..4) {
-        events.extend([Event::Plan(device, 7), Event::Perform(device, rng.random())]);
-    }
-    events.push(if rng.random() { Event::LoseDatabase(device) } else { Event::Crash(device) });
-    events
-}
-
-fn random_event(rng: &mut SmallRng, device: u8, faults: bool, exclusion: bool) -> Event {
-    let pick = rng.random();
-    match rng.random_range(0..100) {
-        0..=34 => Event::User(device, random_act(rng)),
-        35..=39 => Event::Web(Act { what: rng.random(), ..random_act(rng) }),
-        40..=45 => Event::Fetch(device),
-        46..=50 => Event::Take(device),
-        51..=55 => Event::Scan(device),
-        56..=62 => Event::Plan(device, pick),
-        63..=70 => Event::Perform(device, pick),
-        71..=74 => Event::Begin(device, pick),
-        75..=78 => Event::Record(device, pick),
-        79..=89 => Event::Work(device),
-        90 | 91 if faults => Event::Crash(device),
-        92 if faults => Event::LoseDatabase(device),
-        93 if faults => Event::LoseAnswer(device, pick),
-        94 if faults => Event::Reset(device),
-        95 if faults => Event::Online(device, rng.random_bool(0.6)),
-        96 if faults => Event::Withhold(device, rng.random_bool(0.6)),
-        97 if faults => Event::TakeTwice(device),
-        98 | 99 if exclusion => Event::Exclude(device, pick, rng.random_bool(0.6)),
-        _ => Event::Work(device),
-    }
 }
 
 pub(super) struct World {
@@ -187,6 +41,7 @@ pub(super) fn run(setup: &Setup, events: &[Event]) -> Result<Summary, String> {
         world.event(*event).map_err(|error| format!("event {number} {event:?}: {error}"))?;
     }
     world.quiet().map_err(|error| format!("at the end: {error}"))?;
+    world.forget_everything().map_err(|error| format!("after all lost their databases: {error}"))?;
     for device in &world.devices {
         world.summary.decisions.extend(device.decisions.iter().copied());
     }
@@ -195,7 +50,8 @@ pub(super) fn run(setup: &Setup, events: &[Event]) -> Result<Summary, String> {
 
 impl World {
     pub(super) fn new(setup: &Setup) -> Self {
-        let device = |(number, (names, birth)): (usize, &(NameRules, bool))| Device::new(number, *names, *birth);
+        let device =
+            |(number, (names, birth)): (usize, &(NameRules, bool))| Device::new(number, *names, *birth);
         Self {
             server: Server::new(),
             devices: setup.devices.iter().enumerate().map(device).collect(),
@@ -332,6 +188,25 @@ impl World {
         Ok(())
     }
 
+    /// When all are quiet and then lose their databases, nothing is sent, fetched, renamed or deleted.
+    fn forget_everything(&mut self) -> Result<(), String> {
+        let sequence = self.server.sequence;
+        let kept_all = self.devices.iter().all(|device| device.state.excluded.is_empty());
+        let disks: Vec<_> = self.devices.iter().map(|device| device.disk.objects.clone()).collect();
+        self.devices.iter_mut().for_each(Device::lose);
+        self.quiet()?;
+        // Without the list of what is excluded, more comes than was here, and with it names that cannot be.
+        if kept_all && self.server.sequence != sequence {
+            return Err(format!("something changed on the server\n{}", self.shown()));
+        }
+        for (device, disk) in self.devices.iter().zip(disks) {
+            if kept_all && device.disk.objects != disk {
+                return Err(format!("the disk of device {} changed\n{}", device.number, self.shown()));
+            }
+        }
+        Ok(())
+    }
+
     /// Everybody goes on until nothing is left to do, while nobody does anything new.
     pub(super) fn quiet(&mut self) -> Result<(), String> {
         for device in &mut self.devices {
@@ -386,9 +261,8 @@ impl World {
                 let first = self.devices[number].tasks.clone();
                 if !self.perform(number, pick, Ending::Recorded)? {
                     let left = &self.devices[number].tasks;
-                    let failed = first.iter().find(|task| {
-                        !left.iter().any(|other| other.operation == task.operation)
-                    });
+                    let failed =
+                        first.iter().find(|task| !left.iter().any(|other| other.operation == task.operation));
                     return Err(format!(
                         "device {number} with nobody else about: refused {:?}\n{}",
                         failed.map(|task| &task.operation),
@@ -403,9 +277,8 @@ impl World {
     /// What must hold when all are quiet.
     fn check(&self) -> Result<(), String> {
         for device in &self.devices {
-            self.check_device(device).map_err(|error| {
-                format!("device {}: {error}\n{}", device.number, self.shown())
-            })?;
+            self.check_device(device)
+                .map_err(|error| format!("device {}: {error}\n{}", device.number, self.shown()))?;
         }
         let live: BTreeSet<u32> = self
             .server
@@ -440,7 +313,8 @@ impl World {
                     continue;
                 }
                 let path = format!("{path}/{}", entry.name);
-                expected.insert(path.clone(), (thing_of(&entry.kind), compared(&entry.kind, entry.attributes)));
+                expected
+                    .insert(path.clone(), (thing_of(&entry.kind), compared(&entry.kind, entry.attributes)));
                 pending.push((id, path));
             }
         }
@@ -486,13 +360,19 @@ impl World {
         }
         for device in &self.devices {
             let state = &device.state;
-            let _ = writeln!(shown, "device {} {:?} excluded {:?}", device.number, device.disk.names, state.excluded);
+            let _ = writeln!(
+                shown,
+                "device {} {:?} excluded {:?}",
+                device.number, device.disk.names, state.excluded
+            );
             for (path, (thing, attributes)) in device.disk.listing() {
                 let _ = writeln!(shown, "  disk {path} {thing:?} {attributes:?}");
             }
             for id in state.dirty() {
                 let _ = writeln!(shown, "  node {} entry {:?}", id.0, state.entry_of(id));
-                for (name, tree) in [("remote", &state.remote), ("local", &state.local), ("synced", &state.synced)] {
+                for (name, tree) in
+                    [("remote", &state.remote), ("local", &state.local), ("synced", &state.synced)]
+                {
                     if let Some(node) = tree.get(id) {
                         let thing = thing_of(&node.kind);
                         let (at, called) = (node.place.parent.0, &node.place.name);

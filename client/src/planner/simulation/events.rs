@@ -1,0 +1,184 @@
+//! Events, and lists of them made from a seed: mostly at random, and some short stories in between that chance alone would
+//! seldom tell.
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::user::{ACTS, Act, NEST, SWAP};
+use crate::planner::names::NameRules;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Somebody does something on a device.
+    User(u8, Act),
+    /// Somebody does something on the server.
+    Web(Act),
+    Fetch(u8),
+    Take(u8),
+    /// Takes what it fetched, and once more.
+    TakeTwice(u8),
+    Scan(u8),
+    Plan(u8, u8),
+    /// Carries a task out and records it.
+    Perform(u8, u8),
+    /// Carries a task out; it is recorded later.
+    Begin(u8, u8),
+    Record(u8, u8),
+    /// The answer of a call is lost.
+    LoseAnswer(u8, u8),
+    /// Much of what a device does at once.
+    Work(u8),
+    Crash(u8),
+    LoseDatabase(u8),
+    /// The server says that the cursor is of no use.
+    Reset(u8),
+    Online(u8, bool),
+    Withhold(u8, bool),
+    Exclude(u8, u8, bool),
+    /// All become quiet.
+    Quiet,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    pub(super) devices: Vec<(NameRules, bool)>,
+    /// Only one device is used at a time, and nothing fails: there is no reason for a conflict.
+    pub(super) calm: bool,
+}
+
+/// The setup and events of a seed.
+pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let calm = rng.random_ratio(1, 8);
+    let count = rng.random_range(2..=5_usize);
+    let plain = rng.random_bool(0.5);
+    let devices = (0..count)
+        .map(|_| {
+            let odd = !plain && !calm && rng.random_ratio(2, 5);
+            let names = NameRules {
+                case_blind: odd && rng.random_bool(0.7),
+                normalising: odd && rng.random_bool(0.5),
+                windows: odd && rng.random_bool(0.2),
+            };
+            (names, rng.random_bool(0.7))
+        })
+        .collect();
+    let length = rng.random_range(5..70);
+    let faults = rng.random_bool(0.6);
+    let exclusion = rng.random_bool(0.3);
+    let mut events = Vec::new();
+    for _ in 0..length {
+        let device = rng.random_range(0..8_u8);
+        if calm {
+            events.push(Event::User(device, random_act(&mut rng)));
+            if rng.random_bool(0.7) {
+                events.push(Event::Quiet);
+            }
+            continue;
+        }
+        match rng.random_range(0..40) {
+            0 => events.extend(at_once(&mut rng, device)),
+            1 if faults => events.extend(lost_halfway(&mut rng, device)),
+            2 => events.extend(in_between(&mut rng, device)),
+            _ => events.push(random_event(&mut rng, device, faults, exclusion)),
+        }
+        if rng.random_ratio(1, 40) {
+            events.push(Event::Quiet);
+        }
+    }
+    (Setup { devices, calm }, events)
+}
+
+fn random_act(rng: &mut SmallRng) -> Act {
+    Act { what: rng.random_range(0..ACTS), one: rng.random(), other: rng.random(), name: rng.random() }
+}
+
+/// Two devices do something with the same things, without knowing of one another.
+fn at_once(rng: &mut SmallRng, device: u8) -> Vec<Event> {
+    let one = random_act(rng);
+    let mut other = Act { one: one.one, ..random_act(rng) };
+    let mut first = one;
+    if rng.random_bool(0.4) {
+        first.what = NEST;
+        other = Act { what: NEST, one: first.other, other: first.one, ..other };
+    }
+    let second = device.wrapping_add(1);
+    let mut events = vec![Event::Quiet, Event::User(device, first), Event::User(second, other)];
+    for _ in 0..rng.random_range(0..3) {
+        let more = Act { one: one.one, ..random_act(rng) };
+        events.push(Event::User(if rng.random() { device } else { second }, more));
+    }
+    events
+}
+
+/// Somebody does something to what a device is about to change.
+fn in_between(rng: &mut SmallRng, device: u8) -> Vec<Event> {
+    let there = random_act(rng);
+    let other = device.wrapping_add(1);
+    let mut events = vec![Event::Quiet, Event::User(other, there)];
+    if rng.random() {
+        events.push(Event::User(device, Act { one: there.one, ..random_act(rng) }));
+        events.push(Event::Scan(device));
+    }
+    events.extend([Event::Work(other), Event::Fetch(device), Event::Take(device), Event::Scan(device)]);
+    events.push(Event::Plan(device, 7));
+    for _ in 0..rng.random_range(1..6) {
+        let here = Act { one: there.one, ..random_act(rng) };
+        let pick = rng.random();
+        events.push(match rng.random_range(0..9) {
+            0..=2 => Event::User(device, here),
+            3 => Event::User(other, here),
+            4 => Event::Work(other),
+            5 => Event::Scan(device),
+            6 => Event::Plan(device, 7),
+            7 => Event::Begin(device, pick),
+            _ => Event::Perform(device, pick),
+        });
+        if rng.random_ratio(1, 4) {
+            events.extend([Event::Work(other), Event::Fetch(device), Event::Take(device)]);
+        }
+    }
+    events.extend([Event::Perform(device, 0), Event::Perform(device, 0)]);
+    events
+}
+
+/// A device forgets all while things change places.
+fn lost_halfway(rng: &mut SmallRng, device: u8) -> Vec<Event> {
+    let swap = Act { what: SWAP, ..random_act(rng) };
+    let user = if rng.random() { device } else { device.wrapping_add(1) };
+    let mut events = vec![Event::Quiet, Event::User(user, swap), Event::Work(user)];
+    if user == device {
+        events.pop();
+    }
+    events.extend([Event::Fetch(device), Event::Take(device), Event::Scan(device)]);
+    for _ in 0..rng.random_range(1..4) {
+        events.extend([Event::Plan(device, 7), Event::Perform(device, rng.random())]);
+    }
+    events.push(if rng.random() { Event::LoseDatabase(device) } else { Event::Crash(device) });
+    events
+}
+
+fn random_event(rng: &mut SmallRng, device: u8, faults: bool, exclusion: bool) -> Event {
+    let pick = rng.random();
+    match rng.random_range(0..100) {
+        0..=34 => Event::User(device, random_act(rng)),
+        35..=39 => Event::Web(Act { what: rng.random(), ..random_act(rng) }),
+        40..=45 => Event::Fetch(device),
+        46..=50 => Event::Take(device),
+        51..=55 => Event::Scan(device),
+        56..=62 => Event::Plan(device, pick),
+        63..=70 => Event::Perform(device, pick),
+        71..=74 => Event::Begin(device, pick),
+        75..=78 => Event::Record(device, pick),
+        79..=89 => Event::Work(device),
+        90 | 91 if faults => Event::Crash(device),
+        92 if faults => Event::LoseDatabase(device),
+        93 if faults => Event::LoseAnswer(device, pick),
+        94 if faults => Event::Reset(device),
+        95 if faults => Event::Online(device, rng.random_bool(0.6)),
+        96 if faults => Event::Withhold(device, rng.random_bool(0.6)),
+        97 if faults => Event::TakeTwice(device),
+        98 | 99 if exclusion => Event::Exclude(device, pick, rng.random_bool(0.6)),
+        _ => Event::Work(device),
+    }
+}
