@@ -26,10 +26,6 @@ impl Api {
         self.request("PUT", path, &body.to_string()).map(drop)
     }
 
-    pub(crate) fn patch(&self, path: &str, body: &Value) -> anyhow::Result<()> {
-        self.request("PATCH", path, &body.to_string()).map(drop)
-    }
-
     fn request(&self, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(TIME_MAX))?;

@@ -48,12 +48,39 @@ impl Instance {
             .env("STNODEFAULTFOLDER", "1")
             .output()?;
         ensure!(generated.status.success(), "syncthing generate: {generated:?}");
+        let said = String::from_utf8_lossy(&generated.stderr).into_owned();
+        let id = said.lines().find_map(|line| line.strip_prefix("Device ID: ")).context("no device id")?;
         let api = Api { address: free_address()?, key: KEY.to_owned() };
-        let mut instance = Self { home, root, api, listen: free_address()?, id: String::new(), child: None };
+        let mut instance =
+            Self { home, root, api, listen: free_address()?, id: id.trim().to_owned(), child: None };
+        instance.write_options()?;
         instance.start()?;
-        let status = instance.api.get("/rest/system/status")?;
-        status["myID"].as_str().context("no id")?.clone_into(&mut instance.id);
         Ok(instance)
+    }
+
+    /// Before the first start: it must not ask or tell anybody anything.
+    fn write_options(&self) -> anyhow::Result<()> {
+        let path = self.home.join("config.xml");
+        let mut text = std::fs::read_to_string(&path)?;
+        let listen = format!("tcp://{}", self.listen);
+        let options = [
+            ("listenAddress", "default", listen.as_str()),
+            ("globalAnnounceEnabled", "true", "false"),
+            ("localAnnounceEnabled", "true", "false"),
+            ("relaysEnabled", "true", "false"),
+            ("natEnabled", "true", "false"),
+            ("crashReportingEnabled", "true", "false"),
+            ("urAccepted", "0", "-1"),
+            ("autoUpgradeIntervalH", "12", "0"),
+            // A device that could not be reached at first is tried again soon.
+            ("reconnectionIntervalS", "60", "5"),
+        ];
+        for (name, before, after) in options {
+            let old = format!("<{name}>{before}</{name}>");
+            ensure!(text.contains(&old), "no {old} in {}: another version?", path.display());
+            text = text.replace(&old, &format!("<{name}>{after}</{name}>"));
+        }
+        Ok(std::fs::write(&path, text)?)
     }
 
     fn start(&mut self) -> anyhow::Result<()> {
@@ -78,13 +105,6 @@ impl Instance {
     }
 
     fn configure(&self, other: &Self) -> anyhow::Result<()> {
-        let options = json!({
-            "listenAddresses": [format!("tcp://{}", self.listen)],
-            "globalAnnounceEnabled": false, "localAnnounceEnabled": false, "relaysEnabled": false,
-            "natEnabled": false, "urAccepted": -1, "crashReportingEnabled": false, "autoUpgradeIntervalH": 0,
-            "announceLANAddresses": false,
-        });
-        self.api.patch("/rest/config/options", &options)?;
         let device = json!({
             "deviceID": other.id, "name": "other", "addresses": [format!("tcp://{}", other.listen)],
             "compression": "metadata",
