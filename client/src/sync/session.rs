@@ -361,12 +361,10 @@ impl Keeper {
             },
             Ok(Err(_)) | Err(_) => NameRules::default(),
         };
-        let tag = self.root.id().to_string();
         Box::new(move || Rules {
             name: name.clone(),
             tag: tag.clone(),
             date: today(),
-            tag: tag.clone(),
             names,
             deletes: Deletes::Allowed,
             operations_max: 0,
