@@ -23,6 +23,7 @@ struct Instance {
     home: PathBuf,
     root: PathBuf,
     api: Api,
+    gui: SocketAddr,
     listen: SocketAddr,
     id: String,
     child: Option<Child>,
@@ -50,9 +51,16 @@ impl Instance {
         ensure!(generated.status.success(), "syncthing generate: {generated:?}");
         let said = String::from_utf8_lossy(&generated.stderr).into_owned();
         let id = said.lines().find_map(|line| line.strip_prefix("Device ID: ")).context("no device id")?;
-        let api = Api { address: free_address()?, key: KEY.to_owned() };
-        let mut instance =
-            Self { home, root, api, listen: free_address()?, id: id.trim().to_owned(), child: None };
+        let gui = free_address()?;
+        let mut instance = Self {
+            home,
+            root,
+            api: Api::new(gui, KEY),
+            gui,
+            listen: free_address()?,
+            id: id.trim().to_owned(),
+            child: None,
+        };
         instance.write_options()?;
         instance.start()?;
         Ok(instance)
@@ -88,7 +96,7 @@ impl Instance {
         let child = Command::new("syncthing")
             .args(["serve", "--no-browser", "--no-restart", "--no-upgrade", "--skip-port-probing"])
             .arg(format!("--home={}", self.home.display()))
-            .arg(format!("--gui-address={}", self.api.address))
+            .arg(format!("--gui-address={}", self.gui))
             .arg(format!("--gui-apikey={KEY}"))
             .env("HOME", &self.home)
             .env("STNODEFAULTFOLDER", "1")

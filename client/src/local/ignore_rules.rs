@@ -25,7 +25,7 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Temporary files, known by their names.
 const DEFAULTS: &[&str] = &[
     // Editors: backups, locks and swap files of Emacs, Vim, gedit, Kate, nano.
-    "*~",
+    "?*~",
     ".#*",
     r"\#*#",
     "*.swp",
