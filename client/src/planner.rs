@@ -144,9 +144,10 @@ pub struct Plan {
 
 /// Plans what to do now.
 ///
-/// `dirty` are all nodes that are not the same in all three trees, and the excluded folders that are here. `busy` nodes
-/// are not to be touched now, because something is being done to them or failed a short while ago: nothing is planned
-/// for them, at their places, or (moves and deletes) above them.
+/// `dirty` are all nodes that are not the same in all three trees, and the excluded folders that are here; folders come
+/// first, for what moves paths must not have to wait for what uses them, again and again. `busy` nodes are not to be
+/// touched now, because something is being done to them or failed a short while ago: nothing is planned for them, at
+/// their places, or (moves and deletes) above them.
 #[must_use]
 pub fn plan(trees: &Trees<'_>, dirty: &[NodeId], busy: &BTreeSet<NodeId>, rules: &Rules) -> Plan {
     decide::plan(trees, dirty, busy, rules)

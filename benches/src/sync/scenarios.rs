@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,6 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use crate::pair::{Pair, wait};
 use crate::table::Table;
 
-const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const FILES_PER_FOLDER: usize = 500;
 /// Changed while the first device is off.
@@ -83,16 +83,26 @@ pub(crate) fn latency(pair: &mut dyn Pair, sizes: &Sizes, table: &mut Table) -> 
     Ok(())
 }
 
-/// Files of 1 to 10 KiB in folders; how many bytes in all.
-fn make_files(folder: &Path, files: usize, random: &mut SmallRng) -> anyhow::Result<u64> {
+/// Bytes of small files.
+const SMALL: RangeInclusive<usize> = 1024..=10 * 1024;
+/// Bytes of files that are many only to be looked at.
+const TINY: RangeInclusive<usize> = 16..=64;
+
+/// Files in folders; how many bytes in all.
+fn make_files(
+    folder: &Path,
+    files: usize,
+    sizes: RangeInclusive<usize>,
+    random: &mut SmallRng,
+) -> anyhow::Result<u64> {
     let mut total = 0;
-    let mut buffer = vec![0; usize::try_from(10 * KIB)?];
+    let mut buffer = vec![0; *sizes.end()];
     for index in 0..files {
         let below = folder.join(format!("{}", index / FILES_PER_FOLDER));
         if index % FILES_PER_FOLDER == 0 {
             fs::create_dir_all(&below)?;
         }
-        let bytes = random.random_range(1024..=buffer.len());
+        let bytes = random.random_range(sizes.clone());
         random.fill_bytes(&mut buffer[..bytes]);
         fs::write(below.join(format!("file-{index}")), &buffer[..bytes])?;
         total += u64::try_from(bytes)?;
@@ -130,7 +140,7 @@ pub(crate) fn many(pair: &mut dyn Pair, sizes: &Sizes, table: &mut Table) -> any
     for &files in sizes.many {
         let name = format!("many-{files}");
         let began = Instant::now();
-        let bytes = make_files(&pair.a().join(&name), files, &mut random)?;
+        let bytes = make_files(&pair.a().join(&name), files, SMALL, &mut random)?;
         let made = began.elapsed();
         let there = pair.b().join(&name);
         let interval = Duration::from_millis(if files > 20_000 { 500 } else { 100 });
@@ -244,7 +254,7 @@ pub(crate) fn rename_and_restart(
 ) -> anyhow::Result<()> {
     let mut random = SmallRng::from_os_rng();
     let files = sizes.renamed;
-    make_files(&pair.a().join("before"), files, &mut random)?;
+    make_files(&pair.a().join("before"), files, SMALL, &mut random)?;
     let there = pair.b().join("before");
     let interval = Duration::from_millis(500);
     wait("all files", Instant::now(), interval, || Ok(count_files(&there) == files))?;
@@ -283,7 +293,7 @@ fn restart(
 ) -> anyhow::Result<()> {
     let mut files = sizes.renamed;
     if sizes.restart > files {
-        make_files(&pair.a().join("more"), sizes.restart - files, random)?;
+        make_files(&pair.a().join("more"), sizes.restart - files, TINY, random)?;
         let (there, more) = (pair.b().join("more"), sizes.restart - files);
         wait("more files", Instant::now(), Duration::from_secs(2), || Ok(count_files(&there) == more))?;
         files = sizes.restart;

@@ -51,19 +51,16 @@ impl Planning<'_> {
     fn run(mut self) -> Plan {
         let mut blocked = Vec::new();
         let mut truncated = false;
-        // Folders first: what moves paths must not have to wait for what uses them, again and again.
-        for folders in [true, false] {
-            for &node in self.dirty {
-                if node == ROOT || self.view.get(node).is_folder() != folders || self.ready.is_planned(node) {
-                    continue;
-                }
-                if self.ready.count() >= self.rules.operations_max {
-                    truncated = true;
-                    break;
-                }
-                if let Err(why) = self.decide(node) {
-                    blocked.push((node, why));
-                }
+        for &node in self.dirty {
+            if node == ROOT || self.ready.is_planned(node) {
+                continue;
+            }
+            if self.ready.count() >= self.rules.operations_max {
+                truncated = true;
+                break;
+            }
+            if let Err(why) = self.decide(node) {
+                blocked.push((node, why));
             }
         }
         if !truncated {

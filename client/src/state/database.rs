@@ -10,7 +10,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::error::StateError;
 use super::row::{root_node, signed, unsigned, with_node};
-use super::schema::{CREATE, SCHEMA, node_columns};
+use super::schema::{CREATE, FROM_1, SCHEMA, node_columns};
+use super::trees::KeptRow;
 use crate::planner::model::{NodeId, ROOT};
 
 /// The file's name in the state folder.
@@ -35,6 +36,8 @@ pub struct State {
     next_node: Arc<AtomicU64>,
     /// How many nodes are in `synced`, once it was counted.
     pub(super) synced_counted: Cell<Option<u64>>,
+    /// The row read last, while [`State::reading`]: the three trees are asked for one node after another.
+    pub(super) row_kept: RefCell<KeptRow>,
     /// The first error met where none can be returned (a planner's question).
     pub(super) failed: RefCell<Option<StateError>>,
 }
@@ -101,6 +104,7 @@ impl State {
         let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         match found {
             0 => create(&mut connection)?,
+            1 => connection.execute_batch(FROM_1)?,
             SCHEMA => {}
             _ if found > SCHEMA => return Err(StateError::Newer { found, known: SCHEMA }),
             _ => return Err(StateError::Damaged(format!("it has format {found}"))),
@@ -113,6 +117,7 @@ impl State {
             path: path.to_owned(),
             next_node: Arc::new(AtomicU64::new(0)),
             synced_counted: Cell::new(None),
+            row_kept: RefCell::default(),
             failed: RefCell::new(None),
         };
         let reserved = unsigned(state.number("next_node")?.unwrap_or(2));
@@ -157,6 +162,20 @@ impl State {
             // The transaction is gone in any case when the connection is.
             drop(self.connection.execute_batch("ROLLBACK"));
         }
+        done
+    }
+
+    /// Does `work`, which only reads, in one transaction: the file is locked once for all that it asks.
+    ///
+    /// # Errors
+    /// Those of `work`, or if the file cannot be locked.
+    pub fn reading<T>(&self, work: impl FnOnce(&Self) -> Result<T, StateError>) -> Result<T, StateError> {
+        self.connection.execute_batch("BEGIN")?;
+        *self.row_kept.borrow_mut() = KeptRow::None;
+        let done = work(self);
+        *self.row_kept.borrow_mut() = KeptRow::Never;
+        // Nothing was written: it only unlocks.
+        self.connection.execute_batch("COMMIT")?;
         done
     }
 

@@ -1,7 +1,15 @@
 //! The tables. A change of them is a new number, and a step from each earlier one.
 
 /// The number of this schema.
-pub(super) const SCHEMA: i64 = 1;
+pub(super) const SCHEMA: i64 = 2;
+
+/// From the first schema to this one.
+pub(super) const FROM_1: &str = "
+BEGIN IMMEDIATE;
+CREATE INDEX differences_gone ON differences (tree) WHERE kind IS NULL;
+PRAGMA user_version = 2;
+COMMIT;
+";
 
 /// The columns of a node in a tree, in the order that `row` reads and writes them. `kind` is null if it is not there.
 macro_rules! node_columns {
@@ -44,6 +52,7 @@ CREATE TABLE differences (
     PRIMARY KEY (node, tree)
 ) WITHOUT ROWID;
 CREATE INDEX differences_place ON differences (parent, name, tree) WHERE kind IS NOT NULL;
+CREATE INDEX differences_gone ON differences (tree) WHERE kind IS NULL;
 
 -- The batch of the server's changes that is coming in.
 CREATE TABLE arrivals (node INTEGER PRIMARY KEY, gone INTEGER NOT NULL, list_below INTEGER NOT NULL);

@@ -29,13 +29,6 @@ impl Side {
         }
     }
 
-    fn select(self) -> &'static str {
-        match self {
-            Self::Remote => concat!("SELECT remote, ", node_columns!(), " FROM nodes WHERE id = ?"),
-            Self::Local => concat!("SELECT local, ", node_columns!(), " FROM nodes WHERE id = ?"),
-        }
-    }
-
     fn select_at(self) -> &'static str {
         match self {
             Self::Remote => {
@@ -92,6 +85,44 @@ impl PendingDeletes {
     }
 }
 
+/// A row of `nodes`, as far as the trees go.
+#[derive(Debug)]
+pub(super) struct NodeRow {
+    remote_differs: bool,
+    local_differs: bool,
+    synced: Option<Node>,
+}
+
+impl NodeRow {
+    fn differs(&self, side: Side) -> bool {
+        match side {
+            Side::Remote => self.remote_differs,
+            Side::Local => self.local_differs,
+        }
+    }
+}
+
+/// The row that was read last.
+#[derive(Debug, Default)]
+pub(super) enum KeptRow {
+    /// None is kept: it may be changed at any time.
+    #[default]
+    Never,
+    /// None yet.
+    None,
+    /// There is this one, or none with this id.
+    Some(NodeId, Option<NodeRow>),
+}
+
+/// The nodes that are not the same in all three trees.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct DirtyNodes {
+    /// Those that are folders somewhere, ascending.
+    pub folders: Vec<NodeId>,
+    /// All others, ascending.
+    pub others: Vec<NodeId>,
+}
+
 /// `synced`, as the planner asks for it.
 #[derive(Clone, Copy, Debug)]
 pub struct SyncedTree<'a>(pub &'a State);
@@ -134,12 +165,36 @@ impl State {
     /// # Errors
     /// If the file cannot be read.
     pub fn synced(&self, node: NodeId) -> Result<Option<Node>, StateError> {
+        self.with_row(node, |row| row.and_then(|row| row.synced.clone()))
+    }
+
+    /// Asks about a node's row, if there is one. While [`State::reading`], it is kept until another one is asked for.
+    fn with_row<T>(&self, node: NodeId, ask: impl FnOnce(Option<&NodeRow>) -> T) -> Result<T, StateError> {
+        if let KeptRow::Some(kept, row) = &*self.row_kept.borrow()
+            && *kept == node
+        {
+            return Ok(ask(row.as_ref()));
+        }
         let mut statement = self.connection.prepare_cached(concat!(
-            "SELECT ",
+            "SELECT remote, local, ",
             node_columns!(),
             " FROM nodes WHERE id = ?"
         ))?;
-        Ok(statement.query_row([id(node)], |row| read_node(row, 0)).optional()?.flatten())
+        let row = statement
+            .query_row([id(node)], |row| {
+                Ok(NodeRow {
+                    remote_differs: row.get::<_, i64>(0)? != 0,
+                    local_differs: row.get::<_, i64>(1)? != 0,
+                    synced: read_node(row, 2)?,
+                })
+            })
+            .optional()?;
+        let answer = ask(row.as_ref());
+        let mut kept = self.row_kept.borrow_mut();
+        if !matches!(*kept, KeptRow::Never) {
+            *kept = KeptRow::Some(node, row);
+        }
+        Ok(answer)
     }
 
     fn synced_at(&self, parent: NodeId, name: &str) -> Result<Option<NodeId>, StateError> {
@@ -159,14 +214,13 @@ impl State {
     /// # Errors
     /// If the file cannot be read.
     pub fn side(&self, side: Side, node: NodeId) -> Result<Option<Node>, StateError> {
-        let mut statement = self.connection.prepare_cached(side.select())?;
-        let found = statement
-            .query_row([id(node)], |row| Ok((row.get::<_, i64>(0)? != 0, read_node(row, 1)?)))
-            .optional()?;
+        let found = self.with_row(node, |row| match row {
+            None => Some(None),
+            Some(row) => (!row.differs(side)).then(|| row.synced.clone()),
+        })?;
         match found {
-            None => Ok(None),
-            Some((false, synced)) => Ok(synced),
-            Some((true, _)) => self.difference(side, node),
+            Some(as_synced) => Ok(as_synced),
+            None => self.difference(side, node),
         }
     }
 
@@ -225,6 +279,24 @@ impl State {
     /// If the file cannot be read.
     pub fn dirty(&self) -> Result<Vec<NodeId>, StateError> {
         self.ids("SELECT DISTINCT node FROM differences ORDER BY node", &[])
+    }
+
+    /// The same, folders apart.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn dirty_by_kind(&self) -> Result<DirtyNodes, StateError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT node, MAX(COALESCE(kind, (SELECT kind FROM nodes WHERE id = node), 1) = 0) \
+             FROM differences GROUP BY node ORDER BY node",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut dirty = DirtyNodes::default();
+        while let Some(row) = rows.next()? {
+            let node = NodeId(unsigned(row.get(0)?));
+            if row.get(1)? { dirty.folders.push(node) } else { dirty.others.push(node) }
+        }
+        Ok(dirty)
     }
 
     /// Deletes of files that are not carried out yet.

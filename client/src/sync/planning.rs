@@ -4,16 +4,16 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::config::DeleteGuard;
-use super::prepare::prepare;
+use super::prepare::{Prepared, prepare};
 use super::status::{WAITING_LISTED_MAX, Waiting};
 use super::task::{CompareTask, Ended, Task};
 use crate::local::guard::{Verdict, judge};
 use crate::path::RemotePath;
 use crate::planner::model::{Kind, NodeId, Operation};
-use crate::planner::{Deletes, Rules, Trees, plan};
+use crate::planner::{Blocked, Deletes, Rules, Trees, plan};
 use crate::state::database::State;
 use crate::state::error::StateError;
-use crate::state::trees::{Side, SideTree, SyncedTree};
+use crate::state::trees::{DirtyNodes, Side, SideTree, SyncedTree};
 
 /// Operations of one plan, at least: less is planned only if there is no more.
 const OPERATIONS_MIN: usize = 2_000;
@@ -74,29 +74,8 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
     }
     let excluded = excluded_nodes(state)?;
     for round in 0..ROUNDS_MAX {
-        let dirty = visible_dirty(state, &excluded)?;
-        step.synced_count = state.synced_count()?;
-        step.deletes = state.deletes()?.max_of_sides();
-        step.deletes_to_confirm = match judge(step.deletes, step.synced_count, input.confirmed, &input.guard)
-        {
-            Verdict::Allowed => 0,
-            Verdict::Confirm { deletes } => deletes,
-        };
-        let withheld = input.withheld || step.deletes_to_confirm > 0;
-        input.rules.deletes = if withheld { Deletes::Withheld } else { Deletes::Allowed };
-        input.rules.operations_max = OPERATIONS_MIN.max(dirty.len() / DIRTY_SHARE);
-        let planned = {
-            let (remote, local) = (SideTree(state, Side::Remote), SideTree(state, Side::Local));
-            let synced = SyncedTree(state);
-            let is_excluded = |node: NodeId| excluded.contains(&node);
-            let trees = Trees { remote: &remote, local: &local, synced: &synced, excluded: &is_excluded };
-            plan(&trees, &dirty, &input.busy, &input.rules)
-        };
-        // What was planned on a failed answer is not believed.
-        state.check()?;
-        let (operations, compares) = split_compares(state, planned.operations, &input)?;
-        let mut prepared = prepare(state, operations)?;
-        prepared.tasks.extend(compares);
+        let Looked { dirty, prepared, planned } =
+            state.reading(|state| look(state, &mut input, &excluded, &mut step))?;
         if !prepared.outcomes.is_empty() {
             state.record(&prepared.outcomes)?;
         }
@@ -118,6 +97,52 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
     }
     step.compared = input.compared;
     Ok(step)
+}
+
+/// What one look at the trees came to.
+struct Looked {
+    dirty: Vec<NodeId>,
+    prepared: Prepared,
+    planned: Planned,
+}
+
+/// What is left of a plan once its operations are prepared.
+struct Planned {
+    truncated: bool,
+    blocked: Vec<(NodeId, Blocked)>,
+}
+
+/// Plans by the trees as they are, and prepares what came of it. Changes nothing.
+fn look(
+    state: &State,
+    input: &mut PlanInput,
+    excluded: &HashSet<NodeId>,
+    step: &mut PlanStep,
+) -> Result<Looked, StateError> {
+    let dirty = visible_dirty(state, excluded)?;
+    step.synced_count = state.synced_count()?;
+    step.deletes = state.deletes()?.max_of_sides();
+    step.deletes_to_confirm = match judge(step.deletes, step.synced_count, input.confirmed, &input.guard) {
+        Verdict::Allowed => 0,
+        Verdict::Confirm { deletes } => deletes,
+    };
+    let withheld = input.withheld || step.deletes_to_confirm > 0;
+    input.rules.deletes = if withheld { Deletes::Withheld } else { Deletes::Allowed };
+    input.rules.operations_max = OPERATIONS_MIN.max(dirty.len() / DIRTY_SHARE);
+    let planned = {
+        let (remote, local) = (SideTree(state, Side::Remote), SideTree(state, Side::Local));
+        let synced = SyncedTree(state);
+        let is_excluded = |node: NodeId| excluded.contains(&node);
+        let trees = Trees { remote: &remote, local: &local, synced: &synced, excluded: &is_excluded };
+        plan(&trees, &dirty, &input.busy, &input.rules)
+    };
+    // What was planned on a failed answer is not believed.
+    state.check()?;
+    let (operations, compares) = split_compares(state, planned.operations, input)?;
+    let mut prepared = prepare(state, operations)?;
+    prepared.tasks.extend(compares);
+    let planned = Planned { truncated: planned.truncated, blocked: planned.blocked };
+    Ok(Looked { dirty, prepared, planned })
 }
 
 /// Takes out the conflicts that may be none: until both sides have agreed on everything once, a local file that is to
@@ -175,24 +200,25 @@ fn excluded_nodes(state: &State) -> Result<HashSet<NodeId>, StateError> {
     Ok(nodes)
 }
 
-/// The dirty nodes, but for those that lie in an excluded folder and are on the server alone: that is how they are to
+/// The dirty nodes, folders first, but for those that lie in an excluded folder and are on the server alone: that is how they are to
 /// be.
 fn visible_dirty(state: &State, excluded: &HashSet<NodeId>) -> Result<Vec<NodeId>, StateError> {
-    let mut dirty = state.dirty()?;
+    let DirtyNodes { mut folders, others } = state.dirty_by_kind()?;
     if excluded.is_empty() {
-        return Ok(dirty);
+        folders.extend(others);
+        return Ok(folders);
     }
     // Excluded folders that are here are to go, though both sides agree on them.
     for node in excluded {
         if state.side(Side::Local, *node)?.is_some()
-            && let Err(at) = dirty.binary_search(node)
+            && let Err(at) = folders.binary_search(node)
         {
-            dirty.insert(at, *node);
+            folders.insert(at, *node);
         }
     }
     let mut hidden_folders: HashSet<NodeId> = HashSet::new();
-    let mut shown = Vec::with_capacity(dirty.len());
-    for node in dirty {
+    let mut shown = Vec::with_capacity(folders.len() + others.len());
+    for node in folders.into_iter().chain(others) {
         let only_remote = state.side(Side::Local, node)?.is_none() && state.synced(node)?.is_none();
         if !only_remote || !in_excluded(state, node, excluded, &mut hidden_folders)? {
             shown.push(node);

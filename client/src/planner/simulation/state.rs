@@ -157,7 +157,7 @@ impl State {
         if node == ROOT { Some(server::TOP) } else { self.facts.get(&node).map(|facts| facts.entry) }
     }
 
-    /// All nodes that differ, and the excluded folders.
+    /// All nodes that differ, and the excluded folders; folders first.
     pub(super) fn dirty(&self) -> Vec<NodeId> {
         let all: BTreeSet<NodeId> =
             self.remote.ids().chain(self.local.ids()).chain(self.synced.ids()).collect();
@@ -167,7 +167,13 @@ impl State {
             let (remote, local) = (self.remote.get(*id), self.local.get(*id));
             remote != local || remote != self.synced.get(*id) || excluded.contains(id)
         };
-        all.into_iter().filter(differs).collect()
+        let is_folder = |id: &NodeId| {
+            let mut sides = [&self.remote, &self.local, &self.synced].into_iter();
+            sides.any(|tree| tree.get(*id).is_some_and(|node| node.kind == Kind::Folder))
+        };
+        let (mut dirty, others): (Vec<_>, Vec<_>) = all.into_iter().filter(differs).partition(is_folder);
+        dirty.extend(others);
+        dirty
     }
 
     fn forget_if_nowhere(&mut self, id: NodeId) {

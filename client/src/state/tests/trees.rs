@@ -10,12 +10,12 @@ use rand::{Rng, SeedableRng};
 use super::{fresh, seed};
 use crate::local::model::{Identity, LocalIndex, LocalRecord, LocalUpdate, Stamp};
 use crate::planner::model::{Attributes, FileContent, Kind, Node, NodeId, Place, ROOT};
-use crate::state::database::State;
+use crate::state::database::{FILE_NAME, State};
 use crate::state::error::StateError;
 use crate::state::local::Touched;
 use crate::state::record::{Outcome, Part};
 use crate::state::row::root_node;
-use crate::state::trees::Side;
+use crate::state::trees::{DirtyNodes, Side};
 
 fn file(content: u8) -> Kind {
     let content = ContentId::from_bytes([content; 32]);
@@ -330,4 +330,50 @@ fn an_earlier_version_here_is_no_edit() {
     assert_eq!(state.synced(keep).unwrap(), state.side(Side::Local, keep).unwrap());
     assert_eq!(state.side(Side::Remote, keep).unwrap().unwrap().kind, file(2));
     assert_eq!(state.node_of_entry(7).unwrap(), Some(keep));
+}
+
+#[test]
+fn dirty_nodes_are_told_apart_by_what_they_are_anywhere() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut state = State::open(scratch.path()).unwrap().state;
+    let node = |name: &str, kind: Kind| Node {
+        place: Place { parent: ROOT, name: name.to_owned() },
+        kind,
+        attributes: Attributes { mode: 0o644, mtime_ns: 0 },
+    };
+    state
+        .transaction(|state| {
+            // A new folder here; a folder that is gone there; a symlink that is gone here.
+            state.set_side(Side::Local, NodeId(9), Some(node("new", Kind::Folder)))?;
+            for (id, name, kind) in [(7, "folder", Kind::Folder), (8, "link", Kind::Symlink(b"to".to_vec()))]
+            {
+                state.set_side(Side::Remote, NodeId(id), Some(node(name, kind.clone())))?;
+                state.set_side(Side::Local, NodeId(id), Some(node(name, kind)))?;
+                state.settle(NodeId(id))?;
+            }
+            state.set_side(Side::Remote, NodeId(7), None)?;
+            state.set_side(Side::Local, NodeId(8), None)?;
+            Ok(())
+        })
+        .unwrap();
+    let dirty = state.reading(State::dirty_by_kind).unwrap();
+    assert_eq!(dirty, DirtyNodes { folders: vec![NodeId(7), NodeId(9)], others: vec![NodeId(8)] });
+    // What is kept of a row while reading is not believed afterwards.
+    state.reading(|state| state.synced(NodeId(7)).map(drop)).unwrap();
+    state.transaction(|state| state.set_side(Side::Local, NodeId(7), None)).unwrap();
+    assert_eq!(state.side(Side::Local, NodeId(7)).unwrap(), None);
+}
+
+#[test]
+fn a_file_of_the_first_schema_is_brought_to_this_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    State::open(scratch.path()).unwrap().state.close().unwrap();
+    let file = rusqlite::Connection::open(scratch.path().join(FILE_NAME)).unwrap();
+    file.execute_batch("DROP INDEX differences_gone; PRAGMA user_version = 1;").unwrap();
+    drop(file);
+    let opened = State::open(scratch.path()).unwrap();
+    assert!(opened.rebuilt.is_none());
+    let sql = "SELECT COUNT(*) FROM sqlite_master WHERE name = 'differences_gone'";
+    let count: i64 = opened.state.connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 1);
 }
