@@ -7,7 +7,7 @@
 //! - The first failure to read is kept; the owner asks for it before it uses anything that came out of the view.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 /// A key and its value.
@@ -123,17 +123,24 @@ impl FirstFailure {
     }
 }
 
-/// A read-only, consistent view.
+/// Values that a view keeps once they were read; then all are forgotten, and read again as they are asked for.
+const VALUES_KEPT_MAX: usize = 4_096;
+/// Bytes of a value that is kept.
+const VALUE_KEPT_BYTES_MAX: usize = 1_024;
+
+/// A read-only, consistent view. What it read is kept: the steps of one command ask for the same folders, namespace and
+/// slots again and again.
 pub struct View<'a> {
     backing: &'a dyn Backing,
     failure: FirstFailure,
+    kept: RefCell<HashMap<Vec<u8>, Option<Vec<u8>>>>,
 }
 
 impl<'a> View<'a> {
-    /// A view of `backing`.
+    /// A view of `backing`, which must not change while it lives.
     #[must_use]
     pub fn new(backing: &'a dyn Backing) -> Self {
-        Self { backing, failure: FirstFailure::default() }
+        Self { backing, failure: FirstFailure::default(), kept: RefCell::default() }
     }
 
     /// Tells whether all reads so far were answered by the store.
@@ -147,7 +154,21 @@ impl<'a> View<'a> {
 
 impl Read for View<'_> {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.failure.or_empty(self.backing.get(key))
+        if let Some(known) = self.kept.borrow().get(key) {
+            return known.clone();
+        }
+        let value = match self.backing.get(key) {
+            Ok(value) => value,
+            failed @ Err(_) => return self.failure.or_empty(failed),
+        };
+        if value.as_ref().is_none_or(|value| value.len() <= VALUE_KEPT_BYTES_MAX) {
+            let mut kept = self.kept.borrow_mut();
+            if kept.len() >= VALUES_KEPT_MAX {
+                kept.clear();
+            }
+            kept.insert(key.to_vec(), value.clone());
+        }
+        value
     }
 
     fn scan(&self, range: &KeyRange, limit: usize) -> Vec<Row> {
