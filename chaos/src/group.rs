@@ -291,12 +291,22 @@ impl Group {
     pub fn finish(mut self) -> anyhow::Result<Snapshot> {
         let agreed = self.converge()?;
         self.assert_nothing_lost()?;
+        self.end()?;
+        Ok(agreed)
+    }
+
+    /// The end without them: for devices that are not to be the same.
+    ///
+    /// # Errors
+    /// If a device or the cluster does not come to a clean end.
+    pub fn end(mut self) -> anyhow::Result<()> {
+        self.stop()?;
         self.devices.iter_mut().for_each(Device::calm);
         // Whoever is the last to use the cluster stops it, and sees that it ends cleanly.
         if let Some(cluster) = self.cluster.take().and_then(Arc::into_inner) {
             cluster.finish()?;
         }
-        Ok(agreed)
+        Ok(())
     }
 }
 

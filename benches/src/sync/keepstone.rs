@@ -17,6 +17,8 @@ pub(crate) struct KeepstonePair {
     group: Group,
     /// Each device's own, to count what goes over it.
     proxies: [Proxy; 2],
+    /// Whether the second device leaves something out.
+    differs: bool,
 }
 
 impl KeepstonePair {
@@ -31,7 +33,7 @@ impl KeepstonePair {
             device.via(proxy)?;
         }
         group.start()?;
-        let pair = Self { group, proxies };
+        let pair = Self { group, proxies, differs: false };
         pair.settle()?;
         Ok(pair)
     }
@@ -40,10 +42,14 @@ impl KeepstonePair {
         [&self.group.devices[0], &self.group.devices[1]]
     }
 
-    /// The two assertions, and the end.
+    /// The two assertions if both devices are to be the same, and the end.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
-        let Self { group, proxies } = self;
-        group.finish()?;
+        let Self { group, proxies, differs } = self;
+        if differs {
+            group.end()?;
+        } else {
+            group.finish()?;
+        }
         drop(proxies);
         Ok(())
     }
@@ -75,6 +81,13 @@ impl Pair for KeepstonePair {
             })?;
         }
         Ok(())
+    }
+
+    fn leave_out_on_b(&mut self, folder: &str) -> anyhow::Result<()> {
+        self.differs = true;
+        let root = self.b().to_str().context("not UTF-8")?;
+        self.devices()[1].sync(&["exclude", root, folder])?.success()?;
+        self.settle()
     }
 
     fn stop_a(&mut self) -> anyhow::Result<()> {

@@ -21,6 +21,8 @@ pub(crate) trait Pair {
     fn wire_bytes(&self) -> anyhow::Result<(u64, u64)>;
     /// Waits until both say that they have nothing to do.
     fn settle(&self) -> anyhow::Result<()>;
+    /// The second device does not keep a folder from now on.
+    fn leave_out_on_b(&mut self, folder: &str) -> anyhow::Result<()>;
     /// Stops the first device.
     fn stop_a(&mut self) -> anyhow::Result<()>;
     /// Starts it again.

@@ -210,6 +210,10 @@ impl Pair for SyncthingPair {
         Ok(())
     }
 
+    fn leave_out_on_b(&mut self, folder: &str) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.b().join(".stignore"), format!("/{folder}\n"))?)
+    }
+
     fn stop_a(&mut self) -> anyhow::Result<()> {
         self.devices[0].stop()
     }
