@@ -120,6 +120,7 @@ impl Planning<'_> {
                 Ok(())
             }
             Fate::Leaves => self.leave(node, &triple),
+            Fate::ForgetsMove => self.act(Decision::MoveCycleUndone, Operation::Forget(node)),
         }
     }
 

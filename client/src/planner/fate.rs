@@ -2,7 +2,7 @@
 
 use super::model::{Kind, NodeId};
 use super::planted::{Bug, planted};
-use super::transition::{same_attributes, same_kind};
+use super::transition::{same_attributes, same_kind, settled};
 use super::view::{Side, Triple, View};
 
 /// What is to become of a node.
@@ -24,6 +24,8 @@ pub(super) enum Fate {
     Away(bool),
     /// Excluded, and here without changes of its own: it goes from here.
     Leaves,
+    /// Excluded, and moved here to where it would be within itself: nothing comes of that move.
+    ForgetsMove,
 }
 
 /// Why something that one side lacks comes to it.
@@ -63,7 +65,7 @@ impl View<'_> {
             return match (within, changed_here(&triple)) {
                 (false, _) => fate,
                 (true, true) => Fate::Both(Wish::Stay),
-                (true, false) => Fate::Leaves,
+                (true, false) => Fate::ForgetsMove,
             };
         }
         match (&triple.remote, &triple.local, &triple.synced) {
@@ -88,6 +90,8 @@ impl View<'_> {
     }
 
     /// Whether a folder's local place is within itself on the server, and nothing in between is to leave it.
+    ///
+    /// What is in between may have to be undone as well; it is further down, so this ends.
     fn must_undo(&self, node: NodeId, triple: &Triple) -> bool {
         if planted(Bug::CycleNotUndone) {
             return false;
@@ -95,12 +99,10 @@ impl View<'_> {
         let Some(local) = triple.local.as_ref().filter(|local| local.kind == Kind::Folder) else {
             return false;
         };
-        match self.between(Side::Remote, node, local.place.parent) {
-            Some(between) => {
-                !between.into_iter().any(|inner| self.raw_wish(&self.get(inner)) == Wish::MoveRemote)
-            }
-            None => false,
-        }
+        let Some(between) = self.between(Side::Remote, node, local.place.parent) else { return false };
+        self.kept_undone(node, || {
+            !between.iter().any(|inner| self.own_fate(*inner) == Fate::Both(Wish::MoveRemote))
+        })
     }
 
     /// If `folder` is at or below `node` on a side: the folders from it up to, and without, `node`.
@@ -128,7 +130,11 @@ impl View<'_> {
             (Some(_), Some(_)) => {
                 // What was changed here goes up; what was changed there does not come down.
                 let moved = triple.moved(Side::Local) && self.raw_wish(triple) == Wish::MoveRemote;
-                let changed = moved || changed_here(triple);
+                // What both agree on is recorded before it goes: or it looks changed to who removes the folder.
+                let synced = triple.synced.as_ref();
+                let agrees =
+                    settled(triple.remote.as_ref(), triple.local.as_ref(), synced).as_ref() != synced;
+                let changed = moved || agrees || changed_here(triple);
                 Some(match (changed, moved) {
                     (false, _) => Fate::Leaves,
                     (true, true) => Fate::Both(Wish::MoveRemote),

@@ -34,6 +34,8 @@ pub(super) enum Bug {
     ClaimsIgnored,
     /// An answer that comes after the journal has told of the delete brings a thing back.
     LateAnswer,
+    /// What came back while it was made anew is not seen.
+    ComesBackUnseen,
     /// What is replaced is not looked at again.
     StampIgnored,
     /// A folder is deleted before something has left it.
@@ -42,7 +44,7 @@ pub(super) enum Bug {
 
 #[cfg(test)]
 impl Bug {
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::DeleteBeatsEdit,
         Self::MovesInverted,
         Self::NewKeepsNothing,
@@ -58,6 +60,7 @@ impl Bug {
         Self::SplitMissed,
         Self::ClaimsIgnored,
         Self::LateAnswer,
+        Self::ComesBackUnseen,
         Self::StampIgnored,
         Self::NotWaitedFor,
     ];

@@ -125,7 +125,9 @@ fn every_planted_bug_is_found() {
                     usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok().and_then(|at| Bug::ALL.get(at))
                 {
                     plant(Some(*bug));
-                    let by_case = cases::crash_within_a_split().err().map(|why| (0, why));
+                    let by_case =
+                        cases::crash_within_a_split().and_then(|()| cases::restored_while_made_anew());
+                    let by_case = by_case.err().map(|why| (0, why));
                     plant(None);
                     let found = by_case.or_else(|| {
                         (1..=RUNS_TO_FIND).find_map(|seed| {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::fate::{Because, Fate, Wish};
 use super::model::NodeId;
 use super::planted::{Bug, planted};
-use super::view::{Side, View};
+use super::view::{Side, Triple, View};
 
 /// What is below a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,11 @@ impl Survivors {
             Fate::Nowhere | Fate::GoesRemote | Fate::GoesLocal => (None, None, false),
             Fate::Bring(_) | Fate::Away(_) | Fate::Leaves => (Some(Below::Lives), None, false),
             Fate::Send(_) => (None, Some(Below::Lives), true),
-            Fate::Both(Wish::Stay) => (None, None, true),
+            // Excluded, and elsewhere here: it goes from here once it is sent, and stays there.
+            Fate::Both(Wish::Stay) | Fate::ForgetsMove if is_elsewhere(&view.get(node)) => {
+                (Some(Below::Lives), Some(Below::Leaves(node)), true)
+            }
+            Fate::Both(Wish::Stay) | Fate::ForgetsMove => (None, None, true),
             Fate::Both(Wish::MoveRemote) => (Some(Below::Leaves(node)), Some(Below::Lives), true),
             Fate::Both(Wish::MoveLocal(_) | Wish::Undo) => {
                 (Some(Below::Lives), Some(Below::Leaves(node)), true)
@@ -86,6 +90,14 @@ impl Survivors {
     /// What is below a folder here, and has to go to the server or elsewhere first.
     pub(super) fn unsent(&self, folder: NodeId) -> Option<NodeId> {
         self.unsent.get(&folder).copied()
+    }
+}
+
+/// Whether a node has another place on each side.
+fn is_elsewhere(triple: &Triple) -> bool {
+    match (&triple.remote, &triple.local) {
+        (Some(remote), Some(local)) => remote.place != local.place,
+        _ => false,
     }
 }
 

@@ -72,6 +72,8 @@ pub(super) struct View<'a> {
     tag: &'a str,
     kept: RefCell<BTreeMap<NodeId, Rc<Triple>>>,
     excluded: RefCell<BTreeMap<NodeId, bool>>,
+    /// Folders of which it was asked whether their local move is to be undone.
+    undone: RefCell<BTreeMap<NodeId, bool>>,
     /// Folders here that were looked into: what is there, by the name as the file system has it.
     folded: RefCell<BTreeMap<NodeId, BTreeMap<String, Vec<NodeId>>>>,
 }
@@ -83,6 +85,7 @@ impl<'a> View<'a> {
             tag,
             kept: RefCell::default(),
             excluded: RefCell::default(),
+            undone: RefCell::default(),
             folded: RefCell::default(),
         }
     }
@@ -109,6 +112,20 @@ impl<'a> View<'a> {
         }
         kept.insert(node, Rc::clone(&triple));
         triple
+    }
+
+    /// The answer that was given for a folder before, or else `found`, which may ask for others.
+    pub(super) fn kept_undone(&self, folder: NodeId, found: impl FnOnce() -> bool) -> bool {
+        if let Some(known) = self.undone.borrow().get(&folder) {
+            return *known;
+        }
+        let answer = found();
+        let mut undone = self.undone.borrow_mut();
+        if undone.len() >= KEPT_MAX {
+            undone.clear();
+        }
+        undone.insert(folder, answer);
+        answer
     }
 
     pub(super) fn at(&self, side: Side, place: &Place) -> Option<NodeId> {

@@ -6,6 +6,7 @@ use super::content::Bytes;
 use super::device::Device;
 use super::disk::{TOP, Thing};
 use super::events::{Event, Setup};
+use super::server;
 use super::user::Act;
 use super::world::{World, run};
 use crate::planner::model::Attributes;
@@ -231,6 +232,20 @@ fn folders_moved_into_one_another_on_two_devices_end_in_one_tree() {
 }
 
 #[test]
+fn a_chain_of_folders_turned_over_here_ends_as_it_is_on_the_server() {
+    let mut scene = Scene::of(&[PLAIN, PLAIN]);
+    scene.folder(0, "outer/middle");
+    scene.folder(0, "inner");
+    scene.quiet();
+    scene.rename(0, "inner", "outer/middle/inner");
+    scene.rename(1, "outer/middle", "inner/middle");
+    scene.rename(1, "outer", "inner/middle/outer");
+    scene.0.event(Event::Work(0)).expect("work");
+    scene.quiet();
+    scene.has(&[("/outer", None), ("/outer/middle", None), ("/outer/middle/inner", None)]);
+}
+
+#[test]
 fn a_new_file_keeps_the_folder_that_another_device_deletes() {
     let mut scene = Scene::of(&[PLAIN, PLAIN]);
     scene.write(0, "d/e/a", 7);
@@ -271,6 +286,35 @@ pub(super) fn crash_within_a_split() -> Result<(), String> {
 #[test]
 fn a_crash_within_a_split_makes_no_second_copy() {
     assert_eq!(crash_within_a_split(), Ok(()));
+}
+
+/// Something is made anew on the server, for it was deleted there and moved here, and meanwhile it is restored.
+pub(super) fn restored_while_made_anew() -> Result<(), String> {
+    let mut scene = Scene::of(&[PLAIN, PLAIN]);
+    scene.write(0, "a", 7);
+    scene.folder(0, "d");
+    scene.0.quiet()?;
+    let server = &mut scene.0.server;
+    let entry = server.at(server::TOP, "a").and_then(|id| server.entries.get(&id).cloned()).expect("a file");
+    server.delete(entry.id, &(server::TOP, entry.name), entry.version, u64::MAX).expect("a delete");
+    scene.rename(1, "a", "d/a");
+    for event in [Event::Fetch(1), Event::Take(1), Event::Scan(1), Event::Plan(1, 7)] {
+        scene.0.event(event)?;
+    }
+    scene.0.server.restore(0);
+    for event in [Event::Fetch(1), Event::Take(1), Event::Perform(1, 0)] {
+        scene.0.event(event)?;
+    }
+    scene.0.quiet()?;
+    let expected = [("/a", Some(7)), ("/d", None), ("/d/a", Some(7))];
+    let expected = expected.map(|(path, bytes)| (path.to_owned(), bytes));
+    let files = scene.files();
+    if files == BTreeMap::from(expected) { Ok(()) } else { Err(format!("{files:?}")) }
+}
+
+#[test]
+fn what_is_restored_while_it_is_made_anew_is_not_lost() {
+    assert_eq!(restored_while_made_anew(), Ok(()));
 }
 
 /// An event list that failed once.
@@ -335,4 +379,30 @@ fn a_folder_is_excluded_while_things_in_it_change_places() {
         Event::Exclude(6, 188, true),
     ];
     once(&[(PLAIN, true), (PLAIN, true), (PLAIN, true)], &events);
+}
+
+#[test]
+fn what_two_edited_alike_is_agreed_on_before_its_excluded_folder_goes() {
+    let events = [
+        Event::User(6, act(3, 182, 227, 39)),
+        Event::User(4, act(2, 237, 38, 235)),
+        Event::Quiet,
+        Event::User(8, act(5, 126, 240, 104)),
+        Event::User(7, act(6, 126, 208, 37)),
+        Event::Exclude(7, 46, true),
+    ];
+    once(&[(PLAIN, true), (PLAIN, true)], &events);
+}
+
+#[test]
+fn a_move_that_cannot_be_is_forgotten_before_an_excluded_folder_goes() {
+    let events = [
+        Event::User(3, act(3, 22, 27, 1)),
+        Event::User(4, act(3, 22, 201, 127)),
+        Event::Quiet,
+        Event::User(6, act(20, 8, 157, 102)),
+        Event::User(7, act(20, 157, 8, 178)),
+        Event::Exclude(2, 227, true),
+    ];
+    once(&[(PLAIN, true), (PLAIN, false), (PLAIN, true), (PLAIN, true), (PLAIN, false)], &events);
 }

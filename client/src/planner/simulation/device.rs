@@ -75,6 +75,8 @@ pub(super) struct Device {
     pub(super) tasks: Vec<Task>,
     pub(super) unrecorded: Vec<Outcome>,
     pub(super) batches: Vec<Batch>,
+    /// The batch that was taken last.
+    pub(super) taken: Option<Batch>,
     /// Contents that were ever on this disk.
     pub(super) seen: BTreeSet<Bytes>,
     pub(super) decisions: Decisions,
@@ -93,6 +95,7 @@ impl Device {
             tasks: Vec::new(),
             unrecorded: Vec::new(),
             batches: Vec::new(),
+            taken: None,
             seen: BTreeSet::new(),
             decisions: Decisions::new(),
             blocked: Vec::new(),
@@ -104,6 +107,7 @@ impl Device {
         self.tasks.clear();
         self.unrecorded.clear();
         self.batches.clear();
+        self.taken = None;
         self.scanned = false;
         for (node, intent) in std::mem::take(&mut self.state.intents) {
             let folder = self.state.local.path(intent.folder);
@@ -136,12 +140,17 @@ impl Device {
     pub(super) fn take_batch(&mut self) {
         if !self.batches.is_empty() {
             let batch = self.batches.remove(0);
-            // A second answer to a question that was asked twice says nothing new; of a whole listing it may not be
-            // believed that the rest is gone.
-            if batch.sequence >= self.state.sequence {
-                self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
-            }
+            self.take(batch);
         }
+    }
+
+    pub(super) fn take(&mut self, batch: Batch) {
+        // A second answer to a question that was asked twice says nothing new; of a whole listing it may not be
+        // believed that the rest is gone.
+        if batch.sequence >= self.state.sequence {
+            self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
+        }
+        self.taken = Some(batch);
     }
 
     pub(super) fn scan(&mut self) -> bool {

@@ -4,7 +4,7 @@
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::user::{ACTS, Act, NEST, SWAP};
+use super::user::{ACTS, Act, MAKES, NEST, SWAP};
 use crate::planner::names::NameRules;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,10 @@ pub(super) enum Event {
     Take(u8),
     /// Takes what it fetched, and once more.
     TakeTwice(u8),
+    /// Takes what it fetched last before what it fetched earlier.
+    TakeLast(u8),
+    /// Takes what it took last once more, whatever happened since.
+    TakeAgain(u8),
     Scan(u8),
     Plan(u8, u8),
     /// Carries a task out and records it.
@@ -66,7 +70,7 @@ pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
     let length = rng.random_range(5..70);
     let faults = rng.random_bool(0.6);
     let exclusion = rng.random_bool(0.3);
-    let mut events = Vec::new();
+    let mut events = if !calm && rng.random_ratio(1, 6) { perturbed(&mut rng) } else { Vec::new() };
     for _ in 0..length {
         let device = rng.random_range(0..8_u8);
         if calm {
@@ -80,6 +84,8 @@ pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
             0 => events.extend(at_once(&mut rng, device)),
             1 if faults => events.extend(lost_halfway(&mut rng, device)),
             2 => events.extend(in_between(&mut rng, device)),
+            3 if faults => events.extend(offline_spell(&mut rng, device)),
+            4 if faults => events.extend(out_of_order(&mut rng, device)),
             _ => events.push(random_event(&mut rng, device, faults, exclusion)),
         }
         if rng.random_ratio(1, 40) {
@@ -91,6 +97,61 @@ pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
 
 fn random_act(rng: &mut SmallRng) -> Act {
     Act { what: rng.random_range(0..ACTS), one: rng.random(), other: rng.random(), name: rng.random() }
+}
+
+/// A random tree on all sides; then each changes it, and knows of nobody else.
+fn perturbed(rng: &mut SmallRng) -> Vec<Event> {
+    let mut events = Vec::new();
+    for _ in 0..rng.random_range(4..16) {
+        events.push(Event::User(0, Act { what: rng.random_range(0..MAKES), ..random_act(rng) }));
+    }
+    events.push(Event::Quiet);
+    for _ in 0..rng.random_range(4..20) {
+        let act = random_act(rng);
+        events.push(if rng.random_ratio(1, 3) { Event::Web(act) } else { Event::User(rng.random(), act) });
+    }
+    events
+}
+
+/// A device is away for a while. People use it, and everything else, meanwhile.
+fn offline_spell(rng: &mut SmallRng, device: u8) -> Vec<Event> {
+    let other = device.wrapping_add(1);
+    let mut events = vec![Event::Online(device, false)];
+    for _ in 0..rng.random_range(2..12) {
+        let act = random_act(rng);
+        events.push(match rng.random_range(0..8) {
+            0..=2 => Event::User(device, act),
+            3 => Event::User(other, act),
+            4 => Event::Web(act),
+            5 => Event::Work(device),
+            _ => Event::Work(other),
+        });
+    }
+    events.push(Event::Online(device, true));
+    if rng.random() {
+        events.push(Event::Work(device));
+    }
+    events
+}
+
+/// What a device fetched reaches it in another order, and more than once, with work in between.
+fn out_of_order(rng: &mut SmallRng, device: u8) -> Vec<Event> {
+    let other = device.wrapping_add(1);
+    let mut events = vec![Event::Fetch(device), Event::Web(random_act(rng))];
+    events.extend([Event::User(other, random_act(rng)), Event::Work(other), Event::Fetch(device)]);
+    events.push(Event::TakeLast(device));
+    for _ in 0..rng.random_range(0..5) {
+        let pick = rng.random();
+        events.push(match rng.random_range(0..5) {
+            0 => Event::Scan(device),
+            1 => Event::Plan(device, 7),
+            2 => Event::Begin(device, pick),
+            3 => Event::Record(device, pick),
+            _ => Event::Perform(device, pick),
+        });
+    }
+    events.extend([Event::TakeAgain(device), Event::Take(device)]);
+    events
 }
 
 /// Two devices do something with the same things, without knowing of one another.
@@ -177,8 +238,53 @@ fn random_event(rng: &mut SmallRng, device: u8, faults: bool, exclusion: bool) -
         94 if faults => Event::Reset(device),
         95 if faults => Event::Online(device, rng.random_bool(0.6)),
         96 if faults => Event::Withhold(device, rng.random_bool(0.6)),
-        97 if faults => Event::TakeTwice(device),
+        97 if faults => match pick % 3 {
+            0 => Event::TakeTwice(device),
+            1 => Event::TakeLast(device),
+            _ => Event::TakeAgain(device),
+        },
         98 | 99 if exclusion => Event::Exclude(device, pick, rng.random_bool(0.6)),
         _ => Event::Work(device),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Events that there are, by kind.
+    const KINDS: usize = 21;
+
+    /// The kind of an event: its name.
+    fn kind_of(event: &Event) -> String {
+        format!("{event:?}").chars().take_while(|letter| *letter != '(').collect()
+    }
+
+    #[test]
+    fn every_kind_of_event_of_act_and_of_device_occurs() {
+        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+        let mut count = |what: String| *counts.entry(what).or_default() += 1;
+        for seed in 1..=2_000 {
+            let (setup, events) = generate(seed);
+            count(format!("{} devices", setup.devices.len()));
+            for (names, _) in &setup.devices {
+                count(format!("{names:?}"));
+            }
+            for event in &events {
+                count(format!("event {}", kind_of(event)));
+                if let Event::User(_, act) = event {
+                    count(format!("act {}", act.what % ACTS));
+                }
+            }
+        }
+        println!("{counts:#?}");
+        let of = |prefix: &str| counts.keys().filter(|what| what.starts_with(prefix)).count();
+        assert_eq!(of("event "), KINDS);
+        assert_eq!(of("act "), usize::from(ACTS));
+        assert_eq!(counts.keys().filter(|what| what.ends_with(" devices")).count(), 4);
+        // Blind to case, normalising, or Windows: each alone, together, and none.
+        assert_eq!(of("NameRules"), 8);
     }
 }

@@ -284,6 +284,12 @@ impl State {
     }
 
     pub(super) fn record_remote(&mut self, node: NodeId, entry: &Entry, part: Part) {
+        // It was made anew, and meanwhile the old one came back: that is another thing from now on.
+        let is_other = self.facts.get(&node).is_some_and(|facts| facts.entry != entry.id);
+        if is_other && self.remote.get(node).is_some() && !planted(Bug::ComesBackUnseen) {
+            let old = self.new_node();
+            self.join_remote(old, node);
+        }
         match self.by_entry.get(&entry.id).copied() {
             // The journal told of it before the answer came.
             Some(known) if known != node => self.join_remote(node, known),

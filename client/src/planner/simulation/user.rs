@@ -59,6 +59,8 @@ pub(super) struct Act {
 }
 
 pub(super) const ACTS: u8 = 21;
+/// Acts below this make something.
+pub(super) const MAKES: u8 = 5;
 /// Moves one folder into another.
 pub(super) const NEST: u8 = 20;
 /// Two things change places.

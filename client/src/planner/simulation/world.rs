@@ -85,6 +85,14 @@ impl World {
                 device.batches = batches;
                 device.take_batch();
             }
+            Event::TakeLast(device) => {
+                let device = &mut self.devices[at(device)];
+                device.batches.pop().into_iter().for_each(|batch| device.take(batch));
+            }
+            Event::TakeAgain(device) => {
+                let device = &mut self.devices[at(device)];
+                device.taken.take().into_iter().for_each(|batch| device.take(batch));
+            }
             Event::Scan(device) => {
                 self.devices[at(device)].scan();
             }
@@ -111,6 +119,7 @@ impl World {
             Event::Reset(device) => {
                 let device = &mut self.devices[at(device)];
                 device.batches.clear();
+                device.taken = None;
                 device.state.relist = true;
             }
             Event::Online(device, online) => self.devices[at(device)].online = online,
