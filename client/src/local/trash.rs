@@ -7,7 +7,8 @@
 //! - A folder goes only if all below it is known and as it was last seen, or is never synchronised by the ignore
 //!   rules. What came into it between that look and the move brings it back.
 
-use std::collections::HashMap;
+mod check;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -16,17 +17,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use self::check::FolderCheck;
 use super::beneath;
 use super::disk::{DiskError, Durability, ObjectKind, rename_new, same_but_renamed};
-use super::ignore_rules::{IgnoreRules, Level};
-use super::list::{Entry, list};
-use super::model::{LocalIndex, LocalRecord, Stamp};
+use super::ignore_rules::IgnoreRules;
+use super::model::{LocalIndex, Stamp};
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TRASH_FOLDER};
 use crate::planner::model::NodeId;
-
-/// Folders on one path that are looked at below a folder that is to go.
-const DEPTH_MAX: usize = 4_096;
 
 /// A day as `YYYY-MM-DD`, by days since 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 fn date_of(days: i64) -> String {
@@ -240,55 +238,6 @@ pub(super) struct Trashed {
     name: OsString,
     object: super::disk::Object,
     shown: String,
-}
-
-/// Looks whether a folder holds only what is known.
-struct FolderCheck<'a> {
-    root: &'a Root,
-    index: &'a dyn LocalIndex,
-}
-
-impl FolderCheck<'_> {
-    /// `rel` is where the folder was in the root, which the ignore rules go by.
-    fn check(
-        &self,
-        fd: &OwnedFd,
-        rel: &Rel,
-        node: NodeId,
-        level: &Level,
-        depth: usize,
-    ) -> Result<(), DiskError> {
-        if depth > DEPTH_MAX {
-            return Err(DiskError::Changed(rel.clone()));
-        }
-        let listed = list(fd.as_fd(), self.root.device()).map_err(|errno| DiskError::of(rel, errno))?;
-        let known = self.index.children(node);
-        let known: HashMap<&str, &LocalRecord> =
-            known.iter().map(|record| (record.place.name.as_str(), record)).collect();
-        for Entry { name, object } in listed {
-            let changed = || {
-                let shown = name.to_str().and_then(|name| rel.join(name).ok());
-                DiskError::Changed(shown.unwrap_or_else(|| rel.clone()))
-            };
-            let Some(text) = name.to_str() else { return Err(changed()) };
-            let below = rel.join(text).map_err(|_no_path| changed())?;
-            let is_folder = object.kind == ObjectKind::Folder;
-            let Some(known) = known.get(text) else {
-                if level.is_ignored(text, is_folder) && object.kind != ObjectKind::MountPoint {
-                    continue;
-                }
-                return Err(changed());
-            };
-            if is_folder && known.stamp.identity == object.stamp.identity {
-                let fd = child(fd.as_fd(), &name).map_err(|errno| DiskError::of(&below, errno))?;
-                let level = level.enter(fd.as_fd(), text);
-                self.check(&fd, &below, known.node, &level, depth + 1)?;
-            } else if known.stamp != object.stamp {
-                return Err(changed());
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
