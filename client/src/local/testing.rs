@@ -115,6 +115,8 @@ pub(super) struct MemoryIndex {
     nodes: HashMap<NodeId, LocalRecord>,
     places: BTreeMap<(NodeId, String), NodeId>,
     identities: HashMap<Identity, NodeId>,
+    /// What the server has never had.
+    pub(super) unsent: HashSet<NodeId>,
     last: u64,
 }
 
@@ -218,6 +220,15 @@ impl LocalIndex for MemoryIndex {
             .take_while(|((folder, _), _)| *folder == parent)
             .filter_map(|(_, node)| self.node(*node))
             .collect()
+    }
+
+    fn children_sent(&self, parent: NodeId) -> Vec<(LocalRecord, bool)> {
+        let children = self.children(parent).into_iter();
+        let sent = |child: LocalRecord| {
+            let sent = !self.unsent.contains(&child.node);
+            (child, sent)
+        };
+        children.map(sent).collect()
     }
 
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord> {

@@ -4,8 +4,8 @@
 //!
 //! Invariants:
 //! - It is moved, never copied and deleted: after a crash it is at its place or in the trash.
-//! - A folder goes only if all below it is known and as it was last seen, or is never synchronised by the ignore
-//!   rules. What came into it between that look and the move brings it back.
+//! - A folder goes only if all below it is as it was last seen and has been on the server so, or is never synchronised
+//!   by the ignore rules. What came into it between that look and the move brings it back.
 
 mod check;
 
@@ -80,11 +80,12 @@ impl Root {
         Ok(moved.shown)
     }
 
-    /// Moves a folder with all that is in it to the trash, if all of it is as `index` knows it, or ignored by `rules`.
+    /// Moves a folder with all that is in it to the trash, if all of it is as `index` knows it and has been sent, or is
+    /// ignored by `rules`.
     /// What is known and not there any more does not matter. Says where below the trash it is. Blocks.
     ///
     /// # Errors
-    /// `Changed` with the path of what is not known or not as it was; `Vanished`: nothing was done. `NoSpace`,
+    /// `Changed` with the path of what is not known, not as it was or not sent; `Vanished`: nothing was done. `NoSpace`,
     /// `Denied`, `Io`.
     pub fn trash_folder(
         &self,

@@ -35,9 +35,9 @@ impl FolderCheck<'_> {
             return Err(DiskError::Changed(rel.clone()));
         }
         let listed = list(fd.as_fd(), self.root.device()).map_err(|errno| DiskError::of(rel, errno))?;
-        let known = self.index.children(node);
-        let known: HashMap<&str, &LocalRecord> =
-            known.iter().map(|record| (record.place.name.as_str(), record)).collect();
+        let known = self.index.children_sent(node);
+        let known: HashMap<&str, &(LocalRecord, bool)> =
+            known.iter().map(|known| (known.0.place.name.as_str(), known)).collect();
         for Entry { name, object } in listed {
             let changed = || {
                 let shown = name.to_str().and_then(|name| rel.join(name).ok());
@@ -46,12 +46,16 @@ impl FolderCheck<'_> {
             let Some(text) = name.to_str() else { return Err(changed()) };
             let below = rel.join(text).map_err(|_no_path| changed())?;
             let is_folder = object.kind == ObjectKind::Folder;
-            let Some(known) = known.get(text) else {
+            let Some((known, sent)) = known.get(text) else {
                 if level.is_ignored(text, is_folder) && object.kind != ObjectKind::MountPoint {
                     continue;
                 }
                 return Err(changed());
             };
+            if !sent {
+                // A scan saw it since its deletion was planned: the server has never had it.
+                return Err(changed());
+            }
             if is_folder && known.stamp.identity == object.stamp.identity {
                 let fd = child(fd.as_fd(), &name).map_err(|errno| DiskError::of(&below, errno))?;
                 let level = level.enter(fd.as_fd(), text);

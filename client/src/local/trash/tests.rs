@@ -124,6 +124,31 @@ fn a_folder_with_anything_unknown_or_changed_stays() {
 }
 
 #[test]
+fn a_folder_with_anything_that_was_never_sent_stays() {
+    for path in ["d/new", "d/sub/g"] {
+        let (root, mut index) = known_folder();
+        root.write(path, "saved after the delete was planned");
+        // A scan sees it before the folder goes.
+        let options = ScanOptions::new(IgnoreRules::default(), CancellationToken::new());
+        for _ in 0..100 {
+            let found = scan(&root, &mut index, &Scope::Whole, &options).unwrap();
+            index.apply(&found.updates);
+            if found.again.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let known = index.find(path).unwrap();
+        assert_eq!(known.stamp, root.stamp(path), "{path}");
+        index.unsent.insert(known.node);
+        let refused = trash_folder(&root, &index, "d");
+        assert!(matches!(&refused, Err(DiskError::Changed(at)) if at.as_str() == path), "{refused:?}");
+        assert_eq!(root.read(path), "saved after the delete was planned");
+        assert!(root.trashed().is_empty());
+    }
+}
+
+#[test]
 fn a_folder_made_anew_is_not_taken_for_the_old_one() {
     let (root, index) = known_folder();
     std::fs::rename(root.dir().join("d"), root.dir().join("e")).unwrap();
