@@ -304,7 +304,7 @@ fn what_the_server_never_had_is_told_apart() {
             for node in &nodes[..6] {
                 state.set_side(Side::Remote, *node, None)?;
             }
-            state.set_side(Side::Remote, NodeId(8), Some(self::node(2, "also edited there", file(2))))
+            state.set_side(Side::Remote, NodeId(8), Some(node(2, "also edited there", file(2))))
         })
         .unwrap();
     // Then a scan comes, before the folder goes.
@@ -319,11 +319,8 @@ fn what_the_server_never_had_is_told_apart() {
         LocalUpdate::Put(record(10, 2, "new folder", Kind::Folder)),
     ];
     state.apply_local(updates, &Untouched).unwrap();
-    let sent: BTreeMap<String, bool> = index
-        .children_sent(NodeId(2))
-        .into_iter()
-        .map(|(record, sent)| (record.place.name, sent))
-        .collect();
+    let sent: BTreeMap<String, bool> =
+        index.children_sent(NodeId(2)).into_iter().map(|(record, sent)| (record.place.name, sent)).collect();
     let expected = [
         ("same", true),
         ("edited", false),
