@@ -44,6 +44,34 @@ pub(super) fn as_another_user(test: &str) -> bool {
     false
 }
 
+/// A file system in memory, mounted as long as this is there.
+pub(super) struct Mounted(PathBuf);
+
+impl Mounted {
+    /// `None` if this user may not mount.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
+            .arg(path)
+            .stderr(std::process::Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        if !mounted {
+            println!("not allowed to mount: only root can try that");
+        }
+        mounted.then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg(&self.0).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            println!("{} stays mounted", self.0.display());
+        }
+    }
+}
+
 /// A root that is there as long as this is.
 pub(super) struct TestRoot {
     root: Arc<Root>,

@@ -95,13 +95,8 @@ fn attributes_are_set_on_what_is_meant_also_if_it_cannot_be_read() {
 
 #[test]
 fn an_edit_during_a_rename_stays_visible_to_the_next_scan() {
-    let before = Stamp {
-        identity: Identity { inode: 1, born_ns: 0 },
-        size: 1,
-        mtime_ns: 1,
-        ctime_ns: 1,
-        mode: 0o644,
-    };
+    let before =
+        Stamp { identity: Identity { inode: 1, born_ns: 0 }, size: 1, mtime_ns: 1, ctime_ns: 1, mode: 0o644 };
     let renamed = Stamp { ctime_ns: 2, ..before };
     assert_eq!(moved_stamp(&before, renamed), renamed);
     let edited = Stamp { ctime_ns: 2, mtime_ns: 2, ..before };

@@ -12,6 +12,7 @@ use crate::local::model::LocalRecord;
 use crate::local::rel::Rel;
 use crate::local::replace::Replaced;
 use crate::local::root::Root;
+use crate::local::trash::TrashFolderError;
 use crate::planner::model::{FileContent, Kind, NodeId, Place};
 use crate::state::record::{Outcome, Part};
 use crate::state::scan_index::ScanIndex;
@@ -222,15 +223,20 @@ impl Disk<'_> {
             let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
             let trashed = self.root.trash_folder(rel, record.node, &*index, self.rules, Durability::Later);
             index.check().map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
-            trashed
+            trashed.map_err(|error| match error {
+                TrashFolderError::Disk(error) => End::of_disk(&error),
+                TrashFolderError::Blocked { .. } => {
+                    End::Failed { reason: error.to_string(), again: Again::Later }
+                }
+            })
         } else {
-            self.root.trash(rel, &record.stamp, Durability::Later)
+            self.root.trash(rel, &record.stamp, Durability::Later).map_err(|error| End::of_disk(&error))
         };
         Ok(Performed {
             outcome: Outcome::LocalGone { node: record.node },
             what: Done::LocalDeleted,
             path: rel.as_str().to_owned(),
-            detail: trashed.map_err(|error| End::of_disk(&error))?,
+            detail: trashed?,
             folders: rel.parent().into_iter().collect(),
         })
     }
