@@ -19,6 +19,9 @@ use super::model::{Identity, Stamp};
 use super::rel::Rel;
 use super::root::Root;
 
+/// File systems keep times at least this precisely (FAT: two seconds).
+const TIME_PRECISION_NS: u64 = 2_000_000_001;
+
 /// Why something on disk was not done. Variants differ where the caller's next move differs.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -147,6 +150,12 @@ pub(super) fn object_of(stat: &Statx, device: u64) -> Object {
 /// Whether two stamps are of one object with the same bytes; a rename between them is allowed.
 pub(super) fn same_but_renamed(a: &Stamp, b: &Stamp) -> bool {
     Stamp { ctime_ns: 0, ..*a } == Stamp { ctime_ns: 0, ..*b }
+}
+
+/// The stamp of what was `before` and has been renamed since: what the rename itself changes is taken over. If anything
+/// else has changed, somebody has edited it, and the stamp stays as it was, so that the next scan sees the edit.
+pub(crate) fn moved_stamp(before: &Stamp, after: Stamp) -> Stamp {
+    if same_but_renamed(before, &after) { after } else { *before }
 }
 
 pub(super) fn times(mtime_ns: i64) -> Timestamps {
@@ -368,10 +377,11 @@ impl Root {
         let target = OsStr::from_bytes(target);
         in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name)).map_err(failed)?;
         rustix::fs::utimensat(&parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let made = self.object_at(parent.as_fd(), name).map_err(failed)?.stamp;
         if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
             self.sync_folder(&folder)?;
         }
-        Ok(self.object_at(parent.as_fd(), name).map_err(failed)?.stamp)
+        Ok(made)
     }
 
     /// Moves a file, folder or symlink to a place where nothing is, if it is the object that is expected. After a
@@ -425,7 +435,8 @@ impl Root {
     }
 
     /// Gives a file or folder its permission bits and time (a folder's time is left alone), if it is as expected. A
-    /// symlink has neither. After a crash: none, one or both are given.
+    /// symlink has neither. After a crash: none, one or both are given. If it is edited meanwhile, the stamp is not that
+    /// of the edited file.
     ///
     /// # Errors
     /// `Changed`, `Vanished`, `Denied`, `Io`.
@@ -452,6 +463,7 @@ impl Root {
             return Err(DiskError::Changed(rel.clone()));
         }
         let this = beneath::path_of_fd(fd.as_fd());
+        // An edit after this look hides behind the time that is set, unless it changes the size: nothing is between.
         if object.kind == ObjectKind::File && object.stamp.mtime_ns != mtime_ns {
             rustix::fs::utimensat(rustix::fs::CWD, &this, &times(mtime_ns), AtFlags::empty())
                 .map_err(failed)?;
@@ -459,8 +471,15 @@ impl Root {
         if object.stamp.mode != mode & 0o7777 {
             rustix::fs::chmodat(rustix::fs::CWD, &this, mode_of(mode), AtFlags::empty()).map_err(failed)?;
         }
-        Ok(self.object_of_fd(fd.as_fd()).map_err(failed)?.stamp)
+        let after = self.object_of_fd(fd.as_fd()).map_err(failed)?;
+        Ok(if is_edited(&object, &after, mtime_ns) { object.stamp } else { after.stamp })
     }
+}
+
+/// Whether a file that was to be given this time has another one, or another size: somebody has written into it since.
+fn is_edited(before: &Object, after: &Object, mtime_ns: i64) -> bool {
+    let is_time_set = after.stamp.mtime_ns.abs_diff(mtime_ns) < TIME_PRECISION_NS;
+    before.kind == ObjectKind::File && !(is_time_set && before.stamp.size == after.stamp.size)
 }
 
 #[cfg(test)]

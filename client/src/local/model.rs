@@ -51,6 +51,9 @@ pub trait LocalIndex {
     fn at(&self, parent: NodeId, name: &str) -> Option<LocalRecord>;
     /// All that is in a folder, by name.
     fn children(&self, parent: NodeId) -> Vec<LocalRecord>;
+    /// The same, in any order, and whether nothing is lost if it goes from here: both sides agreed on it as it is, or
+    /// the server has it.
+    fn children_sent(&self, parent: NodeId) -> Vec<(LocalRecord, bool)>;
     /// Which node an object was, wherever.
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord>;
     /// A node.

@@ -20,8 +20,8 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::disk::{DiskError, Durability, ObjectKind, in_writable, same_but_renamed, times};
-use super::model::{Identity, Stamp};
+use super::disk::{DiskError, Durability, ObjectKind, in_writable, moved_stamp, same_but_renamed, times};
+use super::model::Stamp;
 use super::rel::Rel;
 use super::root::{Root, TEMPORARY_FOLDER};
 use super::temp::{SWAP_PREFIX, Temp};
@@ -48,8 +48,8 @@ struct Swap<'a> {
     rel: &'a Rel,
     temporary: (BorrowedFd<'a>, &'a OsStr),
     in_place: (BorrowedFd<'a>, &'a OsStr),
-    /// Of the new one.
-    new: Identity,
+    /// Of the new one, as it was finished.
+    new: Stamp,
     expected: &'a Stamp,
 }
 
@@ -58,8 +58,15 @@ impl Swap<'_> {
         DiskError::of(self.rel, errno)
     }
 
-    /// Leaves the new one in place and the old one, as it was expected, under the temporary name; or all as it was.
-    fn run(&self) -> Result<(), DiskError> {
+    /// Leaves the new one in place and the old one, as it was expected, under the temporary name; or all as it was. The
+    /// stamp is that of the new one as it was finished: what a program writes into it from now on is its edit.
+    fn run(&self) -> Result<Stamp, DiskError> {
+        self.run_once()?;
+        let placed = self.root.object_at(self.in_place.0, self.in_place.1);
+        Ok(placed.map_or(self.new, |placed| moved_stamp(&self.new, placed.stamp)))
+    }
+
+    fn run_once(&self) -> Result<(), DiskError> {
         let there = self.root.object_at(self.in_place.0, self.in_place.1).map_err(|e| self.failed(e))?;
         if there.stamp != *self.expected || !matches!(there.kind, ObjectKind::File | ObjectKind::Symlink) {
             return Err(DiskError::Changed(self.rel.clone()));
@@ -93,7 +100,7 @@ impl Swap<'_> {
         let left = self.root.object_at(self.temporary.0, self.temporary.1);
         match (undone, left) {
             (_, Err(Errno::NOENT)) => Ok(()),
-            (Ok(()), Ok(left)) if left.stamp.identity == self.new => Ok(()),
+            (Ok(()), Ok(left)) if left.stamp.identity == self.new.identity => Ok(()),
             _ => self.root.move_to_trash(self.temporary, self.rel).map(drop),
         }
     }
@@ -155,7 +162,7 @@ impl Root {
         let (folder, name) = self.parent_of(rel)?;
         temp.set_name(swap_name()?).map_err(|errno| DiskError::of(rel, errno))?;
         temp.keep(false);
-        let new = self.object_of_fd(temp.fd()).map_err(|errno| DiskError::of(rel, errno))?.stamp.identity;
+        let new = self.object_of_fd(temp.fd()).map_err(|errno| DiskError::of(rel, errno))?.stamp;
         let swap = Swap {
             root: self,
             rel,
@@ -164,16 +171,15 @@ impl Root {
             new,
             expected,
         };
-        let done = swap.run().map(|()| {
+        let done = swap.run().map(|placed| {
             // First durable, then the old one goes. If either fails it stays, for the next start to find.
             rel.parent().map_or(Ok(()), |folder| self.sync_fd(rel, &folder, durability))?;
-            swap.dispose(replaced)
+            swap.dispose(replaced).map(|()| placed)
         });
         if done.is_ok() || self.is_gone(&temp) {
             temp.keep(true);
         }
-        done??;
-        Ok(self.object_of_fd(temp.fd()).map_err(|errno| DiskError::of(rel, errno))?.stamp)
+        done?
     }
 
     /// Whether a temporary name does not lead to its file any more.
@@ -204,7 +210,7 @@ impl Root {
         rustix::fs::symlinkat(OsStr::from_bytes(target), &temporary, &link).map_err(failed)?;
         let made = rustix::fs::utimensat(&temporary, &link, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW)
             .and_then(|()| self.object_at(temporary.as_fd(), &link));
-        let new = made.map_err(failed)?.stamp.identity;
+        let new = made.map_err(failed)?.stamp;
         let swap = Swap {
             root: self,
             rel,
@@ -213,18 +219,21 @@ impl Root {
             new,
             expected,
         };
-        if let Err(error) = swap.run() {
-            let left = self.object_at(temporary.as_fd(), &link);
-            if left.is_ok_and(|left| left.stamp.identity == new) {
-                rustix::fs::unlinkat(&temporary, &link, AtFlags::empty()).map_err(failed)?;
+        let placed = match swap.run() {
+            Ok(placed) => placed,
+            Err(error) => {
+                let left = self.object_at(temporary.as_fd(), &link);
+                if left.is_ok_and(|left| left.stamp.identity == new.identity) {
+                    rustix::fs::unlinkat(&temporary, &link, AtFlags::empty()).map_err(failed)?;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         if let Some(folder) = rel.parent() {
             self.sync_fd(rel, &folder, durability)?;
         }
         swap.dispose(replaced)?;
-        Ok(self.object_at(folder.as_fd(), name).map_err(failed)?.stamp)
+        Ok(placed)
     }
 }
 

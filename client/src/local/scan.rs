@@ -188,7 +188,7 @@ pub fn scan(
     }
     let mut walk = folders::Walk::new(root, index, options);
     walk.run(scope)?;
-    let mut found = matching::decide(walk)?;
+    let mut found = matching::decide(walk);
     contents::read(&mut found)?;
     found.finish()
 }

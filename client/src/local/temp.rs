@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::beneath;
-use super::disk::{DiskError, Durability, mode_of, rename_new, times};
+use super::disk::{DiskError, Durability, mode_of, moved_stamp, rename_new, times};
 use super::model::Stamp;
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TEMPORARY_FOLDER};
@@ -114,21 +114,23 @@ impl Root {
         Ok(removed)
     }
 
-    /// Puts a finished file where nothing is. After a crash: in the temporary folder, or whole in place.
+    /// Puts a finished file where nothing is. After a crash: in the temporary folder, or whole in place. The stamp is
+    /// that of what was finished, not of what somebody has made of it since.
     ///
     /// # Errors
     /// `Exists`, `Vanished` (the folder), `Denied`, `NoSpace`, `Io`: the temporary file is gone, or kept if it was to
     /// be kept.
     pub fn place_new(&self, mut temp: Temp, rel: &Rel, durability: Durability) -> Result<Stamp, DiskError> {
         let (folder, name) = self.parent_of(rel)?;
-        rename_new((temp.folder.as_fd(), &temp.name), (folder.as_fd(), name))
-            .map_err(|errno| DiskError::of(rel, errno))?;
+        let failed = |errno| DiskError::of(rel, errno);
+        let before = self.object_of_fd(temp.file.as_fd()).map_err(failed)?.stamp;
+        rename_new((temp.folder.as_fd(), &temp.name), (folder.as_fd(), name)).map_err(failed)?;
         temp.kept = true;
-        let object = self.object_of_fd(temp.file.as_fd()).map_err(|errno| DiskError::of(rel, errno))?;
+        let after = self.object_of_fd(temp.file.as_fd()).map_err(failed)?.stamp;
         if let Some(folder) = rel.parent() {
             self.sync_fd(rel, &folder, durability)?;
         }
-        Ok(object.stamp)
+        Ok(moved_stamp(&before, after))
     }
 }
 

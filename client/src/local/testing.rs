@@ -44,6 +44,34 @@ pub(super) fn as_another_user(test: &str) -> bool {
     false
 }
 
+/// A file system in memory, mounted as long as this is there.
+pub(super) struct Mounted(PathBuf);
+
+impl Mounted {
+    /// `None` if this user may not mount.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
+            .arg(path)
+            .stderr(std::process::Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        if !mounted {
+            println!("not allowed to mount: only root can try that");
+        }
+        mounted.then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg(&self.0).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            println!("{} stays mounted", self.0.display());
+        }
+    }
+}
+
 /// A root that is there as long as this is.
 pub(super) struct TestRoot {
     root: Arc<Root>,
@@ -115,6 +143,8 @@ pub(super) struct MemoryIndex {
     nodes: HashMap<NodeId, LocalRecord>,
     places: BTreeMap<(NodeId, String), NodeId>,
     identities: HashMap<Identity, NodeId>,
+    /// What the server has never had.
+    pub(super) unsent: HashSet<NodeId>,
     last: u64,
 }
 
@@ -218,6 +248,15 @@ impl LocalIndex for MemoryIndex {
             .take_while(|((folder, _), _)| *folder == parent)
             .filter_map(|(_, node)| self.node(*node))
             .collect()
+    }
+
+    fn children_sent(&self, parent: NodeId) -> Vec<(LocalRecord, bool)> {
+        let children = self.children(parent).into_iter();
+        let sent = |child: LocalRecord| {
+            let sent = !self.unsent.contains(&child.node);
+            (child, sent)
+        };
+        children.map(sent).collect()
     }
 
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord> {

@@ -4,29 +4,44 @@
 //!
 //! Invariants:
 //! - It is moved, never copied and deleted: after a crash it is at its place or in the trash.
-//! - A folder goes only if all below it is known and as it was last seen, or is never synchronised by the ignore
-//!   rules. What came into it between that look and the move brings it back.
+//! - A folder goes only if all below it is as it was last seen and has been on the server so, or is never synchronised
+//!   by the ignore rules. What came into it between that look and the move brings it back.
+//! - What is mounted below a folder neither goes with it nor is removed with the trash.
 
-use std::collections::HashMap;
+mod check;
+mod emptying;
+mod removal;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::beneath;
+use self::check::FolderCheck;
 use super::disk::{DiskError, Durability, ObjectKind, rename_new, same_but_renamed};
-use super::ignore_rules::{IgnoreRules, Level};
-use super::list::{Entry, list};
-use super::model::{LocalIndex, LocalRecord, Stamp};
+use super::ignore_rules::IgnoreRules;
+use super::model::{LocalIndex, Stamp};
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TRASH_FOLDER};
 use crate::planner::model::NodeId;
 
-/// Folders on one path that are looked at below a folder that is to go.
-const DEPTH_MAX: usize = 4_096;
+/// Why a folder was not moved to the trash. Nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub enum TrashFolderError {
+    /// As for everything.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Something in it is not synchronised, and no scan will change that: somebody must do something about it.
+    #[error("cannot be removed here because of {path}: {why}; move or remove that")]
+    Blocked {
+        /// What, as it can be shown.
+        path: String,
+        /// Why it is not synchronised.
+        why: String,
+    },
+}
 
 /// A day as `YYYY-MM-DD`, by days since 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 fn date_of(days: i64) -> String {
@@ -82,11 +97,12 @@ impl Root {
         Ok(moved.shown)
     }
 
-    /// Moves a folder with all that is in it to the trash, if all of it is as `index` knows it, or ignored by `rules`.
+    /// Moves a folder with all that is in it to the trash, if all of it is as `index` knows it and has been sent, or is
+    /// ignored by `rules`.
     /// What is known and not there any more does not matter. Says where below the trash it is. Blocks.
     ///
     /// # Errors
-    /// `Changed` with the path of what is not known or not as it was; `Vanished`: nothing was done. `NoSpace`,
+    /// `Blocked`; `Changed` with the path of what is not known, not as it was or not sent; `Vanished`: nothing was done. `NoSpace`,
     /// `Denied`, `Io`.
     pub fn trash_folder(
         &self,
@@ -95,13 +111,13 @@ impl Root {
         index: &dyn LocalIndex,
         rules: &IgnoreRules,
         durability: Durability,
-    ) -> Result<String, DiskError> {
+    ) -> Result<String, TrashFolderError> {
         let (folder, name) = self.parent_of(rel)?;
         let from = (folder.as_fd(), name);
         let there = self.object_at(from.0, from.1).map_err(|errno| DiskError::of(rel, errno))?;
         let known = index.node(node).is_some_and(|known| known.stamp.identity == there.stamp.identity);
         if !known || there.kind != ObjectKind::Folder {
-            return Err(DiskError::Changed(rel.clone()));
+            return Err(DiskError::Changed(rel.clone()).into());
         }
         let fd = self.open_folder(rel).map_err(|errno| DiskError::of(rel, errno))?;
         let check = FolderCheck { root: self, index };
@@ -111,10 +127,10 @@ impl Root {
         // Once more, for what was saved in it meanwhile.
         let again = if moved.object.stamp.identity == there.stamp.identity {
             child(moved.folder.as_fd(), &moved.name)
-                .map_err(|errno| DiskError::of(rel, errno))
+                .map_err(|errno| DiskError::of(rel, errno).into())
                 .and_then(|fd| check.check(&fd, rel, node, &level, 0))
         } else {
-            Err(DiskError::Changed(rel.clone()))
+            Err(DiskError::Changed(rel.clone()).into())
         };
         if let Err(error) = again {
             self.bring_back(&moved, from, rel)?;
@@ -186,50 +202,10 @@ impl Root {
         Ok(Trashed { shown: format!("{shown}/{rel}"), folder, name, object })
     }
 
-    /// Removes what has been in the trash for more than `days_max` days. Says how many days' trash it removed. Blocks.
-    ///
-    /// # Errors
-    /// `Denied`, `Io`: the rest stays for the next time.
-    pub fn empty_trash(&self, days_max: u32) -> Result<u32, DiskError> {
-        let failed = |errno| DiskError::of(&Rel::root(), errno);
-        let trash = self.state_folder(TRASH_FOLDER)?;
-        let oldest_kept = date_of(days_now() - i64::from(days_max));
-        let mut removed = 0;
-        for entry in rustix::fs::Dir::read_from(&trash).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            let is_date = name.len() == oldest_kept.len() && name.as_bytes()[0].is_ascii_digit();
-            if !is_date || name >= oldest_kept.as_str() {
-                continue;
-            }
-            let path = Path::new(&beneath::path_of_fd(trash.as_fd())).join(name);
-            remove_all(&path).map_err(|error| DiskError::of_io(&Rel::root(), error))?;
-            removed += 1;
-        }
-        Ok(removed)
-    }
-
     /// Where the trash is, to be told to people.
     #[must_use]
     pub fn trash_path(&self) -> std::path::PathBuf {
         self.path().join(STATE_FOLDER).join(TRASH_FOLDER)
-    }
-}
-
-/// Removes a folder and all below it, also what its owner made unwritable.
-fn remove_all(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            for entry in walkdir::WalkDir::new(path).follow_links(false) {
-                let entry = entry?;
-                if entry.file_type().is_dir() {
-                    std::fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(0o700))?;
-                }
-            }
-            std::fs::remove_dir_all(path)
-        }
-        removed => removed,
     }
 }
 
@@ -240,55 +216,6 @@ pub(super) struct Trashed {
     name: OsString,
     object: super::disk::Object,
     shown: String,
-}
-
-/// Looks whether a folder holds only what is known.
-struct FolderCheck<'a> {
-    root: &'a Root,
-    index: &'a dyn LocalIndex,
-}
-
-impl FolderCheck<'_> {
-    /// `rel` is where the folder was in the root, which the ignore rules go by.
-    fn check(
-        &self,
-        fd: &OwnedFd,
-        rel: &Rel,
-        node: NodeId,
-        level: &Level,
-        depth: usize,
-    ) -> Result<(), DiskError> {
-        if depth > DEPTH_MAX {
-            return Err(DiskError::Changed(rel.clone()));
-        }
-        let listed = list(fd.as_fd(), self.root.device()).map_err(|errno| DiskError::of(rel, errno))?;
-        let known = self.index.children(node);
-        let known: HashMap<&str, &LocalRecord> =
-            known.iter().map(|record| (record.place.name.as_str(), record)).collect();
-        for Entry { name, object } in listed {
-            let changed = || {
-                let shown = name.to_str().and_then(|name| rel.join(name).ok());
-                DiskError::Changed(shown.unwrap_or_else(|| rel.clone()))
-            };
-            let Some(text) = name.to_str() else { return Err(changed()) };
-            let below = rel.join(text).map_err(|_no_path| changed())?;
-            let is_folder = object.kind == ObjectKind::Folder;
-            let Some(known) = known.get(text) else {
-                if level.is_ignored(text, is_folder) && object.kind != ObjectKind::MountPoint {
-                    continue;
-                }
-                return Err(changed());
-            };
-            if is_folder && known.stamp.identity == object.stamp.identity {
-                let fd = child(fd.as_fd(), &name).map_err(|errno| DiskError::of(&below, errno))?;
-                let level = level.enter(fd.as_fd(), text);
-                self.check(&fd, &below, known.node, &level, depth + 1)?;
-            } else if known.stamp != object.stamp {
-                return Err(changed());
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::database::{State, connect_reader};
 use super::error::StateError;
 use super::row::{id, read_node, read_stamp, signed, unsigned};
+use super::schema::node_columns;
 use crate::local::model::{Identity, LocalIndex, LocalRecord};
-use crate::planner::model::NodeId;
+use crate::planner::model::{Kind, Node, NodeId};
+use crate::planner::names::swapped;
+use crate::planner::transition::same_kind;
 
 /// A node with its number, columns and stamp as `local` has them, from either table.
 macro_rules! records {
@@ -67,6 +70,10 @@ const OWN_IN: &str = records!(
     "differences d JOIN nodes n ON n.id = d.node",
     "d.parent = ? AND d.tree = 2 AND d.kind IS NOT NULL"
 );
+/// A node in `synced`, and whether the server has it otherwise.
+const SYNCED: &str = concat!("SELECT remote, ", node_columns!(), " FROM nodes WHERE id = ?");
+/// As the server has it then.
+const REMOTE: &str = concat!("SELECT ", node_columns!(), " FROM differences WHERE node = ? AND tree = 1");
 
 /// Answers a scan.
 #[derive(Debug)]
@@ -152,6 +159,36 @@ impl ScanIndex {
         Ok(all)
     }
 
+    fn children_sent_of(&self, parent: NodeId) -> Result<Vec<(LocalRecord, bool)>, StateError> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let (mut same, mut own) = (Vec::new(), Vec::new());
+        self.many(SAME_IN, parent, &mut same)?;
+        self.many(OWN_IN, parent, &mut own)?;
+        let mut all: Vec<_> = same.into_iter().map(|record| (record, true)).collect();
+        for record in own {
+            let (synced, remote) = self.elsewhere(record.node)?;
+            let sent = is_sent(&record, synced.as_ref(), remote.as_ref());
+            all.push((record, sent));
+        }
+        snapshot.finish()?;
+        Ok(all)
+    }
+
+    /// A node as both sides last agreed on it, and as the server has it.
+    fn elsewhere(&self, node: NodeId) -> Result<(Option<Node>, Option<Node>), StateError> {
+        let mut statement = self.connection.prepare_cached(SYNCED)?;
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)? != 0, read_node(row, 1)?));
+        let Some((remote_differs, synced)) = statement.query_row([id(node)], row).optional()? else {
+            return Ok((None, None));
+        };
+        if !remote_differs {
+            return Ok((synced.clone(), synced));
+        }
+        let mut statement = self.connection.prepare_cached(REMOTE)?;
+        let remote = statement.query_row([id(node)], |row| read_node(row, 0)).optional()?.flatten();
+        Ok((synced, remote))
+    }
+
     fn record_at(&self, parent: NodeId, name: &str) -> Result<Option<LocalRecord>, StateError> {
         let snapshot = self.connection.unchecked_transaction()?;
         let record = match self.one(OWN_AT, params![id(parent), name])? {
@@ -161,6 +198,19 @@ impl ScanIndex {
         snapshot.finish()?;
         Ok(record)
     }
+}
+
+/// Whether nothing is lost if what is here goes, as the planner sees it: an edit, and a move that the server has not
+/// overruled, live on; attributes alone do not.
+fn is_sent(here: &LocalRecord, synced: Option<&Node>, remote: Option<&Node>) -> bool {
+    let has_content = |node: Option<&Node>| node.is_some_and(|node| same_kind(&node.kind, &here.kind));
+    let Some(synced) = synced else { return has_content(remote) };
+    if here.kind == Kind::Folder {
+        return synced.kind == Kind::Folder;
+    }
+    let is_moved = here.place != synced.place && swapped(&here.place.name).is_none();
+    let is_overruled = remote.is_some_and(|remote| remote.place != synced.place);
+    (has_content(Some(synced)) || has_content(remote)) && (!is_moved || is_overruled)
 }
 
 fn read_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<LocalRecord>> {
@@ -181,6 +231,10 @@ impl LocalIndex for ScanIndex {
 
     fn children(&self, parent: NodeId) -> Vec<LocalRecord> {
         self.answer(self.children_of(parent))
+    }
+
+    fn children_sent(&self, parent: NodeId) -> Vec<(LocalRecord, bool)> {
+        self.answer(self.children_sent_of(parent))
     }
 
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord> {

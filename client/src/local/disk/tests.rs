@@ -94,6 +94,36 @@ fn attributes_are_set_on_what_is_meant_also_if_it_cannot_be_read() {
 }
 
 #[test]
+fn an_edit_during_a_rename_stays_visible_to_the_next_scan() {
+    let before =
+        Stamp { identity: Identity { inode: 1, born_ns: 0 }, size: 1, mtime_ns: 1, ctime_ns: 1, mode: 0o644 };
+    let renamed = Stamp { ctime_ns: 2, ..before };
+    assert_eq!(moved_stamp(&before, renamed), renamed);
+    let edited = Stamp { ctime_ns: 2, mtime_ns: 2, ..before };
+    assert_eq!(moved_stamp(&before, edited), before);
+}
+
+#[test]
+fn an_edit_while_attributes_are_given_stays_visible_to_the_next_scan() {
+    let root = TestRoot::new();
+    root.write("f", "x");
+    let before = root.stat(&rel("f")).unwrap().unwrap();
+    root.set_attributes(&rel("f"), &before.stamp, 0o600, TIME_NS).unwrap();
+    let given = root.stat(&rel("f")).unwrap().unwrap();
+    assert!(!is_edited(&before, &given, TIME_NS));
+    let truncated = Stamp { mtime_ns: TIME_NS - TIME_NS % 2_000_000_000, ..given.stamp };
+    assert!(!is_edited(&before, &Object { stamp: truncated, ..given }, TIME_NS), "as FAT keeps it");
+    root.write("f", "y");
+    let edited = root.stat(&rel("f")).unwrap().unwrap();
+    assert!(is_edited(&before, &edited, TIME_NS), "of the same size");
+    let grown = Stamp { size: 2, ..given.stamp };
+    assert!(is_edited(&before, &Object { stamp: grown, ..given }, TIME_NS));
+    // What comes into a folder is no edit of it.
+    let folder = Object { kind: ObjectKind::Folder, ..before };
+    assert!(!is_edited(&folder, &edited, TIME_NS));
+}
+
+#[test]
 fn a_folder_that_becomes_a_link_to_outside_leads_nowhere() {
     let root = TestRoot::new();
     let outside = tempfile::tempdir().unwrap();

@@ -54,6 +54,32 @@ fn only_what_was_seen_is_replaced() {
     assert_eq!(root.temporary_count(), 0);
 }
 
+/// An editor that writes into the new file as soon as it is in place, over and over: the stamp is never that of its
+/// writes.
+#[test]
+fn an_edit_right_after_the_replacement_has_another_stamp() {
+    let root = TestRoot::new();
+    root.write("f", "old");
+    // Removing this takes a while: the edit comes before that is done.
+    std::fs::write(root.dir().join("f"), vec![1; 64 << 20]).unwrap();
+    let seen = root.stamp("f");
+    let new = temp(&root, "new");
+    let placed = std::thread::scope(|scope| {
+        let edit = scope.spawn(|| {
+            while std::fs::metadata(root.dir().join("f")).unwrap().len() > 3 {
+                std::hint::spin_loop();
+            }
+            root.write("f", "edited");
+        });
+        let placed = root.replace(new, &rel("f"), &seen, Replaced::Removed, Durability::Now).unwrap();
+        edit.join().unwrap();
+        placed
+    });
+    assert_eq!(root.read("f"), "edited");
+    assert_ne!(placed, root.stamp("f"));
+    assert_eq!((placed.size, placed.mtime_ns), (3, 1_000_000_000), "it is that of the server's content");
+}
+
 #[test]
 fn a_folder_is_never_replaced() {
     let root = TestRoot::new();
@@ -91,7 +117,7 @@ fn a_save_between_the_look_and_the_exchange_goes_back_to_its_place() {
     let mut temp = temp(&root, "new");
     temp.set_name(swap_name().unwrap()).unwrap();
     let (folder, name) = root.parent_of(&rel("f")).map(|(fd, name)| (fd, name.to_owned())).unwrap();
-    let new = root.object_of_fd(temp.fd()).unwrap().stamp.identity;
+    let new = root.object_of_fd(temp.fd()).unwrap().stamp;
     let place = rel("f");
     let swap = Swap {
         root: &root,
@@ -126,7 +152,7 @@ fn file_systems_that_cannot_exchange_replace_by_link_and_rename() {
     let mut temp = temp(&root, "new");
     temp.set_name(swap_name().unwrap()).unwrap();
     let (folder, name) = root.parent_of(&rel("f")).map(|(fd, name)| (fd, name.to_owned())).unwrap();
-    let new = root.object_of_fd(temp.fd()).unwrap().stamp.identity;
+    let new = root.object_of_fd(temp.fd()).unwrap().stamp;
     let place = rel("f");
     let swap = Swap {
         root: &root,

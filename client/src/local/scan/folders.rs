@@ -225,7 +225,21 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn level(&self, job: &Job, fd: &OwnedFd, has_rules: bool) -> Result<Level, ScanError> {
+    /// The rules in a known folder cannot be read, for one above it cannot be opened: what is in it stays as it was
+    /// known.
+    fn unruled(&mut self, rel: &Rel, error: DiskError) {
+        if let DiskError::Vanished(_) | DiskError::Changed(_) = error {
+            // It was there a moment ago.
+            self.unsettled = true;
+            let folder = rel.parent().unwrap_or_default();
+            self.result.again.push(ScopeFolder { folder, deep: false });
+            return;
+        }
+        self.result.complete = false;
+        self.skip(rel.to_string(), why_of_disk(error));
+    }
+
+    fn level(&self, job: &Job, fd: &OwnedFd, has_rules: bool) -> Result<Level, DiskError> {
         Ok(match (&job.above, job.rel.split()) {
             (_, None) => self.options.rules.top(fd.as_fd()),
             (Some(above), Some((_, name))) if has_rules => above.enter(fd.as_fd(), name),
@@ -250,7 +264,13 @@ impl<'a> Walk<'a> {
         let rules_known = known.get(IGNORE_FILE).map(|record| record.stamp);
         // With other rules, what was ignored before may not be, at any depth.
         let deep = job.deep || rules.map(|entry| entry.object.stamp) != rules_known;
-        let level = self.level(job, fd, rules.is_some())?;
+        let level = match self.level(job, fd, rules.is_some()) {
+            Ok(level) => level,
+            Err(error) => {
+                self.unruled(&job.rel, error);
+                return Ok(());
+            }
+        };
         for Entry { name, object } in entries {
             let Some(name) = name.to_str() else {
                 self.skip(format!("{}/{}", job.rel, name.display()), Why::NameNotUtf8);
@@ -360,7 +380,7 @@ impl<'a> Walk<'a> {
     fn decide_some(&mut self) -> Result<(), ScanError> {
         let mut left = Vec::new();
         for folder in std::mem::take(&mut self.pending) {
-            match self.mover(&folder)? {
+            match self.mover(&folder) {
                 Some(record) => {
                     self.claimed.insert(record.node);
                     self.vanished.remove(&record.node);
@@ -422,16 +442,18 @@ impl<'a> Walk<'a> {
     }
 
     /// The node that a folder was, if it was one elsewhere and is not there any more.
-    fn mover(&mut self, folder: &Pending) -> Result<Option<LocalRecord>, ScanError> {
+    fn mover(&mut self, folder: &Pending) -> Option<LocalRecord> {
         let identity = folder.object.stamp.identity;
-        let Some(record) = self.index.by_identity(identity) else { return Ok(None) };
+        let record = self.index.by_identity(identity)?;
         if record.kind != Kind::Folder || record.node == ROOT || self.visited.contains(&record.node) {
-            return Ok(None);
+            return None;
         }
-        if self.claimed.contains(&record.node) || !self.is_gone_from_its_place(&record)? {
-            return Ok(None);
+        // A folder has one place.
+        let is_it = identity.born_ns != 0;
+        if self.claimed.contains(&record.node) || !self.is_gone_from_its_place(&record, is_it) {
+            return None;
         }
-        Ok((identity.born_ns != 0 || self.holds_the_same(folder, &record)).then_some(record))
+        (is_it || self.holds_the_same(folder, &record)).then_some(record)
     }
 
     /// Whether something in a folder was in that node already: without a time of birth, the inode number alone does not
@@ -447,14 +469,21 @@ impl<'a> Walk<'a> {
             .is_ok_and(|entries| entries.iter().any(|entry| known.contains(&entry.object.stamp.identity)))
     }
 
-    /// Whether the object that a node was is not at the node's place any more.
-    pub(super) fn is_gone_from_its_place(&self, record: &LocalRecord) -> Result<bool, ScanError> {
+    /// Whether the object that a node was is not at the node's place any more. `elsewhere`: it was seen at another
+    /// place, and has only one. That decides if its own place cannot be looked at.
+    pub(super) fn is_gone_from_its_place(&mut self, record: &LocalRecord, elsewhere: bool) -> bool {
         if self.vanished.contains_key(&record.node) || self.displaced.contains(&record.node) {
-            return Ok(true);
+            return true;
         }
-        let Some(rel) = self.path_of(record) else { return Ok(true) };
-        let there = self.root.stat(&rel)?;
-        Ok(there.is_none_or(|there| there.stamp.identity != record.stamp.identity))
+        let Some(rel) = self.path_of(record) else { return true };
+        match self.root.stat(&rel) {
+            Ok(there) => there.is_none_or(|there| there.stamp.identity != record.stamp.identity),
+            Err(error) => {
+                tracing::debug!(%error, elsewhere, "a place cannot be looked at");
+                self.unsettled |= !elsewhere;
+                elsewhere
+            }
+        }
     }
 
     /// Where a node would be if it were where it was known to be in its folder; its folder may have been moved.
@@ -473,6 +502,16 @@ impl<'a> Walk<'a> {
             at = place.parent;
         }
         None
+    }
+}
+
+pub(super) fn why_of_disk(error: DiskError) -> Why {
+    match error {
+        DiskError::Denied(_) => Why::Unreadable,
+        DiskError::Io { source, .. } => {
+            Errno::from_io_error(&source).map_or_else(|| Why::Io(source.to_string()), why_of)
+        }
+        other => Why::Io(other.to_string()),
     }
 }
 

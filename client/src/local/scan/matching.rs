@@ -9,8 +9,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::ScopeFolder;
 use super::folders::{Found, Walk};
-use super::{ScanError, ScopeFolder};
 use crate::local::disk::{Object, ObjectKind};
 use crate::local::model::{Identity, LocalRecord};
 use crate::planner::model::{Kind, NodeId};
@@ -25,9 +25,9 @@ enum Decision {
 }
 
 /// Decides for all that was found.
-pub(super) fn decide(mut walk: Walk<'_>) -> Result<Walk<'_>, ScanError> {
+pub(super) fn decide(mut walk: Walk<'_>) -> Walk<'_> {
     let found = std::mem::take(&mut walk.found);
-    let (mut found, others) = movers(&mut walk, found)?;
+    let (mut found, others) = movers(&mut walk, found);
     let mut decisions = vec![Decision::Open; found.len()];
     follow_chains(&mut walk, &found, &others, &mut decisions);
     follow_circles(&mut walk, &found, &others, &mut decisions);
@@ -51,7 +51,7 @@ pub(super) fn decide(mut walk: Walk<'_>) -> Result<Walk<'_>, ScanError> {
         }
     }
     walk.found = found;
-    Ok(walk)
+    walk
 }
 
 /// What a file's inode tells.
@@ -66,10 +66,7 @@ enum Mover {
 
 /// For each file whose inode was that of a node elsewhere which is not there any more: that node. Each node once.
 /// Files that are being moved are left out, and looked at again.
-fn movers(
-    walk: &mut Walk<'_>,
-    found: Vec<Found>,
-) -> Result<(Vec<Found>, HashMap<usize, LocalRecord>), ScanError> {
+fn movers(walk: &mut Walk<'_>, found: Vec<Found>) -> (Vec<Found>, HashMap<usize, LocalRecord>) {
     let vanished: HashMap<Identity, NodeId> =
         walk.vanished.values().map(|record| (record.stamp.identity, record.node)).collect();
     let displaced: HashMap<Identity, LocalRecord> = found
@@ -91,7 +88,7 @@ fn movers(
             (None, Some(known)) => Some(known.clone()),
             (None, None) => walk.index.by_identity(identity),
         };
-        match record.map_or(Ok(Mover::Unknown), |record| mover(walk, &file, record, &carried))? {
+        match record.map_or(Mover::Unknown, |record| mover(walk, &file, record, &carried)) {
             Mover::Was(record) => {
                 carried.insert(record.node);
                 movers.insert(kept.len(), record);
@@ -105,16 +102,11 @@ fn movers(
             }
         }
     }
-    Ok((kept, movers))
+    (kept, movers)
 }
 
 /// `record`: the node that had the file's inode.
-fn mover(
-    walk: &Walk<'_>,
-    file: &Found,
-    record: LocalRecord,
-    carried: &HashSet<NodeId>,
-) -> Result<Mover, ScanError> {
+fn mover(walk: &mut Walk<'_>, file: &Found, record: LocalRecord, carried: &HashSet<NodeId>) -> Mover {
     let Object { kind, stamp, links } = file.object;
     let is_same_kind = match record.kind {
         Kind::Folder => false,
@@ -124,13 +116,14 @@ fn mover(
     let is_born_with_it = stamp.identity.born_ns != 0;
     let is_alike = record.stamp.size == stamp.size && record.stamp.mtime_ns == stamp.mtime_ns;
     if !is_same_kind || !(is_born_with_it || is_alike) {
-        return Ok(Mover::Unknown);
+        return Mover::Unknown;
     }
+    let has_one_place = is_born_with_it && links == 1;
     let is_free = !carried.contains(&record.node) && !walk.claimed.contains(&record.node);
-    if is_free && walk.is_gone_from_its_place(&record)? {
-        return Ok(Mover::Was(record));
+    if is_free && walk.is_gone_from_its_place(&record, has_one_place) {
+        return Mover::Was(record);
     }
-    Ok(if is_born_with_it && links == 1 { Mover::Moving } else { Mover::Unknown })
+    if has_one_place { Mover::Moving } else { Mover::Unknown }
 }
 
 /// Files at places where nothing of their kind was: moved or new. Their old places are free then, and so on.

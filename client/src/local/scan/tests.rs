@@ -467,6 +467,34 @@ fn another_file_system_below_is_skipped() {
 }
 
 #[test]
+fn a_place_that_cannot_be_looked_at_any_more_ends_no_scan() {
+    if !as_another_user("local::scan::tests::a_place_that_cannot_be_looked_at_any_more_ends_no_scan") {
+        return;
+    }
+    let (root, mut index) = known();
+    let set = |path: &str, mode| {
+        std::fs::set_permissions(root.dir().join(path), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    // Moved out of a folder that then may not be entered: what it was is known by its inode.
+    let before = ["a/sub", "a/sub/f", "a/f"].map(|path| node(&index, path));
+    rename(&root, "a/sub", "b/sub");
+    rename(&root, "a/f", "b/moved");
+    set("a", 0o000);
+    let found = whole(&root, &mut index);
+    assert_eq!(["b/sub", "b/sub/f", "b/moved"].map(|path| node(&index, path)), before);
+    assert_eq!((gone(&found), found.complete), (0, false));
+    set("a", 0o755);
+    settle(&root, &mut index);
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
+    // Below a folder that may be entered and not read, whose rules cannot be told.
+    set("b", 0o311);
+    let found = take_in(&root, &mut index, &shallow(&["b/sub", ""]));
+    assert_eq!((gone(&found), found.complete), (0, false));
+    assert_eq!(found.skipped, [Skipped { path: "b/sub".to_owned(), why: Why::Unreadable }]);
+    set("b", 0o755);
+}
+
+#[test]
 fn what_may_not_be_read_is_not_gone() {
     if !as_another_user("local::scan::tests::what_may_not_be_read_is_not_gone") {
         return;

@@ -279,6 +279,63 @@ fn a_scan_is_answered_as_the_trees_are() {
 }
 
 #[test]
+fn what_the_server_never_had_is_told_apart() {
+    let (_folder, mut state) = fresh();
+    let index = state.scan_index().unwrap();
+    let updates = vec![
+        LocalUpdate::Put(record(2, 1, "d", Kind::Folder)),
+        LocalUpdate::Put(record(3, 2, "same", file(1))),
+        LocalUpdate::Put(record(4, 2, "edited", file(1))),
+        LocalUpdate::Put(record(5, 1, "moved in", file(1))),
+        LocalUpdate::Put(record(6, 2, "touched", file(1))),
+        LocalUpdate::Put(record(7, 2, "folder", Kind::Folder)),
+        LocalUpdate::Put(record(8, 2, "also edited there", file(1))),
+    ];
+    state.apply_local(updates, &Untouched).unwrap();
+    let nodes: Vec<NodeId> = (2..=8).map(NodeId).collect();
+    state
+        .transaction(|state| {
+            for node in &nodes {
+                let here = state.side(Side::Local, *node)?;
+                state.set_side(Side::Remote, *node, here.clone())?;
+                state.set_synced(*node, here)?;
+            }
+            // Deleted elsewhere, but for one that is edited the same way on both sides.
+            for node in &nodes[..6] {
+                state.set_side(Side::Remote, *node, None)?;
+            }
+            state.set_side(Side::Remote, NodeId(8), Some(node(2, "also edited there", file(2))))
+        })
+        .unwrap();
+    // Then a scan comes, before the folder goes.
+    let mut touched = record(6, 2, "touched", file(1));
+    touched.attributes.mode = 0o600;
+    let updates = vec![
+        LocalUpdate::Put(record(4, 2, "edited", file(2))),
+        LocalUpdate::Put(record(5, 2, "moved in", file(1))),
+        LocalUpdate::Put(touched),
+        LocalUpdate::Put(record(8, 2, "also edited there", file(2))),
+        LocalUpdate::Put(record(9, 2, "new", file(1))),
+        LocalUpdate::Put(record(10, 2, "new folder", Kind::Folder)),
+    ];
+    state.apply_local(updates, &Untouched).unwrap();
+    let sent: BTreeMap<String, bool> =
+        index.children_sent(NodeId(2)).into_iter().map(|(record, sent)| (record.place.name, sent)).collect();
+    let expected = [
+        ("same", true),
+        ("edited", false),
+        ("moved in", false),
+        ("touched", true),
+        ("folder", true),
+        ("also edited there", true),
+        ("new", false),
+        ("new folder", false),
+    ];
+    assert_eq!(sent, expected.map(|(name, sent)| (name.to_owned(), sent)).into());
+    index.check().unwrap();
+}
+
+#[test]
 fn an_edit_during_an_upload_is_one_sides_edit() {
     let (_folder, mut state) = fresh();
     let local = record(2, 1, "f", file(1));

@@ -7,11 +7,12 @@ use engine::ids::ContentId;
 
 use super::remote::record;
 use super::upload_small::end_of_read;
-use crate::local::disk::{DiskError, Durability};
-use crate::local::model::{LocalRecord, Stamp};
+use crate::local::disk::{DiskError, Durability, moved_stamp};
+use crate::local::model::LocalRecord;
 use crate::local::rel::Rel;
 use crate::local::replace::Replaced;
 use crate::local::root::Root;
+use crate::local::trash::TrashFolderError;
 use crate::planner::model::{FileContent, Kind, NodeId, Place};
 use crate::state::record::{Outcome, Part};
 use crate::state::scan_index::ScanIndex;
@@ -222,15 +223,20 @@ impl Disk<'_> {
             let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
             let trashed = self.root.trash_folder(rel, record.node, &*index, self.rules, Durability::Later);
             index.check().map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
-            trashed
+            trashed.map_err(|error| match error {
+                TrashFolderError::Disk(error) => End::of_disk(&error),
+                TrashFolderError::Blocked { .. } => {
+                    End::Failed { reason: error.to_string(), again: Again::Later }
+                }
+            })
         } else {
-            self.root.trash(rel, &record.stamp, Durability::Later)
+            self.root.trash(rel, &record.stamp, Durability::Later).map_err(|error| End::of_disk(&error))
         };
         Ok(Performed {
             outcome: Outcome::LocalGone { node: record.node },
             what: Done::LocalDeleted,
             path: rel.as_str().to_owned(),
-            detail: trashed.map_err(|error| End::of_disk(&error))?,
+            detail: trashed?,
             folders: rel.parent().into_iter().collect(),
         })
     }
@@ -299,12 +305,6 @@ impl Disk<'_> {
     }
 }
 
-/// The stamp after a rename: what the rename itself changes is taken over; if anything else has changed, the stamp
-/// stays as it was, so that the next scan sees that.
-fn moved_stamp(before: &Stamp, after: Stamp) -> Stamp {
-    if (Stamp { ctime_ns: before.ctime_ns, ..after }) == *before { after } else { *before }
-}
-
 fn with_part(performed: Performed, part: Part) -> Performed {
     let outcome = match performed.outcome {
         Outcome::Local { record, part: _ } => Outcome::Local { record, part },
@@ -320,26 +320,5 @@ fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail
         path: rel.as_str().to_owned(),
         detail: detail.to_owned(),
         folders: folder.into_iter().collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::local::model::Identity;
-
-    #[test]
-    fn an_edit_during_a_rename_stays_visible_to_the_next_scan() {
-        let before = Stamp {
-            identity: Identity { inode: 1, born_ns: 0 },
-            size: 1,
-            mtime_ns: 1,
-            ctime_ns: 1,
-            mode: 0o644,
-        };
-        let renamed = Stamp { ctime_ns: 2, ..before };
-        assert_eq!(moved_stamp(&before, renamed), renamed);
-        let edited = Stamp { ctime_ns: 2, mtime_ns: 2, ..before };
-        assert_eq!(moved_stamp(&before, edited), before);
     }
 }
