@@ -127,6 +127,8 @@ impl State {
             let whole = state.number("relist_whole")?.unwrap_or(0) != 0;
             let mut latest_ms = unsigned(state.number("changed_ms_coming")?.unwrap_or(0)).max(seen_ms);
             for change in &page.changes {
+                // What the cursor is past, whether it is taken in or not.
+                latest_ms = change.entry.as_ref().map_or(latest_ms, |entry| latest_ms.max(entry.changed_ms));
                 match &change.entry {
                     // Listing a folder anew: what is elsewhere in the tree is not taken in.
                     Some(entry) if relist && !whole && !state.is_near(entry)? => {}
@@ -140,7 +142,6 @@ impl State {
                         let came_in = !was_there && unseen;
                         let list = change.list_below || (came_in && entry.kind() == v1::EntryKind::Folder);
                         state.arrived(node, false, list)?;
-                        latest_ms = latest_ms.max(entry.changed_ms);
                     }
                     None => {
                         if let Some(node) = state.node_of_entry(change.entry_id)? {
