@@ -380,6 +380,48 @@ fn follow_to_end(state: &mut State, server: &Server) {
 }
 
 #[test]
+fn listing_anew_does_not_forget_that_the_root_is_gone() {
+    let (_folder, mut state, mut server) = followed();
+    let root = server.entries.remove(&SYNC_ROOT).unwrap();
+    server.trashed.insert(SYNC_ROOT, root);
+    server.changed(SYNC_ROOT);
+    state.apply_changes(&server.page(position(&state), 100)).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    // Its news are no longer in the journal, and its listing gives nothing.
+    state.begin_relist(false).unwrap();
+    state.apply_listing(SYNC_ROOT, &[], true).unwrap();
+    state.apply_changes(&RemotePage { sequence: 9, ..RemotePage::default() }).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
+}
+
+#[test]
+fn a_listing_that_does_not_tell_of_the_root_sweeps_nothing_away() {
+    let (_folder, mut state, server) = followed();
+    relist(&mut state, &server);
+    // The root goes into the trash before the journal is read: that, and no more, is left out there.
+    let gone = server.below(SYNC_ROOT).into_iter().map(|entry| v1::Change {
+        entry_id: entry.id,
+        entry: None,
+        list_below: false,
+    });
+    let page = RemotePage { changes: gone.collect(), cursor: vec![1], more: false, sequence: 9 };
+    state.apply_changes(&page).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
+}
+
+#[test]
+fn a_root_that_comes_back_is_followed_after_a_listing_without_it() {
+    let (_folder, mut state, server) = followed();
+    state.begin_relist(false).unwrap();
+    state.apply_changes(&RemotePage { cursor: vec![0; 8], ..RemotePage::default() }).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    follow_to_end(&mut state, &server);
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
+}
+
+#[test]
 fn a_folder_moved_in_that_was_passed_over_by_the_listing_is_not_empty() {
     let (_folder, mut state, mut server) = followed();
     // Made long after the last change near the root, and known to the cursor.
@@ -392,4 +434,24 @@ fn a_folder_moved_in_that_was_passed_over_by_the_listing_is_not_empty() {
     follow_to_end(&mut state, &server);
     let node = state.node_of_entry(new).unwrap().unwrap();
     assert_eq!(state.side_children(Side::Remote, node).unwrap().len(), 1);
+}
+
+#[test]
+fn a_folder_gone_that_is_not_known_casts_doubt_on_the_root() {
+    let (_folder, mut state, mut server) = followed();
+    let own = server.create(entry(0, SYNC_ROOT, "g", 1));
+    follow_to_end(&mut state, &server);
+    let gone = |entry_id| {
+        let change = v1::Change { entry_id, entry: None, list_below: false };
+        RemotePage { changes: vec![change], cursor: vec![1], more: false, sequence: 1_000 }
+    };
+    let (node, was) = (state.node_of_entry(own).unwrap().unwrap(), server.entries[&own].clone());
+    state.record(&[Outcome::RemoteGone { node, entry: Some(was) }]).unwrap();
+    state.apply_changes(&gone(own)).unwrap();
+    assert!(!state.is_root_doubted().unwrap(), "this device deleted it itself");
+    state.finish_batch().unwrap();
+    state.apply_changes(&gone(3)).unwrap();
+    assert!(state.is_root_doubted().unwrap());
+    state.finish_batch().unwrap();
+    assert!(!state.is_root_doubted().unwrap(), "asked once");
 }
