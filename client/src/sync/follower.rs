@@ -200,7 +200,7 @@ impl Follower {
         let mut count = 0;
         let mut open = position.batch_open || cursor.is_empty();
         loop {
-            let answer = self.api.changes(cursor.clone()).await?;
+            let answer = self.changes(cursor.clone()).await?;
             if std::mem::take(&mut greet) {
                 drop(self.events.send(FollowerEvent::Online).await);
             }
@@ -242,6 +242,19 @@ impl Follower {
             self.finish(count).await?;
         }
         Ok(())
+    }
+
+    async fn changes(&self, cursor: Bytes) -> Result<v1::ChangesResponse, FollowError> {
+        match self.api.changes(cursor).await {
+            // No reset: ids are small numbers, and another tree's would be taken for this one's.
+            Err(error) if error.reason() == "bad-cursor" => Err(FollowError::Never(format!(
+                "the server at {} says that this folder was synchronised with another account or cluster ({error}); \
+                 nothing is changed. Sign in to that one with `keepstone login`, or remove this folder from \
+                 synchronisation and add it anew",
+                self.api.endpoint()
+            ))),
+            answer => Ok(answer?),
+        }
     }
 
     /// Begins to list the remote folder anew. What is below it comes first: of the journal, which is of the whole

@@ -167,3 +167,17 @@ async fn a_check_that_was_asked_for_looks_for_the_root() {
     running.checks.send(check).await.unwrap();
     assert!(running.ended().await.contains("was deleted on the server"));
 }
+
+#[tokio::test]
+async fn a_cursor_of_another_tree_ends_the_session_with_what_to_do() {
+    let gateway = FakeGateway::default().on("Sync/ListBelow", root_for(9)).on(
+        "Sync/Changes",
+        |_request: v1::ChangesRequest| -> Result<v1::ChangesResponse, _> {
+            Err(refusal(Code::InvalidArgument, "bad-cursor"))
+        },
+    );
+    let harness = Harness::new(gateway).await;
+    let reason = harness.run().ended().await;
+    assert!(reason.contains("another account") && reason.contains("keepstone login"), "{reason}");
+    assert_eq!(harness.calls.of("Sync/Changes"), 1);
+}
