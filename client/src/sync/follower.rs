@@ -382,7 +382,8 @@ impl Follower {
         };
         match answer {
             Ok(_changed) => Ok(None),
-            Err(error) if error.is_transient() || error.is_fatal() => Err(error.into()),
+            // A gateway that has no room for one more to wait is there all the same.
+            Err(error) if error.is_fatal() || (error.is_transient() && !is_busy(&error)) => Err(error.into()),
             Err(error) => {
                 tracing::debug!(%error, "long polls cannot be had either");
                 tokio::select! {
@@ -392,6 +393,10 @@ impl Follower {
             }
         }
     }
+}
+
+fn is_busy(error: &CallError) -> bool {
+    error.code() == Some(Code::ResourceExhausted)
 }
 
 /// Between half and all of `wait`, so that many clients do not come back at one moment.

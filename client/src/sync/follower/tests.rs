@@ -1,5 +1,6 @@
 //! The follower against a gateway that says one thing or another.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -93,6 +94,11 @@ impl Running {
         });
         event.await.unwrap();
     }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
 }
 
 fn no_entry() -> tonic::Status {
@@ -180,4 +186,24 @@ async fn a_cursor_of_another_tree_ends_the_session_with_what_to_do() {
     let reason = harness.run().ended().await;
     assert!(reason.contains("another account") && reason.contains("keepstone login"), "{reason}");
     assert_eq!(harness.calls.of("Sync/Changes"), 1);
+}
+
+#[tokio::test]
+async fn a_gateway_with_no_room_for_long_polls_is_online_and_asked_at_intervals() {
+    let polls = Arc::new(tokio::sync::Semaphore::new(0));
+    let polled = polls.clone();
+    let gateway = FakeGateway::default()
+        .on("Sync/ListBelow", root_for(9))
+        .on("Sync/Changes", |request: v1::ChangesRequest| Ok(nothing_new(request.cursor)))
+        .on("Sync/WaitForChange", move |_request: v1::WaitForChangeRequest| {
+            polled.add_permits(1);
+            Err::<v1::WaitForChangeResponse, _>(refusal(Code::ResourceExhausted, "busy"))
+        });
+    let harness = Harness::new(gateway).await;
+    let mut running = harness.run();
+    running.caught_up().await;
+    let twice = tokio::time::timeout(TIME_MAX, polls.acquire_many(2)).await;
+    drop(twice.unwrap().unwrap());
+    assert!(running.events.try_recv().is_err(), "not offline, nor caught up anew");
+    running.stop().await;
 }
