@@ -122,6 +122,12 @@ impl ApiClient {
         Ok(Self { channel, endpoint, token, retry_time_max: RETRY_TIME_MAX })
     }
 
+    /// Over a channel that a test has made; nothing is repeated.
+    #[cfg(test)]
+    pub(crate) fn of_channel(channel: Channel) -> Self {
+        Self { channel, endpoint: "test".into(), token: None, retry_time_max: Duration::ZERO }
+    }
+
     /// The same connection with another bound on how long calls are repeated; zero repeats none.
     #[must_use]
     pub fn with_retry_time_max(mut self, retry_time_max: Duration) -> Self {

@@ -6,6 +6,8 @@ pub mod call_error;
 pub mod connection;
 pub mod daemon;
 pub mod download;
+#[cfg(test)]
+mod fake_gateway;
 pub mod local;
 pub mod local_folder;
 pub mod path;

@@ -56,6 +56,18 @@ impl ApiClient {
         self.call(message, |channel, request| async move { sync(channel).list_below(request).await }).await
     }
 
+    /// Whether a folder is in the tree.
+    pub(crate) async fn is_in_tree(&self, folder_id: u64) -> Result<bool, CallError> {
+        let message = v1::ListBelowRequest { entry_id: folder_id, page: Bytes::new(), count_max: 1 };
+        let listed =
+            self.call(message, |channel, request| async move { sync(channel).list_below(request).await });
+        match listed.await {
+            Ok(_page) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Tells of changes as they happen.
     pub(crate) async fn watch(&self) -> Result<Streaming<v1::WatchResponse>, CallError> {
         let request = self.request(v1::WatchRequest {});

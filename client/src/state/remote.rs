@@ -39,7 +39,7 @@ pub struct RemotePage {
 pub enum Finished {
     /// `remote` is a tree again.
     Whole,
-    /// The remote folder itself is gone; nothing was changed.
+    /// The remote folder itself is gone, or was listed anew and not told of; nothing was changed.
     RootGone,
 }
 
@@ -105,7 +105,9 @@ impl State {
     pub fn begin_relist(&mut self, whole: bool) -> Result<(), StateError> {
         self.transaction(|state| {
             state.connection.execute_batch(
-                "DELETE FROM arrivals; DELETE FROM deleted; UPDATE nodes SET sequence = 0 WHERE sequence <> 0;",
+                // That the root is gone holds until it is told of again: else all of it would be swept away.
+                "DELETE FROM arrivals WHERE node <> 1 OR gone = 0; DELETE FROM deleted; \
+                 UPDATE nodes SET sequence = 0 WHERE sequence <> 0;",
             )?;
             state.set_bytes("cursor", &[])?;
             state.set_number("sequence", 0)?;
@@ -126,7 +128,10 @@ impl State {
             let relist = state.number("relist")?.unwrap_or(0) != 0;
             let whole = state.number("relist_whole")?.unwrap_or(0) != 0;
             let mut latest_ms = unsigned(state.number("changed_ms_coming")?.unwrap_or(0)).max(seen_ms);
+            let mut root_doubted = false;
             for change in &page.changes {
+                // What the cursor is past, whether it is taken in or not.
+                latest_ms = change.entry.as_ref().map_or(latest_ms, |entry| latest_ms.max(entry.changed_ms));
                 match &change.entry {
                     // Listing a folder anew: what is elsewhere in the tree is not taken in.
                     Some(entry) if relist && !whole && !state.is_near(entry)? => {}
@@ -140,14 +145,15 @@ impl State {
                         let came_in = !was_there && unseen;
                         let list = change.list_below || (came_in && entry.kind() == v1::EntryKind::Folder);
                         state.arrived(node, false, list)?;
-                        latest_ms = latest_ms.max(entry.changed_ms);
                     }
-                    None => {
-                        if let Some(node) = state.node_of_entry(change.entry_id)? {
-                            state.arrived(node, true, false)?;
-                        }
-                    }
+                    None => match state.node_of_entry(change.entry_id)? {
+                        Some(node) => state.arrived(node, true, false)?,
+                        None => root_doubted |= state.deleted_at(change.entry_id)?.is_none(),
+                    },
                 }
+            }
+            if root_doubted {
+                state.set_number("root_doubted", 1)?;
             }
             state.set_bytes("cursor", &page.cursor)?;
             state.set_number("sequence", signed(page.sequence))?;
@@ -204,7 +210,8 @@ impl State {
     pub fn finish_batch(&mut self) -> Result<Finished, StateError> {
         self.transaction(|state| {
             let gone = state.ids("SELECT node FROM arrivals WHERE gone = 1", &[])?;
-            if gone.contains(&ROOT) {
+            let relist = state.number("relist")?.unwrap_or(0) != 0;
+            if gone.contains(&ROOT) || (relist && !state.is_root_told()?) {
                 return Ok(Finished::RootGone);
             }
             for node in gone {
@@ -216,7 +223,7 @@ impl State {
                     state.drop_remote(node)?;
                 }
             }
-            if state.number("relist")?.unwrap_or(0) != 0 {
+            if relist {
                 state.sweep()?;
             }
             state.forget_strangers()?;
@@ -228,9 +235,25 @@ impl State {
             let latest_ms = state.number("changed_ms_coming")?.unwrap_or(0);
             state.set_number("changed_ms_max", latest_ms)?;
             state.set_number("relist", 0)?;
+            state.set_number("root_doubted", 0)?;
             state.set_number("batch_open", 0)?;
             Ok(Finished::Whole)
         })
+    }
+
+    /// Whether the batch tells of something as gone that is not known here. It may be a folder that the root is in:
+    /// then what is below it makes no news of its own.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn is_root_doubted(&self) -> Result<bool, StateError> {
+        Ok(self.number("root_doubted")?.unwrap_or(0) != 0)
+    }
+
+    /// Whether this batch tells of the root, which a journal from its start does, but for the top of the tree.
+    fn is_root_told(&self) -> Result<bool, StateError> {
+        let whole = self.number("relist_whole")?.unwrap_or(0) != 0;
+        Ok(whole || !self.ids("SELECT node FROM arrivals WHERE node = 1 AND gone = 0", &[])?.is_empty())
     }
 
     /// Whether an entry, or the folder that it is in, is known.
@@ -278,9 +301,14 @@ impl State {
         if self.remote_facts(node)?.is_some_and(|facts| facts.sequence > entry.sequence) {
             return Ok(true);
         }
+        Ok(self.deleted_at(entry.id)?.is_some_and(|deleted| deleted >= entry.sequence))
+    }
+
+    /// The last number of an entry that a call of this device deleted not long ago.
+    fn deleted_at(&self, entry: u64) -> Result<Option<u64>, StateError> {
         let mut statement = self.connection.prepare_cached("SELECT sequence FROM deleted WHERE entry = ?")?;
-        let deleted = statement.query_row([signed(entry.id)], |row| row.get::<_, i64>(0)).optional()?;
-        Ok(deleted.is_some_and(|deleted| unsigned(deleted) >= entry.sequence))
+        let deleted = statement.query_row([signed(entry)], |row| row.get::<_, i64>(0)).optional()?;
+        Ok(deleted.map(unsigned))
     }
 
     /// The node of an entry; one that is not known yet gets a row that is in no tree.

@@ -6,4 +6,5 @@ pub(crate) mod download_small;
 pub(crate) mod local;
 pub(crate) mod remote;
 pub(crate) mod upload_large;
+mod upload_session;
 pub(crate) mod upload_small;

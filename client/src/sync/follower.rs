@@ -124,6 +124,7 @@ impl Follower {
     /// Takes in what there is, then listens, until something fails.
     async fn round(&mut self) -> Result<std::convert::Infallible, FollowError> {
         self.find_root().await?;
+        self.check_root().await?;
         self.catch_up(true).await?;
         drop(self.events.send(FollowerEvent::CaughtUp).await);
         let mut listening = Listening { stream: None, opened: Instant::now(), failures: 0, poll_until: None };
@@ -131,9 +132,32 @@ impl Follower {
             let check = self.wait_for_news(&mut listening).await?;
             self.catch_up(false).await?;
             if let Some(check) = check {
+                // Something on the server was found not to be as it is known here. That may be the root's own end: if
+                // a folder above it goes, the journal tells of that folder alone.
+                self.check_root().await?;
                 let _nobody = check.send(());
             }
         }
+    }
+
+    /// Sees to it that the remote folder is in the server's tree.
+    async fn check_root(&self) -> Result<(), FollowError> {
+        if self.remote_path.is_root() {
+            return Ok(());
+        }
+        let root = self.state.ask(|state| state.root_entry()).await?;
+        match root {
+            Some(root) if !self.api.is_in_tree(root).await? => Err(self.root_gone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn root_gone(&self) -> FollowError {
+        FollowError::Never(format!(
+            "the remote folder {} was deleted on the server, or a folder that it is in; nothing is deleted here. \
+             Restore it from the trash, or remove this folder from synchronisation",
+            self.remote_path
+        ))
     }
 
     /// Finds, or makes, the remote folder, once; afterwards it is followed by its id.
@@ -168,14 +192,15 @@ impl Follower {
     /// Takes in all changes up to now. Nothing of a batch counts before all of it is in.
     async fn catch_up(&mut self, mut greet: bool) -> Result<(), FollowError> {
         let position = self.state.ask(|state| state.remote_position()).await?;
-        if position.cursor.is_empty() && !position.batch_open {
+        if position.cursor.is_empty() {
+            // A listing that broke off is begun again: what it was to find would be swept away.
             self.relist().await?;
         }
         let mut cursor = Bytes::from(position.cursor);
         let mut count = 0;
         let mut open = position.batch_open || cursor.is_empty();
         loop {
-            let answer = self.api.changes(cursor.clone()).await?;
+            let answer = self.changes(cursor.clone()).await?;
             if std::mem::take(&mut greet) {
                 drop(self.events.send(FollowerEvent::Online).await);
             }
@@ -219,9 +244,23 @@ impl Follower {
         Ok(())
     }
 
+    async fn changes(&self, cursor: Bytes) -> Result<v1::ChangesResponse, FollowError> {
+        match self.api.changes(cursor).await {
+            // No reset: ids are small numbers, and another tree's would be taken for this one's.
+            Err(error) if error.reason() == "bad-cursor" => Err(FollowError::Never(format!(
+                "the server at {} says that this folder was synchronised with another account or cluster ({error}); \
+                 nothing is changed. Sign in to that one with `keepstone login`, or remove this folder from \
+                 synchronisation and add it anew",
+                self.api.endpoint()
+            ))),
+            answer => Ok(answer?),
+        }
+    }
+
     /// Begins to list the remote folder anew. What is below it comes first: of the journal, which is of the whole
     /// tree, only what is near needs to be looked at then.
     async fn relist(&self) -> Result<(), FollowError> {
+        self.check_root().await?;
         let whole = self.remote_path.is_root();
         let root = self.state.ask(move |state| {
             state.begin_relist(whole)?;
@@ -237,24 +276,25 @@ impl Follower {
         for folder in self.state.ask(|state| state.listings_wanted()).await? {
             self.list_below(folder).await?;
         }
+        if self.state.ask(|state| state.is_root_doubted()).await? {
+            self.check_root().await?;
+        }
         match self.state.ask(State::finish_batch).await? {
             Finished::Whole => {
                 drop(self.events.send(FollowerEvent::Whole(count)).await);
                 Ok(())
             }
-            Finished::RootGone => Err(FollowError::Never(format!(
-                "the remote folder {} was deleted on the server; nothing is deleted here. Restore it from the trash, \
-                 or remove this folder from synchronisation",
-                self.remote_path
-            ))),
+            Finished::RootGone => Err(self.root_gone()),
         }
     }
 
     async fn list_below(&self, folder: u64) -> Result<(), FollowError> {
+        let root = self.state.ask(|state| state.root_entry()).await?;
         let mut page = Bytes::new();
         for _ in 0..LISTING_PAGES_MAX {
             let answer = match self.api.list_below(folder, page).await {
                 Ok(answer) => answer,
+                Err(error) if error.is_not_found() && root == Some(folder) => return Err(self.root_gone()),
                 // It has gone again: later changes say so.
                 Err(error) if error.is_not_found() => v1::ListBelowResponse::default(),
                 Err(error) => return Err(error.into()),
@@ -342,7 +382,8 @@ impl Follower {
         };
         match answer {
             Ok(_changed) => Ok(None),
-            Err(error) if error.is_transient() || error.is_fatal() => Err(error.into()),
+            // A gateway that has no room for one more to wait is there all the same.
+            Err(error) if error.is_fatal() || (error.is_transient() && !is_busy(&error)) => Err(error.into()),
             Err(error) => {
                 tracing::debug!(%error, "long polls cannot be had either");
                 tokio::select! {
@@ -354,8 +395,15 @@ impl Follower {
     }
 }
 
+fn is_busy(error: &CallError) -> bool {
+    error.code() == Some(Code::ResourceExhausted)
+}
+
 /// Between half and all of `wait`, so that many clients do not come back at one moment.
 fn jittered(wait: Duration) -> Duration {
     let random = random_16().map_or(128, |bytes| u32::from(bytes[0]));
     wait / 2 + wait / 2 * random / 255
 }
+
+#[cfg(test)]
+mod tests;

@@ -200,6 +200,11 @@ impl End {
             }
             CallError::Protocol { .. } => failed(Again::Later),
             CallError::Refused { .. } if error.is_transient() => failed(Again::Soon),
+            // No news of the server's will change that: somebody must move it.
+            CallError::Refused { .. } if error.reason() == "too-deep" => Self::Failed {
+                reason: format!("{error}; move it, or a folder that it is in, higher up"),
+                again: Again::Later,
+            },
             CallError::Refused { code, .. } => match code {
                 tonic::Code::Aborted
                 | tonic::Code::NotFound
@@ -220,5 +225,23 @@ impl End {
             }
             DiskError::Io { .. } => failed(Again::Soon),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_deep_for_the_server_is_told_and_tried_again_only_later() {
+        let error = CallError::Refused {
+            code: tonic::Code::FailedPrecondition,
+            reason: "too-deep".to_owned(),
+            message: "x: at most 200 folders within one another".to_owned(),
+        };
+        let End::Failed { reason, again: Again::Later } = End::of_call(&error) else {
+            panic!("{:?}", End::of_call(&error));
+        };
+        assert!(reason.contains("move it"), "{reason}");
     }
 }

@@ -68,8 +68,11 @@ impl Server {
     fn new() -> Self {
         let mut server = Self { next_id: SYNC_ROOT, ..Self::default() };
         server.entries.insert(NAMESPACE_ROOT, folder_entry(NAMESPACE_ROOT, 0, "root"));
+        // In a folder that is made after it, and that it is moved into: it does not come first in the journal.
         let id = server.create(folder_entry(0, NAMESPACE_ROOT, "kept"));
         assert_eq!(id, SYNC_ROOT);
+        let around = server.create(folder_entry(0, NAMESPACE_ROOT, "around"));
+        server.moved(SYNC_ROOT, around, "kept");
         server
     }
 
@@ -85,6 +88,13 @@ impl Server {
                 entry.changed_ms = clock_ms;
             }
         }
+    }
+
+    fn moved(&mut self, id: u64, parent: u64, name: &str) {
+        let entry = self.entries.get_mut(&id).unwrap();
+        entry.parent = parent;
+        name.clone_into(&mut entry.name);
+        self.changed(id);
     }
 
     fn create(&mut self, mut entry: v1::Entry) -> u64 {
@@ -132,15 +142,13 @@ impl Server {
         let folders = self.folders();
         let parent = *folders.choose(random).unwrap();
         let name = self.free_name(parent, random);
-        let movable: Vec<u64> = self.live().into_iter().filter(|id| *id > SYNC_ROOT).collect();
-        match (random.random_range(0..10), movable.choose(random).copied()) {
+        let movable: Vec<u64> =
+            self.live().into_iter().filter(|id| *id > SYNC_ROOT && !self.is_below(SYNC_ROOT, *id)).collect();
+        match (random.random_range(0..11), movable.choose(random).copied()) {
             (0..=2, _) => drop(self.create(entry(0, parent, &name, random.random()))),
             (3, _) => drop(self.create(folder_entry(0, parent, &name))),
             (4..=5, Some(id)) if !self.is_below(parent, id) => {
-                let entry = self.entries.get_mut(&id).unwrap();
-                entry.parent = parent;
-                entry.name = name;
-                self.changed(id);
+                self.moved(id, parent, &name);
             }
             (6, Some(id)) => {
                 let trashed = self.entries.remove(&id).unwrap();
@@ -157,6 +165,7 @@ impl Server {
                     self.arrived.insert(id, self.sequence);
                 }
             }
+            (8, _) => self.changed(SYNC_ROOT),
             (_, Some(id)) => {
                 let entry = self.entries.get_mut(&id).unwrap();
                 if entry.kind() == v1::EntryKind::File {
@@ -349,4 +358,100 @@ fn a_remote_root_that_is_gone_changes_nothing() {
     assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
     assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
     assert!(state.remote_position().unwrap().batch_open, "nothing is planned meanwhile");
+}
+
+/// A server with one file in the root, and a state that has followed it.
+fn followed() -> (tempfile::TempDir, State, Server) {
+    let (folder, mut state) = fresh();
+    let mut server = Server::new();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    server.create(entry(0, SYNC_ROOT, "f", 1));
+    follow_to_end(&mut state, &server);
+    (folder, state, server)
+}
+
+/// Takes in one page of all that is new, with the listings that it asks for.
+fn follow_to_end(state: &mut State, server: &Server) {
+    state.apply_changes(&server.page(position(state), 100)).unwrap();
+    for wanted in state.listings_wanted().unwrap() {
+        state.apply_listing(wanted, &server.below(wanted), true).unwrap();
+    }
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+}
+
+#[test]
+fn listing_anew_does_not_forget_that_the_root_is_gone() {
+    let (_folder, mut state, mut server) = followed();
+    let root = server.entries.remove(&SYNC_ROOT).unwrap();
+    server.trashed.insert(SYNC_ROOT, root);
+    server.changed(SYNC_ROOT);
+    state.apply_changes(&server.page(position(&state), 100)).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    // Its news are no longer in the journal, and its listing gives nothing.
+    state.begin_relist(false).unwrap();
+    state.apply_listing(SYNC_ROOT, &[], true).unwrap();
+    state.apply_changes(&RemotePage { sequence: 9, ..RemotePage::default() }).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
+}
+
+#[test]
+fn a_listing_that_does_not_tell_of_the_root_sweeps_nothing_away() {
+    let (_folder, mut state, server) = followed();
+    relist(&mut state, &server);
+    // The root goes into the trash before the journal is read: that, and no more, is left out there.
+    let gone = server.below(SYNC_ROOT).into_iter().map(|entry| v1::Change {
+        entry_id: entry.id,
+        entry: None,
+        list_below: false,
+    });
+    let page = RemotePage { changes: gone.collect(), cursor: vec![1], more: false, sequence: 9 };
+    state.apply_changes(&page).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
+}
+
+#[test]
+fn a_root_that_comes_back_is_followed_after_a_listing_without_it() {
+    let (_folder, mut state, server) = followed();
+    state.begin_relist(false).unwrap();
+    state.apply_changes(&RemotePage { cursor: vec![0; 8], ..RemotePage::default() }).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    follow_to_end(&mut state, &server);
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
+}
+
+#[test]
+fn a_folder_moved_in_that_was_passed_over_by_the_listing_is_not_empty() {
+    let (_folder, mut state, mut server) = followed();
+    // Made long after the last change near the root, and known to the cursor.
+    let outside = server.create(folder_entry(0, NAMESPACE_ROOT, "outside"));
+    let new = server.create(folder_entry(0, outside, "new"));
+    server.create(entry(0, new, "old file", 3));
+    relist(&mut state, &server);
+    follow_to_end(&mut state, &server);
+    server.moved(new, SYNC_ROOT, "new");
+    follow_to_end(&mut state, &server);
+    let node = state.node_of_entry(new).unwrap().unwrap();
+    assert_eq!(state.side_children(Side::Remote, node).unwrap().len(), 1);
+}
+
+#[test]
+fn a_folder_gone_that_is_not_known_casts_doubt_on_the_root() {
+    let (_folder, mut state, mut server) = followed();
+    let own = server.create(entry(0, SYNC_ROOT, "g", 1));
+    follow_to_end(&mut state, &server);
+    let gone = |entry_id| {
+        let change = v1::Change { entry_id, entry: None, list_below: false };
+        RemotePage { changes: vec![change], cursor: vec![1], more: false, sequence: 1_000 }
+    };
+    let (node, was) = (state.node_of_entry(own).unwrap().unwrap(), server.entries[&own].clone());
+    state.record(&[Outcome::RemoteGone { node, entry: Some(was) }]).unwrap();
+    state.apply_changes(&gone(own)).unwrap();
+    assert!(!state.is_root_doubted().unwrap(), "this device deleted it itself");
+    state.finish_batch().unwrap();
+    state.apply_changes(&gone(3)).unwrap();
+    assert!(state.is_root_doubted().unwrap());
+    state.finish_batch().unwrap();
+    assert!(!state.is_root_doubted().unwrap(), "asked once");
 }

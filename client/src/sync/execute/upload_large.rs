@@ -13,6 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
 use super::remote::record;
+use super::upload_session::{commit_failed, give_up};
 use super::upload_small::{begin, commit, committed, end_of_read, unchanged};
 use crate::call_error::CallError;
 use crate::connection::random_16;
@@ -66,8 +67,14 @@ async fn send(shared: &Shared, task: &UploadTask, shown: &Shown) -> Result<Ended
     let result = results
         .and_then(|mut results| results.pop().unwrap_or_else(|| Err(CallError::protocol("no answer"))));
     let node = task.node;
+    let entry = match result {
+        Ok(entry) => entry,
+        Err(error) => {
+            commit_failed(shared, node, &session.upload_id, &error).await;
+            return Err(End::of_call(&error));
+        }
+    };
     drop(shared.state.ask(move |state| state.forget_upload(node)).await);
-    let entry = result.map_err(|error| End::of_call(&error))?;
     let (outcome, done) = committed(shared, task, entry);
     let listed = entries.clone();
     drop(shared.state.ask(move |state| state.index_chunks(node, &listed)).await);
@@ -121,12 +128,13 @@ struct Begun {
 async fn begun(shared: &Shared, task: &UploadTask, entries: &[ManifestEntry]) -> Result<Begun, End> {
     let node = task.node;
     let known = shared.state.ask(move |state| state.upload_begun(node)).await;
-    if let Ok(Some(known)) = known
-        && known.content == task.content.content
-        && known.cutter == task.content.cutter
-        && known.size == task.content.size
-    {
+    if let Ok(Some(known)) = known {
+        let content = FileContent { content: known.content, size: known.size, cutter: known.cutter };
         let upload_id = Bytes::from(known.upload_id);
+        if content != task.content {
+            give_up(shared, vec![upload_id]).await;
+            return begun_anew(shared, task, entries).await;
+        }
         match shared.api.upload_status(upload_id.clone()).await {
             // Committed, and the answer was lost: the server's news say so.
             Ok(status) if status.committed.is_some() => {
@@ -139,6 +147,11 @@ async fn begun(shared: &Shared, task: &UploadTask, entries: &[ManifestEntry]) ->
             Err(_gone) => {}
         }
     }
+    begun_anew(shared, task, entries).await
+}
+
+async fn begun_anew(shared: &Shared, task: &UploadTask, entries: &[ManifestEntry]) -> Result<Begun, End> {
+    let node = task.node;
     let id = random_16().map_err(|error| End::of_call(&error))?;
     let upload_id = Bytes::copy_from_slice(&id);
     let begun_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();

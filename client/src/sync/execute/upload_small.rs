@@ -9,6 +9,7 @@ use proto::v1;
 use tokio::sync::oneshot;
 
 use super::remote::record;
+use super::upload_session::{Fate, fate, give_up};
 use crate::call_error::CallError;
 use crate::connection::random_16;
 use crate::local::model::LocalRecord;
@@ -42,9 +43,13 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<UploadTask>) -> Vec<Ended> {
     let mut outcomes = Vec::new();
     let read = read_all(shared, tasks, &mut ended, &mut outcomes).await;
     let sent = send_all(shared, read, &mut ended).await;
-    let unchanged = check_all(shared, sent, &mut ended).await;
-    commit_all(shared, unchanged, &mut ended, &mut outcomes).await;
-    record(shared, outcomes, ended).await
+    let mut failed = Vec::new();
+    let unchanged = check_all(shared, sent, &mut ended, &mut failed).await;
+    commit_all(shared, unchanged, &mut ended, &mut outcomes, &mut failed).await;
+    let ended = record(shared, outcomes, ended).await;
+    // Another try begins a session of its own.
+    give_up(shared, failed).await;
+    ended
 }
 
 /// What reading a file came to.
@@ -263,8 +268,13 @@ fn chunk_of(read: &Read, index: usize) -> Option<(ManifestEntry, Bytes)> {
     Some((entry, read.bytes.slice(from..to)))
 }
 
-/// Leaves out the files that changed while they were sent.
-async fn check_all(shared: &Shared, all: Vec<Read>, ended: &mut Vec<Ended>) -> Vec<Read> {
+/// Leaves out the files that changed while they were sent; `failed`: their sessions.
+async fn check_all(
+    shared: &Shared,
+    all: Vec<Read>,
+    ended: &mut Vec<Ended>,
+    failed: &mut Vec<Bytes>,
+) -> Vec<Read> {
     let root = shared.root.clone();
     let nodes: Vec<NodeId> = all.iter().map(|read| read.task.node).collect();
     let work = tokio::task::spawn_blocking(move || {
@@ -278,13 +288,22 @@ async fn check_all(shared: &Shared, all: Vec<Read>, ended: &mut Vec<Ended>) -> V
     for (result, read) in results {
         match result {
             Ok(()) => unchanged.push(read),
-            Err(end) => ended.push(Ended::quietly(read.task.node, end)),
+            Err(end) => {
+                ended.push(Ended::quietly(read.task.node, end));
+                failed.push(read.upload_id);
+            }
         }
     }
     unchanged
 }
 
-async fn commit_all(shared: &Shared, all: Vec<Read>, ended: &mut Vec<Ended>, outcomes: &mut Vec<Outcome>) {
+async fn commit_all(
+    shared: &Shared,
+    all: Vec<Read>,
+    ended: &mut Vec<Ended>,
+    outcomes: &mut Vec<Outcome>,
+    failed: &mut Vec<Bytes>,
+) {
     if all.is_empty() {
         return;
     }
@@ -304,7 +323,13 @@ async fn commit_all(shared: &Shared, all: Vec<Read>, ended: &mut Vec<Ended>, out
                 outcomes.push(outcome);
                 ended.push(done);
             }
-            Err(error) => ended.push(Ended::call(read.task.node, &error)),
+            Err(error) => {
+                ended.push(Ended::call(read.task.node, &error));
+                // A gateway that cannot commit for the moment is not asked for more.
+                if !error.is_transient() && fate(&error) != Fate::Ended {
+                    failed.push(read.upload_id);
+                }
+            }
         }
     }
 }
