@@ -42,16 +42,16 @@ impl Three {
     /// A folder (2) of so many files (from 10 on), the same on both sides.
     fn with_files(count: u64) -> Self {
         let mut three = Self::default();
-        three.everywhere(2, Some(node(ROOT, "folder", Kind::Folder)));
+        three.everywhere(2, &node(ROOT, "folder", Kind::Folder));
         for number in 0..count {
-            three.everywhere(10 + number, Some(file(NodeId(2), &format!("f{number}"), 1)));
+            three.everywhere(10 + number, &file(NodeId(2), &format!("f{number}"), 1));
         }
         three
     }
 
-    fn everywhere(&mut self, id: u64, value: Option<Node>) {
+    fn everywhere(&mut self, id: u64, node: &Node) {
         for tree in [&mut self.remote, &mut self.local, &mut self.synced] {
-            tree.set(NodeId(id), value.clone());
+            tree.set(NodeId(id), Some(node.clone()));
         }
     }
 

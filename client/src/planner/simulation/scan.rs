@@ -91,9 +91,7 @@ fn match_all(state: &mut State, disk: &Disk, cutter: Cutter) -> BTreeMap<Inode, 
     }
     by_content(state, disk, cutter, &all, &mut found, &mut left);
     for inode in all {
-        if !found.contains_key(&inode) {
-            found.insert(inode, state.new_node());
-        }
+        found.entry(inode).or_insert_with(|| state.new_node());
     }
     found
 }

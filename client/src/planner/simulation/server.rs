@@ -207,7 +207,7 @@ impl Server {
         }
         let sequence = self.bump();
         let entries = self.trash.remove(at);
-        self.restored.insert(entries[0].id);
+        self.restored.extend(entries.iter().map(|entry| entry.id));
         for (number, mut entry) in entries.into_iter().enumerate() {
             if number == 0 {
                 entry.sequence = sequence;
@@ -240,7 +240,8 @@ impl Server {
         let mut changes: Vec<(u64, Change)> = Vec::new();
         for entry in self.entries.values().filter(|entry| entry.sequence > after) {
             changes.push((entry.sequence, Change { id: entry.id, entry: Some(entry.clone()) }));
-            // It came back with all below it: that is listed.
+            // It came back: that is listed with all below it, for a device that does not have it. So is a folder that
+            // came back with the one above it and was then moved out.
             if self.restored.contains(&entry.id) {
                 for id in self.below(entry.id) {
                     let below = self.entries[&id].clone();

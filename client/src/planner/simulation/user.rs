@@ -36,7 +36,7 @@ impl Ledger {
     }
 
     fn fresh(&mut self, pick: u8) -> Bytes {
-        if pick % 8 == 0 {
+        if pick.is_multiple_of(8) {
             return Bytes::from(pick / 8) % COMMON_BYTES;
         }
         self.next += 1;
@@ -212,7 +212,7 @@ impl Hand<'_> {
         let Some(file) = self.file(act.one) else { return };
         let (folder, name) = self.place(file);
         let (bytes, attributes) = (self.ledger.fresh(act.other), self.ledger.attributes());
-        if act.name % 2 == 0 {
+        if act.name.is_multiple_of(2) {
             // The old one is kept until then under another name.
             self.rename(file, folder, "old~");
             self.make(folder, &name, Thing::File(bytes), attributes);
@@ -254,7 +254,7 @@ impl Hand<'_> {
         } else {
             self.make(folder, &name, Thing::Folder, folder_attributes());
             if let Some(made) = self.device.disk.at(folder, &name)
-                && act.other % 2 == 0
+                && act.other.is_multiple_of(2)
             {
                 let (bytes, attributes) = (self.ledger.fresh(act.other / 2), self.ledger.attributes());
                 self.make(made, "in", Thing::File(bytes), attributes);
@@ -279,7 +279,7 @@ impl Hand<'_> {
         }
         let (above, name) = self.place(folder);
         if self.rename(inode, disk::TOP, "hoist~") {
-            if act.other % 2 == 0 {
+            if act.other.is_multiple_of(2) {
                 self.remove(folder);
             } else {
                 self.rename(folder, disk::TOP, "hoisted~");
@@ -300,7 +300,7 @@ impl Hand<'_> {
             return;
         }
         let (above, outer_name) = self.place(outer);
-        if act.other % 2 == 0 {
+        if act.other.is_multiple_of(2) {
             if self.rename(inner, above, "invert~") {
                 self.rename(outer, inner, &name);
                 self.rename(inner, above, &outer_name);
@@ -328,7 +328,9 @@ impl Hand<'_> {
                 self.device.disk.write(inode, Thing::Symlink(target), attributes);
                 return;
             }
-            Thing::File(_) if act.other % 3 == 0 => attributes.mtime_ns = self.ledger.attributes().mtime_ns,
+            Thing::File(_) if act.other.is_multiple_of(3) => {
+                attributes.mtime_ns = self.ledger.attributes().mtime_ns
+            }
             _ => attributes.mode = [0o600, 0o644, 0o755, 0o700][usize::from(act.other) % 4],
         }
         self.device.disk.write(inode, thing, attributes);
@@ -345,7 +347,7 @@ pub(super) fn act_on_server(server: &mut Server, ledger: &mut Ledger, act: Act) 
     let files: Vec<EntryId> =
         all.iter().copied().filter(|id| matches!(server.entries[id].kind, Kind::File(_))).collect();
     let folder = pick(&folders, act.other).unwrap_or(server::TOP);
-    let cutter = if act.other % 2 == 0 { Cutter::Cdc64k } else { Cutter::Cdc256k };
+    let cutter = if act.other.is_multiple_of(2) { Cutter::Cdc64k } else { Cutter::Cdc256k };
     match act.what % 7 {
         0 if all.len() < OBJECTS_MAX => {
             let (bytes, attributes) = (ledger.fresh(act.one), ledger.attributes());

@@ -257,7 +257,7 @@ impl World {
             device.fetch(&self.server);
             device.take_batch();
             device.scan();
-            let Some(plan) = device.plan(if plans % 3 == 0 { 3 } else { 1_000 }) else { continue };
+            let Some(plan) = device.plan(if plans.is_multiple_of(3) { 3 } else { 1_000 }) else { continue };
             if plan.operations.is_empty() {
                 return Ok(did);
             }
@@ -267,14 +267,11 @@ impl World {
             let mut pick = u8::try_from(plans).unwrap_or_default();
             while !self.devices[number].tasks.is_empty() {
                 pick = pick.wrapping_mul(31).wrapping_add(7);
-                let first = self.devices[number].tasks.clone();
+                let tasks = &self.devices[number].tasks;
+                let operation = tasks[usize::from(pick) % tasks.len()].operation.clone();
                 if !self.perform(number, pick, Ending::Recorded)? {
-                    let left = &self.devices[number].tasks;
-                    let failed =
-                        first.iter().find(|task| !left.iter().any(|other| other.operation == task.operation));
                     return Err(format!(
-                        "device {number} with nobody else about: refused {:?}\n{}",
-                        failed.map(|task| &task.operation),
+                        "device {number} with nobody else about: refused {operation:?}\n{}",
                         self.shown()
                     ));
                 }
