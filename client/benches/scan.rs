@@ -34,6 +34,10 @@ impl LocalIndex for Index {
         self.folders.get(&parent).cloned().unwrap_or_default()
     }
 
+    fn children_sent(&self, parent: NodeId) -> Vec<(LocalRecord, bool)> {
+        self.children(parent).into_iter().map(|child| (child, true)).collect()
+    }
+
     fn by_identity(&self, _identity: Identity) -> Option<LocalRecord> {
         None
     }

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -172,16 +173,21 @@ pub(super) fn mode_of(bits: u32) -> Mode {
     Mode::from_raw_mode(bits & 0o7777)
 }
 
-/// Does something in folders that we own, also if they are read-only: they are made writable for that moment. After a
-/// crash in it the owner may write in them.
+/// Held while folders are made writable: of two at once, the second would take the first one's mode for the right one,
+/// or find the folder read-only again.
+static WRITABLE: Mutex<()> = Mutex::new(());
+
+/// Does something in folders that we own, also if they are read-only: they are made writable for that moment, one after
+/// another. After a crash in it the owner may write in them.
 pub(super) fn in_writable<T>(
     folders: &[BorrowedFd<'_>],
     act: impl Fn() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
-    let denied = match act() {
-        Err(Errno::ACCESS) => Errno::ACCESS,
+    match act() {
+        Err(Errno::ACCESS) => {}
         done => return done,
-    };
+    }
+    let _one_at_a_time = WRITABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut changed = Vec::new();
     for folder in folders {
         let stat = beneath::stat_at(*folder, OsStr::new(""), AtFlags::EMPTY_PATH)?;
@@ -195,7 +201,8 @@ pub(super) fn in_writable<T>(
             changed.push((path, mode));
         }
     }
-    let done = if changed.is_empty() { Err(denied) } else { act() };
+    // Also if none was changed: somebody may just have made it writable.
+    let done = act();
     for (path, mode) in changed {
         if let Err(error) = rustix::fs::chmodat(rustix::fs::CWD, &path, mode, AtFlags::empty()) {
             tracing::warn!(%error, "a folder stays writable");

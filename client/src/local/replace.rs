@@ -2,7 +2,7 @@
 //!
 //! The new one and the one in place are exchanged in one step, and what came out is looked at: if it is not what was
 //! expected, they are exchanged back. On file systems that cannot exchange, what is in place gets a second name (a hard
-//! link) first, then the new one is renamed over it.
+//! link) first, then the new one is renamed over it; where there are no hard links, it leaves its place first.
 //!
 //! On disk after a crash, step by step:
 //! 1. The new one is called `.keepstone/tmp/swap-X`: nothing else has changed; on the next start it goes to the trash.
@@ -20,7 +20,9 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::disk::{DiskError, Durability, ObjectKind, in_writable, moved_stamp, same_but_renamed, times};
+use super::disk::{
+    DiskError, Durability, ObjectKind, in_writable, moved_stamp, rename_new, same_but_renamed, times,
+};
 use super::model::Stamp;
 use super::rel::Rel;
 use super::root::{Root, TEMPORARY_FOLDER};
@@ -94,7 +96,7 @@ impl Swap<'_> {
     fn undo(&self) -> Result<(), DiskError> {
         let undone = match self.exchange() {
             // It was removed from its place: so the one that came out is put there.
-            Err(Errno::NOENT) => super::disk::rename_new(self.temporary, self.in_place),
+            Err(Errno::NOENT) => rename_new(self.temporary, self.in_place),
             other => other,
         };
         let left = self.root.object_at(self.temporary.0, self.temporary.1);
@@ -106,13 +108,14 @@ impl Swap<'_> {
     }
 
     /// Without exchange: a second name for the old one, then the new one over it, then the temporary name for the old
-    /// one. Between the check and the rename a save by somebody else can be replaced: file systems that cannot
-    /// exchange leave no better way.
+    /// one. Between the check and the rename somebody else can put a third one there, which is then replaced: file
+    /// systems that cannot exchange leave no better way that never leaves the place empty.
     fn replace_linked(&self) -> Result<(), DiskError> {
         let aside = swap_name()?;
         let folder = self.temporary.0;
         match rustix::fs::linkat(self.in_place.0, self.in_place.1, folder, &aside, AtFlags::empty()) {
-            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Ok(()) => {}
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => return self.replace_moved(&aside),
             Err(errno) => return Err(self.failed(errno)),
         }
         let there = self.root.object_at(self.in_place.0, self.in_place.1).map_err(|e| self.failed(e))?;
@@ -120,12 +123,49 @@ impl Swap<'_> {
             let _left = rustix::fs::unlinkat(folder, &aside, AtFlags::empty());
             return Err(DiskError::Changed(self.rel.clone()));
         }
-        let (a, b) = (self.temporary, self.in_place);
+        self.rename_over(&aside)
+    }
+
+    /// The new one over the old one, which is called `aside` as well.
+    fn rename_over(&self, aside: &OsStr) -> Result<(), DiskError> {
+        let (folder, a, b) = (self.temporary.0, self.temporary, self.in_place);
         in_writable(&[b.0], || rustix::fs::renameat(a.0, a.1, b.0, b.1)).map_err(|e| self.failed(e))?;
-        match rustix::fs::renameat(folder, &aside, folder, self.temporary.1) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(self.failed(errno)),
+        rustix::fs::renameat(folder, aside, folder, self.temporary.1).map_err(|e| self.failed(e))?;
+        let came_out = self.root.object_at(folder, self.temporary.1).map_err(|e| self.failed(e))?;
+        if same_but_renamed(&came_out.stamp, self.expected) {
+            return Ok(());
         }
+        // It was written to since the check, and cannot go back in one step.
+        let trashed = self.root.move_to_trash(self.temporary, self.rel)?;
+        tracing::warn!(path = %self.rel, trash = trashed.shown(), "was saved while it was replaced; is in the trash");
+        Ok(())
+    }
+
+    /// Where there are no hard links either: the old one leaves its place, as `aside`, and the new one takes it if it is
+    /// still free. After a crash in between nothing is there, and the old one is found by the next start.
+    fn replace_moved(&self, aside: &OsStr) -> Result<(), DiskError> {
+        let folder = self.temporary.0;
+        let (aside, in_place) = ((folder, aside), self.in_place);
+        rename_new(in_place, aside).map_err(|e| self.failed(e))?;
+        let came_out = self.root.object_at(aside.0, aside.1).map_err(|e| self.failed(e))?;
+        let placed = if same_but_renamed(&came_out.stamp, self.expected) {
+            rename_new(self.temporary, in_place).map_err(|e| self.failed(e))
+        } else {
+            Err(DiskError::Changed(self.rel.clone()))
+        };
+        let Err(error) = placed else {
+            return rustix::fs::renameat(folder, aside.1, folder, self.temporary.1)
+                .map_err(|e| self.failed(e));
+        };
+        match rename_new(aside, in_place) {
+            // Somebody has saved there: that stays.
+            Err(Errno::EXIST) => self.root.move_to_trash(aside, self.rel).map(drop)?,
+            back => back.map_err(|e| self.failed(e))?,
+        }
+        Err(match error {
+            DiskError::Exists(rel) => DiskError::Changed(rel),
+            other => other,
+        })
     }
 
     /// The old one leaves its temporary name.

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::beneath;
-use super::disk::{DiskError, Durability, mode_of, moved_stamp, rename_new, times};
+use super::disk::{DiskError, Durability, ObjectKind, mode_of, moved_stamp, rename_new, times};
 use super::model::Stamp;
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TEMPORARY_FOLDER};
@@ -59,7 +59,15 @@ impl Root {
     /// # Errors
     /// As [`temp_file`](Self::temp_file).
     pub fn temp_file_kept(&self, key: u128) -> Result<Temp, DiskError> {
-        self.temp(format!("{KEPT_PREFIX}{key:032x}").into(), OFlags::empty(), true)
+        let name = OsString::from(format!("{KEPT_PREFIX}{key:032x}"));
+        match self.temp(name.clone(), OFlags::empty(), true) {
+            // It was finished as a file that its owner may not write, and then not put in place.
+            Err(DiskError::Denied(_)) => {
+                self.make_writable(&name)?;
+                self.temp(name, OFlags::empty(), true)
+            }
+            begun => begun,
+        }
     }
 
     /// Bytes that can still be written to the root's file system; all there are, if it does not say. Blocks.
@@ -73,6 +81,20 @@ impl Root {
         let flags = flags | OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&folder, &name, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
         Ok(Temp { folder, name, file: File::from(fd), kept })
+    }
+
+    /// Makes a temporary file one that can be gone on with; if that is not possible, it goes.
+    fn make_writable(&self, name: &OsStr) -> Result<(), DiskError> {
+        let folder = self.state_folder(TEMPORARY_FOLDER)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&folder, name, flags, Mode::empty()).map_err(failed)?;
+        let path = beneath::path_of_fd(fd.as_fd());
+        let is_file = self.object_of_fd(fd.as_fd()).map_err(failed)?.kind == ObjectKind::File;
+        let mode = Mode::RUSR | Mode::WUSR;
+        if is_file && rustix::fs::chmodat(rustix::fs::CWD, &path, mode, AtFlags::empty()).is_ok() {
+            return Ok(());
+        }
+        rustix::fs::unlinkat(&folder, name, AtFlags::empty()).map_err(failed)
     }
 
     /// Removes temporary files that a crash left; those that can be gone on with only if their key is not wanted any

@@ -218,5 +218,12 @@ pub(super) struct Trashed {
     shown: String,
 }
 
+impl Trashed {
+    /// Where, below the trash.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -173,6 +173,33 @@ fn listing(path: &std::path::Path) -> Vec<(String, u32, i64, Vec<u8>)> {
 }
 
 #[test]
+fn many_at_once_change_one_read_only_folder() {
+    if !crate::local::testing::as_another_user("local::disk::tests::many_at_once_change_one_read_only_folder")
+    {
+        return;
+    }
+    let root = TestRoot::new();
+    root.create_folder(&rel("d"), 0o755, Durability::Later).unwrap();
+    let set = |mode| {
+        std::fs::set_permissions(root.dir().join("d"), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    set(0o555);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let root = &root;
+            scope.spawn(move || {
+                for number in 0..200 {
+                    let place = rel(&format!("d/{thread}-{number}"));
+                    root.create_symlink(&place, b"x", 0, Durability::Later).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(root.stamp("d").mode, 0o555);
+    set(0o755);
+}
+
+#[test]
 fn read_only_folders_are_changed_and_stay_read_only() {
     use crate::local::replace::Replaced;
     use crate::local::testing::as_another_user;

@@ -174,6 +174,64 @@ fn file_systems_that_cannot_exchange_replace_by_link_and_rename() {
     assert_eq!(root.temporary_count(), 0);
 }
 
+/// Without exchange: a swap of `text` for what is at `f`, carried out by `act`.
+fn swap_by(root: &TestRoot, text: &str, seen: &Stamp, act: impl Fn(&Swap<'_>)) {
+    let mut temp = temp(root, text);
+    temp.set_name(swap_name().unwrap()).unwrap();
+    let (folder, name) = root.parent_of(&rel("f")).map(|(fd, name)| (fd, name.to_owned())).unwrap();
+    let new = root.object_of_fd(temp.fd()).unwrap().stamp;
+    let place = rel("f");
+    act(&Swap {
+        root,
+        rel: &place,
+        temporary: (temp.folder(), temp.name()),
+        in_place: (folder.as_fd(), &name),
+        new,
+        expected: seen,
+    });
+    let gone = root.is_gone(&temp);
+    temp.keep(gone);
+}
+
+#[test]
+fn without_exchange_what_is_written_after_the_look_is_in_the_trash() {
+    let root = TestRoot::new();
+    root.write("f", "seen");
+    swap_by(&root, "new", &root.stamp("f"), |swap| {
+        let aside = swap_name().unwrap();
+        std::fs::hard_link(root.dir().join("f"), root.dir().join(".keepstone/tmp").join(&aside)).unwrap();
+        root.write("f", "saved into the old one");
+        swap.rename_over(&aside).unwrap();
+        swap.dispose(Replaced::Removed).unwrap();
+    });
+    assert_eq!(root.read("f"), "new");
+    assert_eq!(root.trashed().into_values().collect::<Vec<_>>(), [b"saved into the old one".to_vec()]);
+    assert_eq!(root.temporary_count(), 0);
+}
+
+#[test]
+fn file_systems_without_hard_links_replace_what_was_seen_only() {
+    let root = TestRoot::new();
+    root.write("f", "seen");
+    let seen = root.stamp("f");
+    let moved = |swap: &Swap<'_>| swap.replace_moved(&swap_name().unwrap());
+    swap_by(&root, "new", &seen, |swap| {
+        moved(swap).unwrap();
+        swap.dispose(Replaced::Removed).unwrap();
+    });
+    assert_eq!(root.read("f"), "new");
+    // What is not as it was seen goes back to its place, whatever it is.
+    swap_by(&root, "newer", &seen, |swap| assert!(matches!(moved(swap), Err(DiskError::Changed(_)))));
+    assert_eq!(root.read("f"), "new");
+    std::fs::remove_file(root.dir().join("f")).unwrap();
+    std::fs::create_dir(root.dir().join("f")).unwrap();
+    root.write("f/below", "x");
+    swap_by(&root, "newer", &seen, |swap| assert!(matches!(moved(swap), Err(DiskError::Changed(_)))));
+    assert_eq!(root.read("f/below"), "x");
+    assert!(root.trashed().is_empty());
+    assert_eq!(root.temporary_count(), 0);
+}
+
 /// An editor saves all the time while files are replaced: each replacement that says it was done replaced what was
 /// seen, which is in the trash, and none of the editor's saves is in there that was not seen.
 #[test]
@@ -278,6 +336,29 @@ fn a_file_can_be_gone_on_with_after_a_restart() {
     again.finish(0o600, 0).unwrap();
     root.place_new(again, &rel("f"), Durability::Now).unwrap();
     assert_eq!(root.read("f"), "half done");
+    assert_eq!(root.temporary_count(), 0);
+}
+
+#[test]
+fn a_file_that_was_finished_read_only_can_be_gone_on_with() {
+    let test = "local::replace::tests::a_file_that_was_finished_read_only_can_be_gone_on_with";
+    if !crate::local::testing::as_another_user(test) {
+        return;
+    }
+    let root = TestRoot::new();
+    for mode in [0o444, 0o000] {
+        let mut begun = root.temp_file_kept(7).unwrap();
+        begun.file().set_len(0).unwrap();
+        begun.file().write_all(b"whole").unwrap();
+        begun.finish(mode, 0).unwrap();
+        // As after a crash, or if something is at its place.
+        drop(begun);
+        let mut again = root.temp_file_kept(7).unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(again.file(), &mut text).unwrap();
+        assert_eq!(text, "whole");
+    }
+    root.temp_file_kept(7).unwrap().discard();
     assert_eq!(root.temporary_count(), 0);
 }
 
