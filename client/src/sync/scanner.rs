@@ -324,8 +324,9 @@ impl Scanner {
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
-                for rel in self.rels_of(applied.again.into_iter().collect()).await {
-                    pending.add_later(ScopeFolder { folder: rel, deep: false }, times, Instant::now());
+                for path in applied.again {
+                    let folder = Rel::parse(&path).unwrap_or_default();
+                    pending.add_later(ScopeFolder { folder, deep: false }, times, Instant::now());
                 }
                 let event = ScanEvent::Applied {
                     changed: applied.changed,
