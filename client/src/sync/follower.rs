@@ -32,6 +32,8 @@ const STREAM_FAILURES_MAX: u32 = 3;
 const POLL_INSTEAD_TIME: Duration = Duration::from_secs(10 * 60);
 /// Even a stream that tells nothing is checked upon.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// The gateway's word for a cursor that it cannot read.
+const BAD_CURSOR: &str = "bad-cursor";
 /// Pages of one listing, whatever the server says.
 const LISTING_PAGES_MAX: usize = 100_000;
 
@@ -175,7 +177,7 @@ impl Follower {
         let mut count = 0;
         let mut open = position.batch_open || cursor.is_empty();
         loop {
-            let answer = self.api.changes(cursor.clone()).await?;
+            let answer = self.api.changes(cursor.clone()).await.map_err(end_of_changes)?;
             if std::mem::take(&mut greet) {
                 drop(self.events.send(FollowerEvent::Online).await);
             }
@@ -354,8 +356,39 @@ impl Follower {
     }
 }
 
+/// A cursor that the gateway cannot read is of another account's tree, or of another cluster. That tree is not listed
+/// in place of the one that is known: what it lacks would be taken for deleted.
+fn end_of_changes(error: CallError) -> FollowError {
+    if error.reason() != BAD_CURSOR {
+        return error.into();
+    }
+    FollowError::Never(
+        "the server does not know how far this folder was kept in sync with it: the profile is of another account, or \
+         the cluster is another. Nothing is deleted. Use the profile that the folder was added with; or remove the \
+         folder from synchronisation and add it again, to join it with what that server has"
+            .to_owned(),
+    )
+}
+
 /// Between half and all of `wait`, so that many clients do not come back at one moment.
 fn jittered(wait: Duration) -> Duration {
     let random = random_16().map_or(128, |bytes| u32::from(bytes[0]));
     wait / 2 + wait / 2 * random / 255
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_of_another_tree_ends_the_session_and_says_what_to_do() {
+        let refused = |reason: &str| CallError::Refused {
+            code: Code::InvalidArgument,
+            reason: reason.to_owned(),
+            message: "cursor".to_owned(),
+        };
+        let ended = end_of_changes(refused(BAD_CURSOR));
+        assert!(matches!(&ended, FollowError::Never(reason) if reason.contains("add it again")), "{ended}");
+        assert!(matches!(end_of_changes(refused("other")), FollowError::Call(_)));
+    }
 }
