@@ -93,6 +93,9 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         if step.dirty.is_empty() && step.tasks.is_empty() && state.number(FIRST_SYNC)?.unwrap_or(1) != 0 {
             state.set_number(FIRST_SYNC, 0)?;
         }
+        if step.dirty.is_empty() && step.tasks.is_empty() {
+            state.forget_reset()?;
+        }
         break;
     }
     step.compared = input.compared;
