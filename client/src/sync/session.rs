@@ -16,6 +16,7 @@ use super::config::SyncConfig;
 use super::effects::Effects;
 use super::follower::Follower;
 use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
+use super::execute::download_large::Parts;
 use super::recover::recover;
 use super::run::{Channels, Run, RunEnd};
 use super::scanner::Scanner;
@@ -253,6 +254,7 @@ impl Keeper {
             counters: Arc::new(Counters::default()),
             empty_confirmed: Arc::default(),
             stop: stop.child_token(),
+            parts: Parts::default(),
         })
     }
 
