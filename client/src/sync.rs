@@ -9,6 +9,7 @@ pub mod config;
 mod effects;
 mod execute;
 mod follower;
+mod guard;
 pub mod handle;
 mod planning;
 mod prepare;

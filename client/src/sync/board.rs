@@ -227,7 +227,7 @@ fn phase_of(view: &View<'_>, offline: &str) -> (Phase, String) {
     }
     if view.step.deletes_to_confirm > 0 {
         let message = format!(
-            "{} files would be deleted at once: confirm with `keepstone sync confirm`, or bring them back",
+            "{} files would be deleted, and with those of the last minutes that is many: confirm with `keepstone sync confirm`, or bring them back",
             view.step.deletes_to_confirm
         );
         return (Phase::Waiting, message);

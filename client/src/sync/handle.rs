@@ -41,7 +41,7 @@ pub enum ExcludeError {
 #[derive(Debug)]
 pub(crate) enum Command {
     Pause(bool),
-    ConfirmDeletes,
+    ConfirmDeletes(u64),
     SetLimits(Limits),
     SetExcluded { path: String, excluded: bool, done: oneshot::Sender<Result<(), ExcludeError>> },
     Rescan,
@@ -102,12 +102,12 @@ impl Handle {
         self.tell(Command::Pause(false)).await
     }
 
-    /// Lets the deletes go ahead that wait for it.
+    /// Lets so many deletes go ahead, as the status said that wait for it: if there are more by now, all wait on.
     ///
     /// # Errors
     /// If the session has ended.
-    pub async fn confirm_deletes(&self) -> Result<(), Ended> {
-        self.tell(Command::ConfirmDeletes).await
+    pub async fn confirm_deletes(&self, deletes: u64) -> Result<(), Ended> {
+        self.tell(Command::ConfirmDeletes(deletes)).await
     }
 
     /// Sets the bandwidth limits, at once and for what is under way too. They are not remembered.

@@ -21,6 +21,7 @@ use super::board::Board;
 use super::config::DeleteGuard;
 use super::execute::{compare, download_large, download_small, local, remote, upload_large, upload_small};
 use super::follower::{CheckNow, FollowerEvent};
+use super::guard::Guard;
 use super::handle::Command;
 use super::planning::{PlanInput, PlanStep, plan_step};
 use super::queues::{Lane, Portion, Queues};
@@ -57,7 +58,7 @@ pub(crate) struct Run {
     stop: CancellationToken,
     channels: Channels,
     board: Board,
-    guard: DeleteGuard,
+    guard: Guard,
     remote_path: RemotePath,
     rules: Box<dyn Fn() -> Rules + Send>,
     queues: Queues,
@@ -79,7 +80,6 @@ pub(crate) struct Run {
     complete: bool,
     unquiet: usize,
     trouble: Option<String>,
-    confirmed: u64,
     told: Instant,
     quiet: Vec<oneshot::Sender<Quiet>>,
     /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
@@ -123,7 +123,7 @@ impl Run {
             stop,
             channels,
             board,
-            guard,
+            guard: Guard::new(guard),
             remote_path,
             rules,
             queues: Queues::default(),
@@ -143,7 +143,6 @@ impl Run {
             complete: false,
             unquiet: 0,
             trouble: None,
-            confirmed: 0,
             told: now,
             quiet: Vec::new(),
             checking: None,
@@ -237,8 +236,8 @@ impl Run {
         let input = PlanInput {
             busy,
             rules: (self.rules)(),
-            guard: self.guard,
-            confirmed: self.confirmed,
+            guard: std::mem::take(&mut self.guard),
+            now,
             withheld: !self.complete,
             named: waiting,
             compared: std::mem::take(&mut self.compared),
@@ -257,12 +256,10 @@ impl Run {
         if step.torn {
             return None;
         }
-        if step.deletes == 0 {
-            self.confirmed = 0;
-        }
         self.want_plan |= step.more;
         self.waits.drop_over(|node| step.dirty.contains(&node));
         for task in step.tasks.drain(..) {
+        self.guard = std::mem::take(&mut step.guard);
             self.busy.insert(task.node());
             self.queues.push(task);
         }

@@ -46,14 +46,14 @@ impl Run {
             Command::Stop => return Some(RunEnd::Stopped),
             Command::Pause(true) => self.pause(),
             Command::Pause(false) => self.resume(),
-            Command::ConfirmDeletes => {
-                self.confirmed = self.last.deletes_to_confirm;
+            Command::ConfirmDeletes(deletes) => {
+                self.guard.confirm(deletes);
                 self.disturb();
                 let root = self.shared.root.clone();
                 let is_empty = tokio::task::spawn_blocking(move || root.is_empty()).await;
                 if matches!(is_empty, Ok(Ok(true))) {
                     // All that was in it is meant to go, however much that was.
-                    self.confirmed = u64::MAX;
+                    self.guard.confirm(u64::MAX);
                     self.shared.empty_confirmed.store(true, Ordering::Relaxed);
                     self.request_scan(ScanRequest::Whole).await;
                 }
