@@ -11,6 +11,7 @@ mod execute;
 mod follower;
 mod guard;
 pub mod handle;
+pub mod opening;
 mod planning;
 mod prepare;
 mod queues;

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use super::config::Limits;
 use super::status::{LogEntry, Quiet, Status};
 
+use crate::local::root::RootId;
 /// Commands that wait.
 pub(crate) const COMMANDS_QUEUED_MAX: usize = 64;
 /// Log entries that a slow listener may be behind by; older ones it misses.
@@ -53,6 +54,7 @@ pub(crate) enum Command {
 /// A running session. Clones share it. It goes on when all of them are dropped; [`Handle::stop`] ends it.
 #[derive(Clone, Debug)]
 pub struct Handle {
+    pub(crate) root_id: RootId,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) events: broadcast::Sender<LogEntry>,
@@ -62,6 +64,12 @@ pub struct Handle {
 impl Handle {
     /// How things are.
     #[must_use]
+    /// Which folder it is: what a later start is to expect.
+    #[must_use]
+    pub fn root_id(&self) -> RootId {
+        self.root_id
+    }
+
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }

@@ -4,6 +4,8 @@
 //! Order of the end: nothing new begins, what is under way is broken off and recorded, all parts are joined, the state
 //! is closed, the root is let go.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use super::config::SyncConfig;
 use super::effects::Effects;
 use super::follower::Follower;
 use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
-use super::execute::download_large::Parts;
+use super::opening::open_root;
 use super::recover::recover;
 use super::run::{Channels, Run, RunEnd};
 use super::scanner::Scanner;
@@ -52,6 +54,13 @@ pub enum StartError {
     #[error(transparent)]
     Root(#[from] RootError),
     /// The state cannot be opened.
+    /// It is not the folder that was kept the same.
+    #[error(
+        "{path} has no marker .keepstone/root any more: if a disk or another file system belongs there, mount it. \
+         If it is to be taken for a new folder: keepstone sync remove {path}, then keepstone sync add {path} or \
+         keepstone sync run --new {path}", path = .0.display()
+    )]
+    Unmarked(PathBuf),
     #[error(transparent)]
     State(#[from] StateError),
     /// It is kept the same as another remote folder.
@@ -91,31 +100,20 @@ impl Session {
         let (status_sender, status) = watch::channel(first_status(&config));
         let (events, _nobody) = broadcast::channel(EVENTS_QUEUED_MAX);
         let board = Board::new(status_sender, events.clone());
-        let keeper = Keeper { config, api, root: Arc::new(root) };
+        let stop = CancellationToken::new();
+        let root_id = root.id();
+        let keeper = Keeper { config, api, root: Arc::new(root), stop: stop.clone() };
         let task = tokio::spawn(keeper.keep(opened, board, receiver));
-        Ok(Handle { commands, status, events, task: Arc::new(Mutex::new(Some(task))) })
+        Ok(Handle { root_id, commands, status, events, stop, task: Arc::new(Mutex::new(Some(task))) })
     }
 }
 
 /// Opens the root and its state, and settles what a crash left. Blocks.
 fn open(config: &SyncConfig) -> Result<(Root, Opened), StartError> {
-    let root = match Root::open(&config.root, config.state_dir.as_deref()) {
-        Err(RootError::MarkerMissing(_)) if is_new(config) => {
-            Root::create(&config.root, config.state_dir.as_deref(), &[])?
-        }
-        opened => opened?,
-    };
+    let root = open_root(&config.root, config.state_dir.as_deref(), config.expected)?;
     let mut opened = State::open(root.state_path())?;
     bind(&mut opened.state, &root, config)?;
     Ok((root, opened))
-}
-
-/// Whether the folder was never kept the same: there is no state of it. With a state and without a marker, it is not
-/// the folder that the state knows.
-fn is_new(config: &SyncConfig) -> bool {
-    let folder =
-        config.state_dir.clone().unwrap_or_else(|| config.root.join(crate::local::rel::STATE_FOLDER));
-    !folder.join(crate::state::database::FILE_NAME).exists()
 }
 
 /// Ties a new state to its root and remote folder; refuses one that is tied to others.
