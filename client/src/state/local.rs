@@ -208,7 +208,8 @@ impl<'a> Batch<'a> {
             }
             if let Some(record) = self.puts.get(&next) {
                 let was = self.state.side(Side::Local, next)?;
-                if self.refused.contains(&next) || was.is_some_and(|was| was.place.parent == record.place.parent)
+                if self.refused.contains(&next)
+                    || was.is_some_and(|was| was.place.parent == record.place.parent)
                 {
                     return Ok(false);
                 }

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::config::Limits;
 use super::status::{LogEntry, Quiet, Status};
-
 use crate::local::root::RootId;
+
 /// Commands that wait.
 pub(crate) const COMMANDS_QUEUED_MAX: usize = 64;
 /// Log entries that a slow listener may be behind by; older ones it misses.
@@ -48,7 +49,6 @@ pub(crate) enum Command {
     Rescan,
     LogTail { count: usize, done: oneshot::Sender<Vec<LogEntry>> },
     Quiet { done: oneshot::Sender<Quiet> },
-    Stop,
 }
 
 /// A running session. Clones share it. It goes on when all of them are dropped; [`Handle::stop`] ends it.
@@ -58,18 +58,20 @@ pub struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) events: broadcast::Sender<LogEntry>,
+    /// Ends the session.
+    pub(crate) stop: CancellationToken,
     pub(crate) task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl Handle {
-    /// How things are.
-    #[must_use]
     /// Which folder it is: what a later start is to expect.
     #[must_use]
     pub fn root_id(&self) -> RootId {
         self.root_id
     }
 
+    /// How things are.
+    #[must_use]
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
@@ -185,8 +187,7 @@ impl Handle {
     /// Ends the session: nothing new begins, what is under way is broken off (it is gone on with at the next start),
     /// the state is closed. Returns once all of it has ended.
     pub async fn stop(&self) {
-        // An error means that it has ended already.
-        drop(self.commands.send(Command::Stop).await);
+        self.stop.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         match task {
             Some(task) => {

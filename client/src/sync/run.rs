@@ -54,7 +54,7 @@ pub(crate) struct Channels {
 
 pub(crate) struct Run {
     shared: Shared,
-    /// Ends all that is under way, at the end of the session.
+    /// Ends all that is under way; cancelled by who ends the session, or at its end.
     stop: CancellationToken,
     channels: Channels,
     board: Board,
@@ -79,12 +79,16 @@ pub(crate) struct Run {
     scanned: bool,
     complete: bool,
     unquiet: usize,
+    /// Everything is to be scanned once the scanner takes requests again.
+    scan_owed: bool,
     trouble: Option<String>,
     told: Instant,
     quiet: Vec<oneshot::Sender<Quiet>>,
     /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
     checking: Option<oneshot::Receiver<()>>,
     disturbed: bool,
+    /// Everything was scanned once more, for what could not be read, before it is said to be quiet.
+    looked_for_unread: bool,
 }
 
 /// Why the loop ended.
@@ -105,6 +109,7 @@ enum Event {
     Task(Result<(tokio::task::Id, Vec<Ended>), tokio::task::JoinError>),
     Checked,
     Time,
+    Stop,
 }
 
 impl Run {
@@ -142,11 +147,13 @@ impl Run {
             scanned: false,
             complete: false,
             unquiet: 0,
+            scan_owed: false,
             trouble: None,
             told: now,
             quiet: Vec::new(),
             checking: None,
             disturbed: false,
+            looked_for_unread: false,
         }
     }
 
@@ -158,6 +165,7 @@ impl Run {
                 break end;
             }
             self.dispatch();
+            self.request_owed_scan();
             self.look_for_quiet();
             self.tell(false).await;
             let event = self.next_event().await;
@@ -192,6 +200,7 @@ impl Run {
             }
         };
         tokio::select! {
+            () = self.stop.cancelled() => Event::Stop,
             command = self.channels.commands.recv() => Event::Command(command),
             event = self.channels.follower.recv() => Event::Follower(event),
             event = self.channels.scanner.recv() => Event::Scan(event),
@@ -253,13 +262,13 @@ impl Run {
     }
 
     async fn take_step(&mut self, mut step: PlanStep) -> Option<RunEnd> {
+        self.guard = std::mem::take(&mut step.guard);
         if step.torn {
             return None;
         }
         self.want_plan |= step.more;
         self.waits.drop_over(|node| step.dirty.contains(&node));
         for task in step.tasks.drain(..) {
-        self.guard = std::mem::take(&mut step.guard);
             self.busy.insert(task.node());
             self.queues.push(task);
         }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::board::Board;
 use super::config::SyncConfig;
 use super::effects::Effects;
+use super::execute::download_large::Parts;
 use super::follower::Follower;
 use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
 use super::opening::open_root;
@@ -53,7 +54,6 @@ pub enum StartError {
     /// The folder cannot be used.
     #[error(transparent)]
     Root(#[from] RootError),
-    /// The state cannot be opened.
     /// It is not the folder that was kept the same.
     #[error(
         "{path} has no marker .keepstone/root any more: if a disk or another file system belongs there, mount it. \
@@ -61,6 +61,7 @@ pub enum StartError {
          keepstone sync run --new {path}", path = .0.display()
     )]
     Unmarked(PathBuf),
+    /// The state cannot be opened.
     #[error(transparent)]
     State(#[from] StateError),
     /// It is kept the same as another remote folder.
@@ -163,6 +164,8 @@ struct Keeper {
     config: SyncConfig,
     api: ApiClient,
     root: Arc<Root>,
+    /// Cancelled by who ends the session.
+    stop: CancellationToken,
 }
 
 impl Keeper {
@@ -179,6 +182,7 @@ impl Keeper {
             (end, commands, board) = self.run_once(opened.state, board, commands).await;
             match end {
                 RunEnd::Stopped => break "it was stopped".to_owned(),
+                _ if self.stop.is_cancelled() => break "it was stopped".to_owned(),
                 RunEnd::Failed(reason) => break reason,
                 RunEnd::Damaged if rebuilds >= REBUILDS_MAX => {
                     break "the state is damaged again and again: check the disk".to_owned();
@@ -210,7 +214,7 @@ impl Keeper {
             Ok(started) => started,
             Err(error) => return (RunEnd::Failed(StartError::Thread(error).to_string()), commands, board),
         };
-        let stop = CancellationToken::new();
+        let stop = self.stop.child_token();
         let (chunks, chunk_task) = ChunkSender::start(self.api.clone());
         let ran = match self.shared(&state, chunks, &stop).await {
             Ok(shared) => self.run_parts(shared, stop, board, commands).await,
@@ -250,9 +254,9 @@ impl Keeper {
             up: Throttle::new(self.config.limits.up),
             down: Throttle::new(self.config.limits.down),
             counters: Arc::new(Counters::default()),
+            parts: Parts::default(),
             empty_confirmed: Arc::default(),
             stop: stop.child_token(),
-            parts: Parts::default(),
         })
     }
 
@@ -267,10 +271,10 @@ impl Keeper {
         let (checks, checks_asked) = mpsc::channel(EVENTS_MAX);
         let (scanner_events, scanner) = mpsc::channel(EVENTS_MAX);
         let (scans, scans_asked) = mpsc::channel(EVENTS_MAX);
-        let watcher = self.watch(&mut board).await;
+        let (watcher, unwatched) = self.watch(&mut board).await;
         let parts = [
             self.follow(&shared, follower_events, checks_asked, &stop),
-            self.scan(&shared, watcher, scanner_events, scans_asked, &stop),
+            self.scan(&shared, (watcher, unwatched), scanner_events, scans_asked, &stop),
             tokio::spawn(empty_trash(self.root.clone(), stop.clone())),
         ];
         let channels = Channels { commands, follower, checks, scanner, scans };
@@ -306,25 +310,26 @@ impl Keeper {
     }
 
     /// Watches the folder, so that a scan that begins then misses nothing.
-    async fn watch(&self, board: &mut Board) -> Option<Watcher> {
+    async fn watch(&self, board: &mut Board) -> (Option<Watcher>, Option<String>) {
         let root = self.root.clone();
         let started = tokio::task::spawn_blocking(move || Watcher::start(&root)).await;
         let trouble = match started {
             Ok(Ok(watcher)) => {
                 board.watching(true);
-                return Some(watcher);
+                return (Some(watcher), None);
             }
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        board.session(format!("{trouble}; changes are found by scans"));
-        None
+        let trouble = format!("{trouble}; changes are found by scans");
+        board.session(trouble.clone());
+        (None, Some(trouble))
     }
 
     fn scan(
         &self,
         shared: &Shared,
-        watcher: Option<Watcher>,
+        (watcher, unwatched): (Option<Watcher>, Option<String>),
         events: mpsc::Sender<super::scanner::ScanEvent>,
         requests: mpsc::Receiver<super::scanner::ScanRequest>,
         stop: &CancellationToken,
@@ -340,6 +345,11 @@ impl Keeper {
             requests,
             events,
             stop: stop.clone(),
+            unwatched,
+            limited: false,
+            unread: HashSet::new(),
+            watch_anew: false,
+            watch_not_before: tokio::time::Instant::now(),
         };
         tokio::spawn(scanner.run())
     }
@@ -348,7 +358,10 @@ impl Keeper {
     async fn rules(&self) -> Box<dyn Fn() -> Rules + Send> {
         let name = match &self.config.name {
             Some(name) => name.clone(),
-            None => self.api.who_am_i().await.map_or_else(|_| host_name(), |who| who.device_name),
+            None => tokio::select! {
+                who = self.api.who_am_i() => who.map_or_else(|_| host_name(), |who| who.device_name),
+                () = self.stop.cancelled() => host_name(),
+            },
         };
         let tag: String = self.root.id().to_string().chars().take(SWAP_TAG_CHARS).collect();
         let root = self.root.clone();
@@ -404,3 +417,6 @@ async fn empty_trash(root: Arc<Root>, stop: CancellationToken) {
 fn today() -> String {
     jiff::Timestamp::now().to_zoned_datetime(jiff::tz::TimeZone::system()).date().to_string()
 }
+
+#[cfg(test)]
+mod tests;

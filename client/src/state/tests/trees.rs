@@ -283,8 +283,10 @@ fn agreed_file_in_folder() -> (tempfile::TempDir, State) {
 fn a_file_moved_into_a_folder_that_is_not_believed_stays_known_where_it_was() {
     let (_folder, mut state) = agreed_file_in_folder();
     // A remote folder was just made here, and is not recorded yet; somebody moves a file into it.
-    let found =
-        vec![LocalUpdate::Put(record(9, 1, "new", Kind::Folder)), LocalUpdate::Put(record(3, 9, "x", file(1)))];
+    let found = vec![
+        LocalUpdate::Put(record(9, 1, "new", Kind::Folder)),
+        LocalUpdate::Put(record(3, 9, "x", file(1))),
+    ];
     let applied = state.apply_local(found, &TouchedPlace(ROOT, "new")).unwrap();
     assert!(applied.changed.is_empty(), "{applied:?}");
     assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), ["", "a", "new"]);
@@ -319,8 +321,10 @@ fn moves_of_which_one_is_not_believed_make_no_circle() {
     ];
     state.apply_local(updates, &Untouched).unwrap();
     // a/b/c becomes b/c/a, and what happened to b is not believed.
-    let found =
-        vec![LocalUpdate::Put(record(2, 4, "a", Kind::Folder)), LocalUpdate::Put(record(3, 1, "b", Kind::Folder))];
+    let found = vec![
+        LocalUpdate::Put(record(2, 4, "a", Kind::Folder)),
+        LocalUpdate::Put(record(3, 1, "b", Kind::Folder)),
+    ];
     let applied = state.apply_local(found.clone(), &TouchedNode(NodeId(3))).unwrap();
     assert!(applied.changed.is_empty() && applied.again.contains("a/b/c"), "{applied:?}");
     assert_eq!(state.path(Side::Local, NodeId(4)).unwrap().unwrap(), "a/b/c");
