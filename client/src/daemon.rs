@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod forget;
 pub mod keeper;
+pub mod known;
 pub mod paths;
 pub mod rate;
 pub mod server;

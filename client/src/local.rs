@@ -2,7 +2,6 @@
 
 mod beneath;
 pub mod disk;
-pub mod guard;
 pub mod hash;
 pub mod ignore_rules;
 mod list;

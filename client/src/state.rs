@@ -12,6 +12,7 @@
 
 pub mod chunk_index;
 pub mod database;
+pub mod deletes;
 pub mod error;
 pub mod excluded;
 pub mod local;

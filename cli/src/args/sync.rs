@@ -56,6 +56,9 @@ pub(crate) struct SyncRun {
     /// Where to keep the state. [default: DIR/.keepstone]
     #[arg(long, value_name = "DIR2")]
     pub(crate) state: Option<PathBuf>,
+    /// Take it for a new folder, though the one that was kept in sync at this path is not there.
+    #[arg(long)]
+    pub(crate) new: bool,
     #[command(flatten)]
     pub(crate) limits: LimitArguments,
     /// More deletes at once wait for `keepstone sync confirm DIR`.

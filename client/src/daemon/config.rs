@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::local::root::RootId;
 use crate::path::{PathError, RemotePath};
 use crate::private_file;
 use crate::profile::{Profile, ProfileError};
-use crate::sync::config::{DeleteGuard, Limits, Rate, SCAN_INTERVAL_DEFAULT, SyncConfig};
+use crate::sync::config::{DeleteGuard, Expected, Limits, Rate, SCAN_INTERVAL_DEFAULT, SyncConfig};
 
 /// Largest configuration that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -94,6 +95,9 @@ impl Default for DaemonConfig {
 pub struct RootConfig {
     /// The local folder, absolute.
     pub directory: PathBuf,
+    /// Which folder it is, once it was made one that is kept in sync: another, or none, at that path is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "root_id_as_text")]
+    pub id: Option<RootId>,
     /// The remote folder.
     #[serde(default = "remote_default")]
     pub remote: String,
@@ -121,6 +125,34 @@ pub struct RootConfig {
     /// From one look at everything to the next.
     #[serde(default = "scan_minutes_default")]
     pub scan_minutes: u64,
+}
+
+/// An id as the marker in the folder has it.
+pub(super) mod root_id_as_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::local::root::RootId;
+
+    pub(in crate::daemon) fn serialize<S: Serializer>(
+        id: &Option<RootId>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match id {
+            Some(id) => serializer.collect_str(id),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(in crate::daemon) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<RootId>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(&text, &mut bytes).map_err(|_no_hex| {
+            D::Error::custom(format!("{text:?} is not the id of a folder: 32 hexadecimal digits"))
+        })?;
+        Ok(Some(RootId(bytes)))
+    }
 }
 
 fn remote_default() -> String {
@@ -156,6 +188,7 @@ impl RootConfig {
     pub fn new(directory: PathBuf, remote: &RemotePath) -> Self {
         Self {
             directory,
+            id: None,
             remote: remote.to_string(),
             state: None,
             profile: None,
@@ -182,6 +215,7 @@ impl RootConfig {
         let path = self.profile.as_deref().unwrap_or(profile_default);
         let connect = Profile::load(path)?.connect_options(path)?;
         let mut config = SyncConfig::new(self.directory.clone(), RemotePath::parse(&self.remote)?, connect);
+        config.expected = self.id.map_or(Expected::Existing, Expected::Root);
         config.state_dir.clone_from(&self.state);
         config.limits = self.limits();
         config.delete_guard =
@@ -328,6 +362,7 @@ mod tests {
         full.state = Some("/state".into());
         full.profile = Some("/profile.toml".into());
         full.paused = true;
+        full.id = Some(RootId([0xa5; 16]));
         full.down = Rate::Auto;
         edit(&path, |config| config.add(full.clone())).unwrap();
         edit(&path, |config| config.add(root("/b"))).unwrap();
@@ -359,6 +394,7 @@ mod tests {
         let path = scratch.path().join("sync.toml");
         for (text, word) in [
             ("x = 1\n", "x"),
+            ("[[root]]\ndirectory = \"/d\"\nid = \"a5\"\n", "hexadecimal"),
             ("[[root]]\ndirectory = \"/d\"\nup = \"fast\"\n", "rate"),
             ("[[root]]\ndirectory = \"/d\"\n[[root]]\ndirectory = \"/d/e\"\n", "inside"),
         ] {

@@ -3,6 +3,8 @@
 //!
 //! Invariants:
 //! - At most one session of the folder runs.
+//! - Only a folder that was just added is made one that is kept in sync, and only at its first start: a disk that is
+//!   not mounted later leaves an empty folder, which is refused.
 //! - Paused means: told to pause by the user, or the network is metered and that pauses. A session that starts then
 //!   is paused before anything else is asked of it.
 
@@ -15,7 +17,8 @@ use tokio::task::JoinHandle;
 
 use super::bus::Notice;
 use super::config::RootConfig;
-use crate::sync::config::Limits;
+use crate::local::root::RootId;
+use crate::sync::config::{Expected, Limits};
 use crate::sync::handle::Handle;
 use crate::sync::session::Session;
 use crate::sync::status::{Done, LogEntry, Phase, Status, Traffic};
@@ -38,6 +41,24 @@ pub struct Shared {
     pub metered_pause: watch::Receiver<bool>,
     /// Takes conflicts to be told.
     pub notices: Option<mpsc::Sender<Notice>>,
+}
+
+/// Which folder a directory has proved to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// Where.
+    pub directory: PathBuf,
+    /// Which.
+    pub id: RootId,
+}
+
+/// About the first start of a folder.
+#[derive(Clone, Debug)]
+pub struct First {
+    /// It was just added: one that was never kept in sync is made so. Else it is refused, as a disk that is not mounted.
+    pub may_be_new: bool,
+    /// Is told which it is, if that is not in its configuration.
+    pub learned: mpsc::Sender<Learned>,
 }
 
 /// How a folder is.
@@ -69,12 +90,15 @@ pub struct Keeper {
 impl Keeper {
     /// Begins to keep a folder. The task ends after [`Keeper::stop`].
     #[must_use]
-    pub fn start(config: RootConfig, shared: Shared) -> (Self, JoinHandle<()>) {
+    pub fn start(config: RootConfig, shared: Shared, first: First) -> (Self, JoinHandle<()>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
         let (view_sender, view) = watch::channel(View::default());
+        let unknown = if first.may_be_new { Expected::MayBeNew } else { Expected::Existing };
         let task = Task {
             paused: config.paused,
             limits: config.limits(),
+            expected: config.id.map_or(unknown, Expected::Root),
+            learned: Some(first.learned),
             config: config.clone(),
             shared,
             commands: receiver,
@@ -93,6 +117,8 @@ impl Keeper {
         let mut task = Task {
             paused: config.paused,
             limits: config.limits(),
+            expected: Expected::Root(session.root_id()),
+            learned: None,
             config: config.clone(),
             shared,
             commands: receiver,
@@ -198,6 +224,9 @@ struct Task {
     view: watch::Sender<View>,
     paused: bool,
     limits: Limits,
+    /// What the folder must be; once a session has run, that one.
+    expected: Expected,
+    learned: Option<mpsc::Sender<Learned>>,
 }
 
 impl Task {
@@ -246,12 +275,21 @@ impl Task {
         next
     }
 
-    async fn start_session(&self) -> Result<Handle, String> {
+    async fn start_session(&mut self) -> Result<Handle, String> {
         let (config, profile) = (self.config.clone(), self.shared.profile.clone());
         let read = tokio::task::spawn_blocking(move || config.sync_config(&profile)).await;
         let mut config = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         config.limits = self.limits;
+        config.expected = self.expected;
         let session = Session::start(config).await.map_err(|error| error.to_string())?;
+        let known = Expected::Root(session.root_id());
+        if self.expected != known {
+            self.expected = known;
+            let learned = Learned { directory: self.config.directory.clone(), id: session.root_id() };
+            if self.learned.as_ref().is_some_and(|queue| queue.try_send(learned).is_err()) {
+                tracing::warn!("the folder's id is not noted; it will be at the next start");
+            }
+        }
         tracing::info!(root = %self.config.directory.display(), "kept in sync");
         Ok(session)
     }
@@ -349,11 +387,15 @@ mod tests {
         (Shared { profile: "/no/such/profile.toml".into(), metered_pause, notices: None }, metered)
     }
 
+    fn first() -> First {
+        First { may_be_new: false, learned: mpsc::channel(1).0 }
+    }
+
     #[tokio::test]
     async fn what_cannot_start_says_why_and_can_be_stopped() {
         let (shared, _metered) = shared();
         let config = RootConfig::new("/no/such/folder".into(), &RemotePath::root());
-        let (mut keeper, task) = Keeper::start(config, shared);
+        let (mut keeper, task) = Keeper::start(config, shared, first());
         let error = keeper.started().await.unwrap_err();
         assert!(error.contains("profile"), "{error}");
         let status = keeper.status();
@@ -369,7 +411,7 @@ mod tests {
     async fn what_cannot_start_is_tried_again_when_told_to_go_on() {
         let (shared, _metered) = shared();
         let config = RootConfig::new("/no/such/folder".into(), &RemotePath::root());
-        let (mut keeper, task) = Keeper::start(config, shared);
+        let (mut keeper, task) = Keeper::start(config, shared, first());
         for starts in 1..4 {
             keeper.view.wait_for(|view| view.starts == starts).await.unwrap();
             keeper.pause(false).await;

@@ -23,6 +23,8 @@ pub struct Paths {
     pub socket: PathBuf,
     /// Where a daemon that was started in the background writes its log.
     pub log: PathBuf,
+    /// Which folders `sync run` has kept in sync.
+    pub roots: PathBuf,
 }
 
 impl Paths {
@@ -64,6 +66,7 @@ impl Paths {
         Ok(Self {
             config,
             socket: socket.join(format!("sync{suffix}.sock")),
+            roots: log.join(format!("roots{suffix}.toml")),
             log: log.join(format!("sync{suffix}.log")),
         })
     }

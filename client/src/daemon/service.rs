@@ -151,7 +151,7 @@ impl Daemon for DaemonService {
     ) -> Result<Response<wire::ConfirmResponse>, Status> {
         let session = running(&self.one(&request.into_inner().directory)?)?;
         let deletes = session.status().deletes_to_confirm;
-        session.confirm_deletes().await.map_err(|error| ended(&error))?;
+        session.confirm_deletes(deletes).await.map_err(|error| ended(&error))?;
         Ok(Response::new(wire::ConfirmResponse { deletes }))
     }
 

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::config::{self, ConfigError, DaemonConfig, RootConfig};
+use super::config::{self, ConfigError, DaemonConfig, ROOTS_MAX, RootConfig};
 use super::forget::{ForgetError, forget};
-use super::keeper::{Keeper, Shared};
+use super::keeper::{First, Keeper, Learned, Shared};
 use crate::sync::config::{Limits, Rate};
 use crate::sync::handle::Handle;
+use crate::sync::opening::make_root;
 
 /// Changes that wait.
 const EDITS_QUEUED_MAX: usize = 16;
@@ -69,10 +70,10 @@ impl Supervisor {
     pub fn start(path: PathBuf, config: DaemonConfig, shared: Shared) -> (Self, JoinHandle<()>) {
         let (edits, receiver) = mpsc::channel(EDITS_QUEUED_MAX);
         let (sender, keepers) = watch::channel(Arc::new(Keepers::new()));
-        let mut task = Task { store: Store::File(path), shared, keepers: sender, tasks: BTreeMap::new() };
+        let mut task = Task::new(Store::File(path), shared, sender, BTreeMap::new());
         for root in config.roots {
             // Nobody waits for its start: its status says how it went.
-            drop(task.keep(root));
+            drop(task.keep(root, false));
         }
         (Self { edits, keepers }, tokio::spawn(task.run(receiver)))
     }
@@ -87,7 +88,7 @@ impl Supervisor {
         let (keeper, task) = Keeper::of_session(config, session, shared.clone());
         let (sender, keepers) = watch::channel(Arc::new(Keepers::from([(directory.clone(), keeper)])));
         let tasks = BTreeMap::from([(directory, task)]);
-        let task = Task { store: Store::Memory(Box::new(memory)), shared, keepers: sender, tasks };
+        let task = Task::new(Store::Memory(Box::new(memory)), shared, sender, tasks);
         (Self { edits, keepers }, tokio::spawn(task.run(receiver)))
     }
 
@@ -175,11 +176,32 @@ struct Task {
     shared: Shared,
     keepers: watch::Sender<Arc<Keepers>>,
     tasks: BTreeMap<PathBuf, JoinHandle<()>>,
+    /// Folders whose ids the configuration does not have yet.
+    learned: mpsc::Receiver<Learned>,
+    learn: mpsc::Sender<Learned>,
 }
 
 impl Task {
+    fn new(
+        store: Store,
+        shared: Shared,
+        keepers: watch::Sender<Arc<Keepers>>,
+        tasks: BTreeMap<PathBuf, JoinHandle<()>>,
+    ) -> Self {
+        let (learn, learned) = mpsc::channel(ROOTS_MAX);
+        Self { store, shared, keepers, tasks, learned, learn }
+    }
+
     async fn run(mut self, mut edits: mpsc::Receiver<(Edit, Answer)>) {
-        while let Some((edit, answer)) = edits.recv().await {
+        loop {
+            let edit = tokio::select! {
+                edit = edits.recv() => edit,
+                Some(learned) = self.learned.recv() => {
+                    self.remember(learned).await;
+                    continue;
+                }
+            };
+            let Some((edit, answer)) = edit else { break };
             let done = match edit {
                 Edit::Add(root) => self.add(*root).await,
                 Edit::Remove(directory) => self.remove(directory).await,
@@ -197,9 +219,22 @@ impl Task {
         self.stop_all().await;
     }
 
-    fn keep(&mut self, root: RootConfig) -> Keeper {
+    /// Notes which folder it is.
+    async fn remember(&mut self, learned: Learned) {
+        let Learned { directory, id } = learned;
+        let noted = self.change(move |config| {
+            config.root_mut(&directory)?.id = Some(id);
+            Ok(())
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(%error, "the folder's id is not noted; it will be at the next start");
+        }
+    }
+
+    fn keep(&mut self, root: RootConfig, may_be_new: bool) -> Keeper {
         let directory = root.directory.clone();
-        let (keeper, task) = Keeper::start(root, self.shared.clone());
+        let first = First { may_be_new, learned: self.learn.clone() };
+        let (keeper, task) = Keeper::start(root, self.shared.clone(), first);
         self.tasks.insert(directory.clone(), task);
         self.publish(|keepers| drop(keepers.insert(directory, keeper.clone())));
         keeper
@@ -249,11 +284,15 @@ impl Task {
         let added = root.clone();
         self.change(move |config| config.add(added)).await?;
         let directory = root.directory.clone();
-        let mut keeper = self.keep(root);
+        let mut keeper = self.keep(root, true);
         if let Err(message) = keeper.started().await {
             self.end(&directory).await;
             self.change(move |config| config.remove(&directory).map(drop)).await?;
             return Err(EditError::Start { message });
+        }
+        // Which it is was told before it was said to have started.
+        while let Ok(learned) = self.learned.try_recv() {
+            self.remember(learned).await;
         }
         Ok(())
     }
@@ -304,6 +343,22 @@ impl Task {
             }
         }
         Ok(())
+    }
+}
+
+/// Adds a folder while no daemon runs: it is made one that can be kept in sync now, for later it is opened only. Blocks.
+///
+/// # Errors
+/// If it cannot be added, or cannot be used.
+pub fn add_new(config: &mut DaemonConfig, root: RootConfig) -> Result<(), ConfigError> {
+    let (directory, state) = (root.directory.clone(), root.state.clone());
+    config.add(root)?;
+    match make_root(&directory, state.as_deref()) {
+        Ok(id) => {
+            config.root_mut(&directory)?.id = Some(id);
+            Ok(())
+        }
+        Err(error) => Err(ConfigError::Refused { directory, reason: error.to_string() }),
     }
 }
 
@@ -401,6 +456,19 @@ mod tests {
         assert_eq!(fixture.config().roots.len(), 1);
         assert_eq!(fixture.supervisor.keepers().len(), 1);
         fixture.stop().await;
+    }
+
+    #[test]
+    fn a_folder_added_without_a_daemon_is_remembered_by_its_id() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().canonicalize().unwrap().join("f");
+        std::fs::create_dir(&directory).unwrap();
+        let mut config = DaemonConfig::default();
+        add_new(&mut config, RootConfig::new(directory.clone(), &RemotePath::root())).unwrap();
+        let id = make_root(&directory, None).unwrap();
+        assert_eq!(config.roots[0].id, Some(id));
+        let missing = RootConfig::new(directory.with_file_name("g"), &RemotePath::root());
+        assert!(matches!(add_new(&mut config, missing), Err(ConfigError::Refused { .. })));
     }
 
     #[tokio::test]

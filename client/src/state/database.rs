@@ -36,6 +36,10 @@ pub struct State {
     next_node: Arc<AtomicU64>,
     /// How many nodes are in `synced`, once it was counted.
     pub(super) synced_counted: Cell<Option<u64>>,
+    /// How many of them are files, once it was counted.
+    pub(super) files_counted: Cell<Option<u64>>,
+    /// Deletes of files that were carried out.
+    pub(super) carried_out: Cell<u64>,
     /// The row read last, while [`State::reading`]: the three trees are asked for one node after another.
     pub(super) row_kept: RefCell<KeptRow>,
     /// The first error met where none can be returned (a planner's question).
@@ -117,6 +121,8 @@ impl State {
             path: path.to_owned(),
             next_node: Arc::new(AtomicU64::new(0)),
             synced_counted: Cell::new(None),
+            files_counted: Cell::new(None),
+            carried_out: Cell::new(0),
             row_kept: RefCell::default(),
             failed: RefCell::new(None),
         };
@@ -157,6 +163,7 @@ impl State {
         });
         if done.is_err() {
             self.synced_counted.set(None);
+            self.files_counted.set(None);
         }
         if done.is_err() && !self.connection.is_autocommit() {
             // The transaction is gone in any case when the connection is.

@@ -107,7 +107,7 @@ impl State {
             Outcome::Local { record, part } => self.record_local(record, *part),
             Outcome::LocalGone { node } => {
                 let removed = self.remove_below(Side::Local, *node)?;
-                removed.into_iter().try_for_each(|node| self.set_synced_if_known(node, None))
+                removed.into_iter().try_for_each(|node| self.forget_deleted(Side::Local, node))
             }
             Outcome::Recut { record } => {
                 // What was scanned meanwhile is newer.
@@ -193,7 +193,7 @@ impl State {
             Some(_) => self.remove_below(Side::Remote, node)?,
             None => vec![node],
         };
-        removed.into_iter().try_for_each(|node| self.set_synced_if_known(node, None))
+        removed.into_iter().try_for_each(|node| self.forget_deleted(Side::Remote, node))
     }
 
     /// Makes `synced` have `done`'s part.

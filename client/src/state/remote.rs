@@ -20,6 +20,8 @@ use engine::ids::ContentId;
 
 /// Folders within one another that a walk up bears.
 const DEPTH_MAX: usize = 4_096;
+/// Remembered as 1 after a listing anew, until both sides have agreed on everything.
+const WAS_RESET: &str = "was_reset";
 
 /// A page of changes, as it came.
 #[derive(Clone, Debug, Default)]
@@ -104,6 +106,9 @@ impl State {
     /// If the file cannot be written.
     pub fn begin_relist(&mut self, whole: bool) -> Result<(), StateError> {
         self.transaction(|state| {
+            if state.bytes("cursor")?.is_some_and(|cursor| !cursor.is_empty()) {
+                state.set_number(WAS_RESET, 1)?;
+            }
             state.connection.execute_batch(
                 // That the root is gone holds until it is told of again: else all of it would be swept away.
                 "DELETE FROM arrivals WHERE node <> 1 OR gone = 0; DELETE FROM deleted; \
@@ -116,6 +121,23 @@ impl State {
             state.set_number("changed_ms_max", 0)?;
             state.set_number("batch_open", 1)
         })
+    }
+
+    /// Whether the server's tree was listed anew since both sides last agreed on everything: what it has may be of
+    /// another history, and older than what is here.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn was_reset(&self) -> Result<bool, StateError> {
+        Ok(self.number(WAS_RESET)?.unwrap_or(0) != 0)
+    }
+
+    /// Both sides agree on everything.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn forget_reset(&mut self) -> Result<(), StateError> {
+        if self.was_reset()? { self.set_number(WAS_RESET, 0) } else { Ok(()) }
     }
 
     /// Takes in one page of changes.

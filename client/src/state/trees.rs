@@ -9,7 +9,7 @@ use super::error::StateError;
 use super::row::{id, normalized, read_node, read_stamp, signed, unsigned, with_node};
 use super::schema::node_columns;
 use crate::local::model::{LocalRecord, Stamp};
-use crate::planner::model::{Node, NodeId, ROOT, Tree};
+use crate::planner::model::{Kind, Node, NodeId, ROOT, Tree};
 use crate::planner::transition::settled;
 
 /// One of the trees that are kept as differences from `synced`.
@@ -66,23 +66,6 @@ pub struct RemoteFacts {
     pub sequence: u64,
     /// Its modification time, of whatever kind it is.
     pub mtime_ns: i64,
-}
-
-/// Deletes that are not carried out yet: files that were on both sides and are gone from one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PendingDeletes {
-    /// Gone from the server, still here.
-    pub remote: u64,
-    /// Gone from here, still on the server.
-    pub local: u64,
-}
-
-impl PendingDeletes {
-    /// The larger of the two: a mass delete comes from one side.
-    #[must_use]
-    pub fn max_of_sides(self) -> u64 {
-        self.remote.max(self.local)
-    }
 }
 
 /// A row of `nodes`, as far as the trees go.
@@ -299,21 +282,6 @@ impl State {
         Ok(dirty)
     }
 
-    /// Deletes of files that are not carried out yet.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn deletes(&self) -> Result<PendingDeletes, StateError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT COUNT(*) FROM differences d JOIN nodes n ON n.id = d.node \
-             WHERE d.tree = ?1 AND d.kind IS NULL AND n.kind = 1 AND (n.remote = 0 OR n.local = 0 OR EXISTS \
-             (SELECT 1 FROM differences o WHERE o.node = d.node AND o.tree <> ?1 AND o.kind IS NOT NULL))",
-        )?;
-        let mut count =
-            |side: Side| statement.query_row([side.number()], |row| row.get::<_, i64>(0)).map(unsigned);
-        Ok(PendingDeletes { remote: count(Side::Remote)?, local: count(Side::Local)? })
-    }
-
     /// What is at a path below the root on one side, names with `/` between.
     ///
     /// # Errors
@@ -392,6 +360,12 @@ impl State {
         if let Some(count) = self.synced_counted.get() {
             let before = u64::from(self.synced(node)?.is_some());
             self.synced_counted.set(Some(count + u64::from(value.is_some()) - before));
+        }
+        if let Some(count) = self.files_counted.get() {
+            let is_file = |node: &Option<Node>| {
+                u64::from(node.as_ref().is_some_and(|node| matches!(node.kind, Kind::File(_))))
+            };
+            self.files_counted.set(Some(count + is_file(&value) - is_file(&self.synced(node)?)));
         }
         let remote = self.side(Side::Remote, node)?;
         let local = self.side(Side::Local, node)?;

@@ -8,11 +8,13 @@ use tokio::sync::{broadcast, watch};
 
 use super::config::Limits;
 use super::planning::PlanStep;
+use super::scanner::{LeftOut, LeftOutKind};
 use super::shared::{DirectionCounters, Shared};
 use super::state_thread::StateThread;
 use super::status::{Done, LogEntry, Phase, Status, Traffic, WAITING_LISTED_MAX, Waiting};
 use super::task::Line;
 use super::throttle::Throttle;
+use crate::local::scan::Scope;
 use crate::planner::model::NodeId;
 
 /// Lines that are written at once; more wait for the next time.
@@ -37,12 +39,21 @@ enum Waited {
     Failed(NodeId, String),
 }
 
+/// Something that could not be read.
+struct Unread {
+    why: String,
+    /// It is a file that was being written.
+    changing: bool,
+}
+
 pub(crate) struct Board {
     status: watch::Sender<Status>,
     events: broadcast::Sender<LogEntry>,
     lines: Vec<(u64, Waited)>,
     flushed: tokio::time::Instant,
+    /// Left out for good, and what could not be read.
     skipped: BTreeMap<String, String>,
+    unread: BTreeMap<String, Unread>,
     offline: String,
 }
 
@@ -59,6 +70,7 @@ impl Board {
             lines: Vec::new(),
             flushed: tokio::time::Instant::now(),
             skipped: BTreeMap::new(),
+            unread: BTreeMap::new(),
             offline: String::new(),
         }
     }
@@ -110,16 +122,33 @@ impl Board {
         if self.offline.is_empty() { "the gateway does not answer".to_owned() } else { self.offline.clone() }
     }
 
-    /// What a scan left out; of a scan of everything that is all there is.
-    pub(crate) fn skipped(&mut self, skipped: Vec<Waiting>, all: bool) {
-        if all {
-            self.skipped.clear();
-        }
-        for waiting in skipped {
-            if self.skipped.len() < WAITING_LISTED_MAX {
-                self.skipped.insert(waiting.path, waiting.why);
+    /// What a scan left out. Where it has looked at all, that is all there is; where it has only listed folders, it
+    /// has looked at the files in them, not at what is in the folders there.
+    pub(crate) fn skipped(&mut self, skipped: Vec<LeftOut>, scope: &Scope) {
+        self.skipped.retain(|path, _why| !is_within(path, scope, false));
+        self.unread.retain(|path, unread| !is_within(path, scope, unread.changing));
+        for LeftOut { waiting: Waiting { path, why }, kind } in skipped {
+            match kind {
+                LeftOutKind::Meant if self.skipped.len() < WAITING_LISTED_MAX => {
+                    self.skipped.insert(path, why);
+                }
+                LeftOutKind::Unread | LeftOutKind::Changing if self.unread.len() < WAITING_LISTED_MAX => {
+                    self.unread.insert(path, Unread { why, changing: kind == LeftOutKind::Changing });
+                }
+                _ => {}
             }
         }
+    }
+
+    /// What would be kept in sync, but could not be read.
+    pub(crate) fn unread(&self) -> Vec<Waiting> {
+        let waiting =
+            |(path, unread): (&String, &Unread)| Waiting { path: path.clone(), why: unread.why.clone() };
+        self.unread.iter().map(waiting).collect()
+    }
+
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// Says how things are, if that has changed.
@@ -130,8 +159,9 @@ impl Board {
         let (phase, message) = phase_of(view, &self.offline);
         let step = view.step;
         let pending = step.dirty.len() as u64;
-        let skipped = self.skipped.iter();
-        let skipped = skipped.map(|(path, why)| Waiting { path: path.clone(), why: why.clone() }).collect();
+        let left_out = self.skipped.iter();
+        let left_out = left_out.map(|(path, why)| Waiting { path: path.clone(), why: why.clone() });
+        let skipped = self.unread().into_iter().chain(left_out).take(WAITING_LISTED_MAX).collect();
         self.status.send_if_modified(|status| {
             let next = Status {
                 root: status.root.clone(),
@@ -199,6 +229,17 @@ impl Board {
     }
 }
 
+/// Whether a scan of this scope has looked at what is at a path; `listed`: listing its folder is enough.
+fn is_within(path: &str, scope: &Scope, listed: bool) -> bool {
+    let Scope::Folders(folders) = scope else { return true };
+    let parent = path.rsplit_once('/').map_or("", |(parent, _name)| parent);
+    folders.iter().any(|folder| {
+        let of = folder.folder.as_str();
+        let below = of.is_empty() || parent.strip_prefix(of).is_some_and(|rest| rest.starts_with('/'));
+        (listed && parent == of) || (folder.deep && (parent == of || below))
+    })
+}
+
 fn traffic(counters: &DirectionCounters, throttle: &Throttle) -> Traffic {
     Traffic {
         files: counters.files.load(Ordering::Relaxed),
@@ -227,7 +268,7 @@ fn phase_of(view: &View<'_>, offline: &str) -> (Phase, String) {
     }
     if view.step.deletes_to_confirm > 0 {
         let message = format!(
-            "{} files would be deleted at once: confirm with `keepstone sync confirm`, or bring them back",
+            "{} files would be deleted, and with those of the last minutes that is many: confirm with `keepstone sync confirm`, or bring them back",
             view.step.deletes_to_confirm
         );
         return (Phase::Waiting, message);

@@ -6,16 +6,31 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::ConnectOptions;
+use crate::local::root::RootId;
 use crate::path::RemotePath;
 
 /// How often the whole folder is scanned if nothing is said.
 pub const SCAN_INTERVAL_DEFAULT: Duration = Duration::from_secs(30 * 60);
+
+/// What the local folder is expected to be. A disk that is not mounted leaves an empty folder, which must not be taken
+/// for a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Whatever it is: one that was never kept the same is made so.
+    MayBeNew,
+    /// One that was kept the same before.
+    Existing,
+    /// This one.
+    Root(RootId),
+}
 
 /// What is kept the same with what, and how.
 #[derive(Clone, Debug)]
 pub struct SyncConfig {
     /// The local folder. It must exist.
     pub root: PathBuf,
+    /// What that folder is.
+    pub expected: Expected,
     /// The remote folder. It is made if it is not there.
     pub remote_path: RemotePath,
     /// Where the state is kept; absent: `ROOT/.keepstone`.
@@ -38,6 +53,7 @@ impl SyncConfig {
     pub fn new(root: PathBuf, remote_path: RemotePath, connect: ConnectOptions) -> Self {
         Self {
             root,
+            expected: Expected::MayBeNew,
             remote_path,
             state_dir: None,
             connect,

@@ -4,9 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::config::Limits;
 use super::status::{LogEntry, Quiet, Status};
+use crate::local::root::RootId;
 
 /// Commands that wait.
 pub(crate) const COMMANDS_QUEUED_MAX: usize = 64;
@@ -41,25 +43,33 @@ pub enum ExcludeError {
 #[derive(Debug)]
 pub(crate) enum Command {
     Pause(bool),
-    ConfirmDeletes,
+    ConfirmDeletes(u64),
     SetLimits(Limits),
     SetExcluded { path: String, excluded: bool, done: oneshot::Sender<Result<(), ExcludeError>> },
     Rescan,
     LogTail { count: usize, done: oneshot::Sender<Vec<LogEntry>> },
     Quiet { done: oneshot::Sender<Quiet> },
-    Stop,
 }
 
 /// A running session. Clones share it. It goes on when all of them are dropped; [`Handle::stop`] ends it.
 #[derive(Clone, Debug)]
 pub struct Handle {
+    pub(crate) root_id: RootId,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) events: broadcast::Sender<LogEntry>,
+    /// Ends the session.
+    pub(crate) stop: CancellationToken,
     pub(crate) task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl Handle {
+    /// Which folder it is: what a later start is to expect.
+    #[must_use]
+    pub fn root_id(&self) -> RootId {
+        self.root_id
+    }
+
     /// How things are.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -102,12 +112,12 @@ impl Handle {
         self.tell(Command::Pause(false)).await
     }
 
-    /// Lets the deletes go ahead that wait for it.
+    /// Lets so many deletes go ahead, as the status said that wait for it: if there are more by now, all wait on.
     ///
     /// # Errors
     /// If the session has ended.
-    pub async fn confirm_deletes(&self) -> Result<(), Ended> {
-        self.tell(Command::ConfirmDeletes).await
+    pub async fn confirm_deletes(&self, deletes: u64) -> Result<(), Ended> {
+        self.tell(Command::ConfirmDeletes(deletes)).await
     }
 
     /// Sets the bandwidth limits, at once and for what is under way too. They are not remembered.
@@ -177,8 +187,7 @@ impl Handle {
     /// Ends the session: nothing new begins, what is under way is broken off (it is gone on with at the next start),
     /// the state is closed. Returns once all of it has ended.
     pub async fn stop(&self) {
-        // An error means that it has ended already.
-        drop(self.commands.send(Command::Stop).await);
+        self.stop.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         match task {
             Some(task) => {

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::config::DeleteGuard;
+use tokio::time::Instant;
+
+use super::guard::{Counts, Guard};
 use super::prepare::{Prepared, prepare};
 use super::status::{WAITING_LISTED_MAX, Waiting};
 use super::task::{CompareTask, Ended, Task};
-use crate::local::guard::{Verdict, judge};
 use crate::path::RemotePath;
 use crate::planner::model::{Kind, NodeId, Operation};
 use crate::planner::{Blocked, Deletes, Rules, Trees, plan};
@@ -30,9 +31,9 @@ pub(crate) struct PlanInput {
     /// Being worked on, or not to be tried now.
     pub(crate) busy: BTreeSet<NodeId>,
     pub(crate) rules: Rules,
-    pub(crate) guard: DeleteGuard,
-    /// So many deletes were confirmed.
-    pub(crate) confirmed: u64,
+    pub(crate) guard: Guard,
+    /// When it is planned.
+    pub(crate) now: Instant,
     /// Nothing may be deleted, for a reason of its own: the disk is not known whole.
     pub(crate) withheld: bool,
     /// Nodes whose paths are wanted, with why they wait.
@@ -58,10 +59,9 @@ pub(crate) struct PlanStep {
     pub(crate) deletes_to_confirm: u64,
     /// The server's tree is coming in: nothing was planned.
     pub(crate) torn: bool,
-    /// Deletes are under way or planned: a confirmation still holds.
-    pub(crate) deletes: u64,
     /// Given back.
     pub(crate) compared: HashSet<NodeId>,
+    pub(crate) guard: Guard,
 }
 
 /// Plans.
@@ -69,7 +69,7 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
     let mut step = PlanStep::default();
     if state.remote_position()?.batch_open {
         step.torn = true;
-        step.compared = input.compared;
+        (step.compared, step.guard) = (input.compared, input.guard);
         return Ok(step);
     }
     let excluded = excluded_nodes(state)?;
@@ -93,9 +93,12 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         if step.dirty.is_empty() && step.tasks.is_empty() && state.number(FIRST_SYNC)?.unwrap_or(1) != 0 {
             state.set_number(FIRST_SYNC, 0)?;
         }
+        if step.dirty.is_empty() && step.tasks.is_empty() {
+            state.forget_reset()?;
+        }
         break;
     }
-    step.compared = input.compared;
+    (step.compared, step.guard) = (input.compared, input.guard);
     Ok(step)
 }
 
@@ -121,11 +124,12 @@ fn look(
 ) -> Result<Looked, StateError> {
     let dirty = visible_dirty(state, excluded)?;
     step.synced_count = state.synced_count()?;
-    step.deletes = state.deletes()?.max_of_sides();
-    step.deletes_to_confirm = match judge(step.deletes, step.synced_count, input.confirmed, &input.guard) {
-        Verdict::Allowed => 0,
-        Verdict::Confirm { deletes } => deletes,
+    let counts = Counts {
+        pending: state.deletes()?.max_of_sides(),
+        carried_out: state.deletes_carried_out(),
+        known: state.synced_files_count()?,
     };
+    step.deletes_to_confirm = input.guard.judge(counts, input.now);
     let withheld = input.withheld || step.deletes_to_confirm > 0;
     input.rules.deletes = if withheld { Deletes::Withheld } else { Deletes::Allowed };
     input.rules.operations_max = OPERATIONS_MIN.max(dirty.len() / DIRTY_SHARE);

@@ -228,6 +228,7 @@ impl Preparer<'_> {
             content,
             attributes: remote.attributes,
             replaces,
+            keeps_replaced: self.state.was_reset()?,
         })
     }
 

@@ -21,6 +21,7 @@ use super::board::Board;
 use super::config::DeleteGuard;
 use super::execute::{compare, download_large, download_small, local, remote, upload_large, upload_small};
 use super::follower::{CheckNow, FollowerEvent};
+use super::guard::Guard;
 use super::handle::Command;
 use super::planning::{PlanInput, PlanStep, plan_step};
 use super::queues::{Lane, Portion, Queues};
@@ -53,11 +54,11 @@ pub(crate) struct Channels {
 
 pub(crate) struct Run {
     shared: Shared,
-    /// Ends all that is under way, at the end of the session.
+    /// Ends all that is under way; cancelled by who ends the session, or at its end.
     stop: CancellationToken,
     channels: Channels,
     board: Board,
-    guard: DeleteGuard,
+    guard: Guard,
     remote_path: RemotePath,
     rules: Box<dyn Fn() -> Rules + Send>,
     queues: Queues,
@@ -78,13 +79,16 @@ pub(crate) struct Run {
     scanned: bool,
     complete: bool,
     unquiet: usize,
+    /// Everything is to be scanned once the scanner takes requests again.
+    scan_owed: bool,
     trouble: Option<String>,
-    confirmed: u64,
     told: Instant,
     quiet: Vec<oneshot::Sender<Quiet>>,
     /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
     checking: Option<oneshot::Receiver<()>>,
     disturbed: bool,
+    /// Everything was scanned once more, for what could not be read, before it is said to be quiet.
+    looked_for_unread: bool,
 }
 
 /// Why the loop ended.
@@ -105,6 +109,7 @@ enum Event {
     Task(Result<(tokio::task::Id, Vec<Ended>), tokio::task::JoinError>),
     Checked,
     Time,
+    Stop,
 }
 
 impl Run {
@@ -123,7 +128,7 @@ impl Run {
             stop,
             channels,
             board,
-            guard,
+            guard: Guard::new(guard),
             remote_path,
             rules,
             queues: Queues::default(),
@@ -142,12 +147,13 @@ impl Run {
             scanned: false,
             complete: false,
             unquiet: 0,
+            scan_owed: false,
             trouble: None,
-            confirmed: 0,
             told: now,
             quiet: Vec::new(),
             checking: None,
             disturbed: false,
+            looked_for_unread: false,
         }
     }
 
@@ -159,6 +165,7 @@ impl Run {
                 break end;
             }
             self.dispatch();
+            self.request_owed_scan();
             self.look_for_quiet();
             self.tell(false).await;
             let event = self.next_event().await;
@@ -193,6 +200,7 @@ impl Run {
             }
         };
         tokio::select! {
+            () = self.stop.cancelled() => Event::Stop,
             command = self.channels.commands.recv() => Event::Command(command),
             event = self.channels.follower.recv() => Event::Follower(event),
             event = self.channels.scanner.recv() => Event::Scan(event),
@@ -237,8 +245,8 @@ impl Run {
         let input = PlanInput {
             busy,
             rules: (self.rules)(),
-            guard: self.guard,
-            confirmed: self.confirmed,
+            guard: std::mem::take(&mut self.guard),
+            now,
             withheld: !self.complete,
             named: waiting,
             compared: std::mem::take(&mut self.compared),
@@ -254,11 +262,9 @@ impl Run {
     }
 
     async fn take_step(&mut self, mut step: PlanStep) -> Option<RunEnd> {
+        self.guard = std::mem::take(&mut step.guard);
         if step.torn {
             return None;
-        }
-        if step.deletes == 0 {
-            self.confirmed = 0;
         }
         self.want_plan |= step.more;
         self.waits.drop_over(|node| step.dirty.contains(&node));

@@ -3,9 +3,10 @@
 //!
 //! Invariants:
 //! - One scan at a time; its updates are taken in before the next begins.
+//! - Whatever ends the watching, it begins again after the next good scan of everything.
 //! - What this program did to the disk meanwhile is not believed, and looked at again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::local::ignore_rules::IgnoreRules;
 use crate::local::model::LocalUpdate;
 use crate::local::rel::Rel;
 use crate::local::root::{Root, RootError};
-use crate::local::scan::{ScanError, ScanOptions, Scope, ScopeFolder, Skipped, scan};
+use crate::local::scan::{ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why, scan};
 use crate::local::watch::{Notice, Watcher};
 use crate::planner::model::NodeId;
 use crate::state::error::StateError;
@@ -54,6 +55,24 @@ pub(crate) enum ScanRequest {
     Settled(oneshot::Sender<()>),
 }
 
+/// Something on the disk that a scan left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LeftOut {
+    pub(crate) waiting: Waiting,
+    pub(crate) kind: LeftOutKind,
+}
+
+/// Why something was left out, as far as it matters to whether both sides agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeftOutKind {
+    /// It cannot be kept in sync at all.
+    Meant,
+    /// It could not be read.
+    Unread,
+    /// A file that is being written.
+    Changing,
+}
+
 /// What the scanner tells.
 #[derive(Debug)]
 pub(crate) enum ScanEvent {
@@ -64,8 +83,10 @@ pub(crate) enum ScanEvent {
         /// Whether it was of everything, and nothing was left out.
         whole: bool,
         complete: bool,
-        /// Left out, and why; of a scan of everything, all of it.
-        skipped: Vec<Waiting>,
+        /// What was looked at.
+        scope: Scope,
+        /// Left out there, and why.
+        skipped: Vec<LeftOut>,
         /// Files that are still being written.
         unquiet: usize,
     },
@@ -92,6 +113,15 @@ pub(crate) struct Scanner {
     pub(crate) requests: mpsc::Receiver<ScanRequest>,
     pub(crate) events: mpsc::Sender<ScanEvent>,
     pub(crate) stop: CancellationToken,
+    /// Why not all is watched, as it was last told.
+    pub(crate) unwatched: Option<String>,
+    /// The system allows no more watches: some folders are not watched.
+    pub(crate) limited: bool,
+    /// What the last scan of everything could not read, and whether some of it can be read again.
+    pub(crate) unread: HashSet<String>,
+    pub(crate) watch_anew: bool,
+    /// When it may be tried to watch anew: one that ends at once is not begun again at once.
+    pub(crate) watch_not_before: Instant,
 }
 
 /// What is to be scanned.
@@ -169,18 +199,17 @@ impl Scanner {
                 return;
             }
         };
-        let interval = if self.watcher.is_some() { self.interval } else { UNWATCHED_INTERVAL };
-        let mut next_whole = Instant::now() + interval;
+        let mut next_whole = Instant::now() + self.interval();
         while !self.stop.is_cancelled() {
             if let Some((scope, times)) = pending.take(Instant::now()) {
-                if scope == Scope::Whole {
-                    next_whole = Instant::now() + interval;
-                }
                 let Some(owned) = index.take() else { return };
                 let whole = scope == Scope::Whole;
                 let (returned, complete) = self.scan(owned, scope, &times, &mut pending).await;
                 index = returned;
-                if whole && !complete {
+                if whole && complete {
+                    self.watch_again(&mut pending).await;
+                    next_whole = Instant::now() + self.interval();
+                } else if whole {
                     next_whole = Instant::now() + INCOMPLETE_INTERVAL;
                 }
                 continue;
@@ -200,7 +229,10 @@ impl Scanner {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
-                notice = notice => self.take_notice(notice, &mut pending).await,
+                notice = notice => {
+                    self.take_notice(notice, &mut pending).await;
+                    next_whole = next_whole.min(Instant::now() + self.interval());
+                }
                 request = self.requests.recv() => match request {
                     Some(request) => self.take_request(request, &mut pending).await,
                     None => break,
@@ -230,20 +262,68 @@ impl Scanner {
                 folders.into_iter().for_each(|folder| pending.add(folder));
                 return;
             }
-            Some(Notice::LimitReached { watched }) => format!(
-                "only {watched} folders can be watched, for the system allows no more; changes in the others are \
-                 found by scans: raise fs.inotify.max_user_watches"
-            ),
+            Some(Notice::LimitReached { watched }) => {
+                self.limited = true;
+                format!(
+                    "only {watched} folders can be watched, for the system allows no more; changes in the others \
+                     are found by scans: raise fs.inotify.max_user_watches"
+                )
+            }
             Some(Notice::RootGone) => {
                 pending.whole = true;
+                self.end_watcher().await;
                 "the folder was moved or removed".to_owned()
             }
             None => {
-                self.watcher = None;
+                pending.whole = true;
+                self.end_watcher().await;
                 "the folder is not watched any more; changes are found by scans".to_owned()
             }
         };
-        drop(self.events.send(ScanEvent::Watching(Some(watching))).await);
+        self.tell_watching(Some(watching)).await;
+    }
+
+    /// Says whether all is watched, if that is news.
+    async fn tell_watching(&mut self, trouble: Option<String>) {
+        if self.unwatched != trouble {
+            self.unwatched.clone_from(&trouble);
+            drop(self.events.send(ScanEvent::Watching(trouble)).await);
+        }
+    }
+
+    async fn end_watcher(&mut self) {
+        if let Some(watcher) = self.watcher.take() {
+            watcher.stop().await;
+        }
+    }
+
+    /// From one scan of everything to the next.
+    fn interval(&self) -> Duration {
+        let watched = self.watcher.is_some() && !self.limited;
+        if watched { self.interval } else { self.interval.min(UNWATCHED_INTERVAL) }
+    }
+
+    /// After a scan of everything: where nothing watches, or what could not be read then can be read now, the folder
+    /// is watched anew, and scanned once more, for what has changed until it was watched.
+    async fn watch_again(&mut self, pending: &mut Pending) {
+        if (self.watcher.is_some() && !self.watch_anew) || Instant::now() < self.watch_not_before {
+            return;
+        }
+        self.watch_not_before = Instant::now() + UNWATCHED_INTERVAL;
+        self.end_watcher().await;
+        let root = self.root.clone();
+        let started = tokio::task::spawn_blocking(move || Watcher::start(&root)).await;
+        let trouble = match started {
+            Ok(Ok(watcher)) => {
+                self.watcher = Some(watcher);
+                (self.limited, self.watch_anew) = (false, false);
+                pending.whole = true;
+                None
+            }
+            Ok(Err(error)) => Some(format!("{error}; changes are found by scans")),
+            Err(error) => Some(format!("{error}; changes are found by scans")),
+        };
+        self.tell_watching(trouble).await;
     }
 
     async fn take_request(&self, request: ScanRequest, pending: &mut Pending) {
@@ -276,7 +356,7 @@ impl Scanner {
     /// Scans, and takes in what that says. Gives the index back (`None` if it is lost), and whether nothing was left
     /// out.
     async fn scan(
-        &self,
+        &mut self,
         index: ScanIndex,
         scope: Scope,
         times: &BTreeMap<Rel, u32>,
@@ -309,7 +389,7 @@ impl Scanner {
         let found = match result {
             Ok(found) => found,
             Err(error) => {
-                self.failed(error, scope, pending).await;
+                self.failed(error, pending).await;
                 return (Some(index), false);
             }
         };
@@ -321,24 +401,32 @@ impl Scanner {
             pending.add_later(folder, times, Instant::now());
         }
         let complete = found.complete;
+        if whole {
+            self.compare_unread(&found.skipped);
+        }
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
-                for rel in self.rels_of(applied.again.into_iter().collect()).await {
-                    pending.add_later(ScopeFolder { folder: rel, deep: false }, times, Instant::now());
+                for path in applied.again {
+                    let folder = Rel::parse(&path).unwrap_or_default();
+                    pending.add_later(ScopeFolder { folder, deep: false }, times, Instant::now());
                 }
-                let event = ScanEvent::Applied {
-                    changed: applied.changed,
-                    whole,
-                    complete,
-                    skipped: found.skipped.into_iter().map(shown).collect(),
-                    unquiet,
-                };
+                let skipped = left_out(found.skipped, found.counts.skipped);
+                let changed = applied.changed;
+                let event = ScanEvent::Applied { changed, whole, complete, scope, skipped, unquiet };
                 drop(self.events.send(event).await);
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
         }
         (Some(index), complete)
+    }
+
+    /// A folder that could not be read could not be watched either: once it can be read, all is to be watched anew.
+    fn compare_unread(&mut self, skipped: &[Skipped]) {
+        let unread = skipped.iter().filter(|skipped| matches!(skipped.why, Why::Unreadable | Why::Io(_)));
+        let unread: HashSet<String> = unread.map(|skipped| skipped.path.clone()).collect();
+        self.watch_anew |= self.unread.iter().any(|path| !unread.contains(path));
+        self.unread = unread;
     }
 
     async fn apply(
@@ -352,7 +440,7 @@ impl Scanner {
         applied.await.map_err(|error| error.to_string())
     }
 
-    async fn failed(&self, error: ScanError, scope: Scope, pending: &mut Pending) {
+    async fn failed(&self, error: ScanError, pending: &mut Pending) {
         let event = match &error {
             ScanError::Stopped => return,
             // It may be we ourselves who have just emptied it.
@@ -366,10 +454,8 @@ impl Scanner {
             }
             ScanError::Root(_) => ScanEvent::Trouble(error.to_string()),
         };
-        match scope {
-            Scope::Whole => pending.whole = true,
-            Scope::Folders(folders) => folders.into_iter().for_each(|folder| pending.add(folder)),
-        }
+        // Of single folders too: nothing is deleted until a scan of everything was complete.
+        pending.whole = true;
         drop(self.events.send(event).await);
         tokio::select! {
             () = tokio::time::sleep(TROUBLE_INTERVAL) => {}
@@ -378,8 +464,26 @@ impl Scanner {
     }
 }
 
-fn shown(skipped: Skipped) -> Waiting {
-    Waiting { path: skipped.path, why: skipped.why.to_string() }
+/// Of `count` things, those that are named.
+fn left_out(named: Vec<Skipped>, count: u64) -> Vec<LeftOut> {
+    let unnamed = count.saturating_sub(named.len() as u64);
+    let mut all: Vec<LeftOut> = named.into_iter().map(shown).collect();
+    if unnamed > 0 {
+        let why = format!("{unnamed} more things were left out, and some of them may not have been read");
+        all.push(LeftOut { waiting: Waiting { path: String::new(), why }, kind: LeftOutKind::Unread });
+    }
+    all
+}
+
+fn shown(skipped: Skipped) -> LeftOut {
+    let kind = match &skipped.why {
+        Why::Unreadable | Why::Io(_) => LeftOutKind::Unread,
+        Why::StillChanging => LeftOutKind::Changing,
+        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::MountPoint | Why::OtherRoot => {
+            LeftOutKind::Meant
+        }
+    };
+    LeftOut { waiting: Waiting { path: skipped.path, why: skipped.why.to_string() }, kind }
 }
 
 #[cfg(test)]

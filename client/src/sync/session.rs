@@ -4,6 +4,8 @@
 //! Order of the end: nothing new begins, what is under way is broken off and recorded, all parts are joined, the state
 //! is closed, the root is let go.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,8 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::board::Board;
 use super::config::SyncConfig;
 use super::effects::Effects;
+use super::execute::download_large::Parts;
 use super::follower::Follower;
 use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
+use super::opening::open_root;
 use super::recover::recover;
 use super::run::{Channels, Run, RunEnd};
 use super::scanner::Scanner;
@@ -50,6 +54,13 @@ pub enum StartError {
     /// The folder cannot be used.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// It is not the folder that was kept the same.
+    #[error(
+        "{path} has no marker .keepstone/root any more: if a disk or another file system belongs there, mount it. \
+         If it is to be taken for a new folder: keepstone sync remove {path}, then keepstone sync add {path} or \
+         keepstone sync run --new {path}", path = .0.display()
+    )]
+    Unmarked(PathBuf),
     /// The state cannot be opened.
     #[error(transparent)]
     State(#[from] StateError),
@@ -90,31 +101,20 @@ impl Session {
         let (status_sender, status) = watch::channel(first_status(&config));
         let (events, _nobody) = broadcast::channel(EVENTS_QUEUED_MAX);
         let board = Board::new(status_sender, events.clone());
-        let keeper = Keeper { config, api, root: Arc::new(root) };
+        let stop = CancellationToken::new();
+        let root_id = root.id();
+        let keeper = Keeper { config, api, root: Arc::new(root), stop: stop.clone() };
         let task = tokio::spawn(keeper.keep(opened, board, receiver));
-        Ok(Handle { commands, status, events, task: Arc::new(Mutex::new(Some(task))) })
+        Ok(Handle { root_id, commands, status, events, stop, task: Arc::new(Mutex::new(Some(task))) })
     }
 }
 
 /// Opens the root and its state, and settles what a crash left. Blocks.
 fn open(config: &SyncConfig) -> Result<(Root, Opened), StartError> {
-    let root = match Root::open(&config.root, config.state_dir.as_deref()) {
-        Err(RootError::MarkerMissing(_)) if is_new(config) => {
-            Root::create(&config.root, config.state_dir.as_deref(), &[])?
-        }
-        opened => opened?,
-    };
+    let root = open_root(&config.root, config.state_dir.as_deref(), config.expected)?;
     let mut opened = State::open(root.state_path())?;
     bind(&mut opened.state, &root, config)?;
     Ok((root, opened))
-}
-
-/// Whether the folder was never kept the same: there is no state of it. With a state and without a marker, it is not
-/// the folder that the state knows.
-fn is_new(config: &SyncConfig) -> bool {
-    let folder =
-        config.state_dir.clone().unwrap_or_else(|| config.root.join(crate::local::rel::STATE_FOLDER));
-    !folder.join(crate::state::database::FILE_NAME).exists()
 }
 
 /// Ties a new state to its root and remote folder; refuses one that is tied to others.
@@ -164,6 +164,8 @@ struct Keeper {
     config: SyncConfig,
     api: ApiClient,
     root: Arc<Root>,
+    /// Cancelled by who ends the session.
+    stop: CancellationToken,
 }
 
 impl Keeper {
@@ -180,6 +182,7 @@ impl Keeper {
             (end, commands, board) = self.run_once(opened.state, board, commands).await;
             match end {
                 RunEnd::Stopped => break "it was stopped".to_owned(),
+                _ if self.stop.is_cancelled() => break "it was stopped".to_owned(),
                 RunEnd::Failed(reason) => break reason,
                 RunEnd::Damaged if rebuilds >= REBUILDS_MAX => {
                     break "the state is damaged again and again: check the disk".to_owned();
@@ -211,7 +214,7 @@ impl Keeper {
             Ok(started) => started,
             Err(error) => return (RunEnd::Failed(StartError::Thread(error).to_string()), commands, board),
         };
-        let stop = CancellationToken::new();
+        let stop = self.stop.child_token();
         let (chunks, chunk_task) = ChunkSender::start(self.api.clone());
         let ran = match self.shared(&state, chunks, &stop).await {
             Ok(shared) => self.run_parts(shared, stop, board, commands).await,
@@ -251,6 +254,7 @@ impl Keeper {
             up: Throttle::new(self.config.limits.up),
             down: Throttle::new(self.config.limits.down),
             counters: Arc::new(Counters::default()),
+            parts: Parts::default(),
             empty_confirmed: Arc::default(),
             stop: stop.child_token(),
         })
@@ -267,10 +271,10 @@ impl Keeper {
         let (checks, checks_asked) = mpsc::channel(EVENTS_MAX);
         let (scanner_events, scanner) = mpsc::channel(EVENTS_MAX);
         let (scans, scans_asked) = mpsc::channel(EVENTS_MAX);
-        let watcher = self.watch(&mut board).await;
+        let (watcher, unwatched) = self.watch(&mut board).await;
         let parts = [
             self.follow(&shared, follower_events, checks_asked, &stop),
-            self.scan(&shared, watcher, scanner_events, scans_asked, &stop),
+            self.scan(&shared, (watcher, unwatched), scanner_events, scans_asked, &stop),
             tokio::spawn(empty_trash(self.root.clone(), stop.clone())),
         ];
         let channels = Channels { commands, follower, checks, scanner, scans };
@@ -306,25 +310,26 @@ impl Keeper {
     }
 
     /// Watches the folder, so that a scan that begins then misses nothing.
-    async fn watch(&self, board: &mut Board) -> Option<Watcher> {
+    async fn watch(&self, board: &mut Board) -> (Option<Watcher>, Option<String>) {
         let root = self.root.clone();
         let started = tokio::task::spawn_blocking(move || Watcher::start(&root)).await;
         let trouble = match started {
             Ok(Ok(watcher)) => {
                 board.watching(true);
-                return Some(watcher);
+                return (Some(watcher), None);
             }
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        board.session(format!("{trouble}; changes are found by scans"));
-        None
+        let trouble = format!("{trouble}; changes are found by scans");
+        board.session(trouble.clone());
+        (None, Some(trouble))
     }
 
     fn scan(
         &self,
         shared: &Shared,
-        watcher: Option<Watcher>,
+        (watcher, unwatched): (Option<Watcher>, Option<String>),
         events: mpsc::Sender<super::scanner::ScanEvent>,
         requests: mpsc::Receiver<super::scanner::ScanRequest>,
         stop: &CancellationToken,
@@ -340,6 +345,11 @@ impl Keeper {
             requests,
             events,
             stop: stop.clone(),
+            unwatched,
+            limited: false,
+            unread: HashSet::new(),
+            watch_anew: false,
+            watch_not_before: tokio::time::Instant::now(),
         };
         tokio::spawn(scanner.run())
     }
@@ -348,7 +358,10 @@ impl Keeper {
     async fn rules(&self) -> Box<dyn Fn() -> Rules + Send> {
         let name = match &self.config.name {
             Some(name) => name.clone(),
-            None => self.api.who_am_i().await.map_or_else(|_| host_name(), |who| who.device_name),
+            None => tokio::select! {
+                who = self.api.who_am_i() => who.map_or_else(|_| host_name(), |who| who.device_name),
+                () = self.stop.cancelled() => host_name(),
+            },
         };
         let tag: String = self.root.id().to_string().chars().take(SWAP_TAG_CHARS).collect();
         let root = self.root.clone();
@@ -404,3 +417,6 @@ async fn empty_trash(root: Arc<Root>, stop: CancellationToken) {
 fn today() -> String {
     jiff::Timestamp::now().to_zoned_datetime(jiff::tz::TimeZone::system()).date().to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::effects::Effects;
+use super::execute::download_large::Parts;
 use super::state_thread::StateThread;
 use super::status::{Direction, Transfer};
 use super::throttle::Throttle;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) up: Throttle,
     pub(crate) down: Throttle,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) parts: Parts,
     /// See the scanner's.
     pub(crate) empty_confirmed: Arc<AtomicBool>,
     /// Cancelled when what is under way is to be broken off: a pause, or the end.

@@ -190,8 +190,9 @@ impl Done {
 /// What a session that has nothing more to do came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Quiet {
-    /// A complete scan was made, all of the server's changes are known, and local, remote and synced are the same.
+    /// A complete scan was made that could read all that is to be kept in sync, all of the server's changes are known,
+    /// and local, remote and synced are the same.
     pub agreed: bool,
-    /// Else: what is not, and why.
+    /// Else: what is not, or could not be read, and why.
     pub waiting: Vec<Waiting>,
 }

@@ -57,6 +57,8 @@ pub(crate) struct DownloadTask {
     pub(crate) attributes: Attributes,
     /// The local file that it replaces, as it was last seen.
     pub(crate) replaces: Option<LocalRecord>,
+    /// That one is kept in the trash: what the server has may be older.
+    pub(crate) keeps_replaced: bool,
 }
 
 /// A local file to be compared with the earlier versions of the one that is at its place on the server.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use client::daemon::client::Refused;
 use client::daemon::config::{self, ConfigError, DaemonConfig, RootConfig};
 use client::daemon::forget::forget;
+use client::daemon::known;
 use client::daemon::paths::Paths;
 use client::daemon::{rate, supervisor, wire as convert};
 use client::path::RemotePath;
@@ -52,7 +53,7 @@ pub(crate) async fn add(global: &Global, arguments: SyncAdd, output: &Output) ->
         (root.state, root.profile) = (state, profile);
         root.up = arguments.limits.up.unwrap_or_default();
         root.down = arguments.limits.down.unwrap_or_default();
-        edit(move |config| config.add(root)).await?;
+        edit(move |config| supervisor::add_new(config, root)).await?;
     }
     let document = json!({ "directory": directory, "remote": remote.to_string(), "running": running });
     output.print(&document, || {
@@ -67,6 +68,7 @@ pub(crate) async fn remove(arguments: &SyncFolder, output: &Output) -> anyhow::R
     if let Some(mut api) = reach::find(None).await? {
         let request = wire::RemoveRequest { directory: utf8(&directory)? };
         api.remove(request).await.map_err(Refused::from)?;
+        known::forget(&Paths::from_environment()?, &directory)?;
     } else {
         forget_without_daemon(&directory).await?;
     }
@@ -79,15 +81,15 @@ pub(crate) async fn remove(arguments: &SyncFolder, output: &Output) -> anyhow::R
 /// Of a folder that is in the configuration, or was kept in sync by `sync run` only.
 async fn forget_without_daemon(directory: &Path) -> anyhow::Result<()> {
     let removed = directory.to_owned();
-    let path = Paths::from_environment()?.config;
+    let paths = Paths::from_environment()?;
     let forgotten = tokio::task::spawn_blocking(move || {
-        let root = match config::edit(&path, |config| config.remove(&removed)) {
+        let root = match config::edit(&paths.config, |config| config.remove(&removed)) {
             Ok(root) => Some(root),
             Err(ConfigError::Unknown { .. }) => None,
             Err(error) => return Err(anyhow::Error::from(error)),
         };
         let state = root.as_ref().and_then(|root| root.state.as_deref());
-        let was_kept = forget(&removed, state)?;
+        let was_kept = forget(&removed, state)? | known::forget(&paths, &removed)?;
         anyhow::ensure!(was_kept || root.is_some(), ConfigError::Unknown { directory: removed });
         Ok(())
     });

@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use client::daemon::config::RootConfig;
 use client::daemon::keeper::Shared;
+use client::daemon::known;
 use client::daemon::paths::Paths;
 use client::daemon::server::{self, RunSocket};
 use client::path::RemotePath;
 use client::profile::Profile;
-use client::sync::config::SyncConfig;
+use client::sync::config::{Expected, SyncConfig};
 use client::sync::handle::{Ended, Handle};
 use client::sync::session::Session;
 use client::sync::status::{LogEntry, Quiet, Status};
@@ -42,6 +43,7 @@ pub(crate) async fn run(global: &Global, arguments: SyncRun, output: &Output) ->
     let config = configure(global, &arguments)?;
     let kept = RootConfig::new(config.root.clone(), &config.remote_path);
     let session = Session::start(config).await?;
+    remember(&kept.directory, &session);
     let mut printer = Printer::new(*output, session.events());
     let socket = listen(&session, kept).await;
     let end = tokio::select! {
@@ -62,12 +64,28 @@ fn configure(global: &Global, arguments: &SyncRun) -> anyhow::Result<SyncConfig>
     let path = super::super::profile_path(global)?;
     let connect = Profile::load(&path)?.connect_options(&path)?;
     let mut config = SyncConfig::new(root, remote, connect);
+    config.expected = expected(&config.root, arguments.new)?;
     config.state_dir = arguments.state.as_deref().map(super::absolute).transpose()?;
     config.limits.up = arguments.limits.up.unwrap_or_default();
     config.limits.down = arguments.limits.down.unwrap_or_default();
     config.delete_guard.count_max = arguments.deletes_max;
     config.scan_interval = Duration::from_secs(arguments.scan_minutes.max(1).saturating_mul(60));
     Ok(config)
+}
+
+/// A folder that was kept in sync before is not taken for a new one.
+fn expected(directory: &Path, new: bool) -> anyhow::Result<Expected> {
+    match Paths::from_environment() {
+        Ok(paths) if !new => Ok(known::expected(&paths, directory)?),
+        Ok(_) | Err(_) => Ok(Expected::MayBeNew),
+    }
+}
+
+fn remember(directory: &Path, session: &Handle) {
+    let Ok(paths) = Paths::from_environment() else { return };
+    if let Err(error) = known::remember(&paths, directory, session.root_id()) {
+        tracing::warn!(%error, "it is not noted that this folder is kept in sync");
+    }
 }
 
 /// So that `sync status`, `confirm` and the like reach this folder too. It is kept in sync without that as well.

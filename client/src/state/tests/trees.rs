@@ -238,13 +238,98 @@ fn what_was_touched_during_a_scan_is_looked_at_again_instead_of_believed() {
     state.apply_local(updates, &Untouched).unwrap();
     let gone = vec![LocalUpdate::Gone(NodeId(2))];
     let applied = state.apply_local(gone, &TouchedNode(NodeId(3))).unwrap();
-    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), [ROOT]);
+    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), [""]);
     assert!(state.local_record(NodeId(3)).unwrap().is_some(), "a file put into it meanwhile is not gone");
     // Another file was recorded at the place in the meantime: the scan's find is not put over it.
     let found = vec![LocalUpdate::Put(record(9, 2, "x", file(2)))];
     let applied = state.apply_local(found, &Untouched).unwrap();
-    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), [NodeId(2)]);
+    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), ["d"]);
     assert_eq!(state.side_at(Side::Local, NodeId(2), "x").unwrap(), Some(NodeId(3)));
+}
+
+struct TouchedPlace(NodeId, &'static str);
+
+impl Touched for TouchedPlace {
+    fn node(&self, _node: NodeId) -> bool {
+        false
+    }
+
+    fn place(&self, parent: NodeId, name: &str) -> bool {
+        (parent, name) == (self.0, self.1)
+    }
+}
+
+/// `a/x`, which both sides agree on, and the folder `b`.
+fn agreed_file_in_folder() -> (tempfile::TempDir, State) {
+    let (folder, mut state) = fresh();
+    let updates = vec![
+        LocalUpdate::Put(record(2, 1, "a", Kind::Folder)),
+        LocalUpdate::Put(record(3, 2, "x", file(1))),
+        LocalUpdate::Put(record(4, 1, "b", Kind::Folder)),
+    ];
+    state.apply_local(updates, &Untouched).unwrap();
+    let agree = |state: &mut State| {
+        [2, 3, 4].into_iter().map(NodeId).try_for_each(|id| {
+            state.set_side(Side::Remote, id, state.side(Side::Local, id)?)?;
+            state.settle(id)
+        })
+    };
+    state.transaction(agree).unwrap();
+    assert_eq!(state.dirty().unwrap(), []);
+    (folder, state)
+}
+
+#[test]
+fn a_file_moved_into_a_folder_that_is_not_believed_stays_known_where_it_was() {
+    let (_folder, mut state) = agreed_file_in_folder();
+    // A remote folder was just made here, and is not recorded yet; somebody moves a file into it.
+    let found = vec![
+        LocalUpdate::Put(record(9, 1, "new", Kind::Folder)),
+        LocalUpdate::Put(record(3, 9, "x", file(1))),
+    ];
+    let applied = state.apply_local(found, &TouchedPlace(ROOT, "new")).unwrap();
+    assert!(applied.changed.is_empty(), "{applied:?}");
+    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), ["", "a", "new"]);
+    assert_eq!(state.dirty().unwrap(), [], "it would be deleted on the server");
+}
+
+#[test]
+fn a_folder_is_not_gone_while_what_left_it_is_not_believed() {
+    let (_folder, mut state) = agreed_file_in_folder();
+    let found = vec![LocalUpdate::Gone(NodeId(2)), LocalUpdate::Put(record(3, 4, "x", file(1)))];
+    let applied = state.apply_local(found.clone(), &TouchedPlace(NodeId(4), "x")).unwrap();
+    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), ["", "a", "b"]);
+    assert_eq!(state.dirty().unwrap(), []);
+    // Nor is its place free for another then.
+    let mut with_another = found.clone();
+    with_another.push(LocalUpdate::Put(record(9, 1, "a", file(2))));
+    state.apply_local(with_another, &TouchedPlace(NodeId(4), "x")).unwrap();
+    assert_eq!(state.side_at(Side::Local, ROOT, "a").unwrap(), Some(NodeId(2)));
+    assert_eq!(state.dirty().unwrap(), []);
+    let applied = state.apply_local(found, &Untouched).unwrap();
+    assert!(applied.again.is_empty());
+    assert_eq!(state.dirty().unwrap(), [NodeId(2), NodeId(3)]);
+}
+
+#[test]
+fn moves_of_which_one_is_not_believed_make_no_circle() {
+    let (_folder, mut state) = fresh();
+    let updates = vec![
+        LocalUpdate::Put(record(2, 1, "a", Kind::Folder)),
+        LocalUpdate::Put(record(3, 2, "b", Kind::Folder)),
+        LocalUpdate::Put(record(4, 3, "c", Kind::Folder)),
+    ];
+    state.apply_local(updates, &Untouched).unwrap();
+    // a/b/c becomes b/c/a, and what happened to b is not believed.
+    let found = vec![
+        LocalUpdate::Put(record(2, 4, "a", Kind::Folder)),
+        LocalUpdate::Put(record(3, 1, "b", Kind::Folder)),
+    ];
+    let applied = state.apply_local(found.clone(), &TouchedNode(NodeId(3))).unwrap();
+    assert!(applied.changed.is_empty() && applied.again.contains("a/b/c"), "{applied:?}");
+    assert_eq!(state.path(Side::Local, NodeId(4)).unwrap().unwrap(), "a/b/c");
+    state.apply_local(found, &Untouched).unwrap();
+    assert_eq!(state.path(Side::Local, NodeId(2)).unwrap().unwrap(), "b/c/a");
 }
 
 #[test]

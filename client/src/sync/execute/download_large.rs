@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 use engine::ids::{ChunkId, ContentId};
@@ -25,8 +25,9 @@ use crate::local::model::LocalRecord;
 use crate::local::rel::Rel;
 use crate::local::root::Root;
 use crate::local::temp::Temp;
-use crate::planner::model::NodeId;
+use crate::planner::model::{Kind, NodeId};
 use crate::state::chunk_index::ChunkPlace;
+use crate::state::trees::Side;
 use crate::sync::shared::{Shared, Shown};
 use crate::sync::state_thread::AskError;
 use crate::sync::status::Direction;
@@ -44,10 +45,87 @@ const RANGES_MAX: usize = 4;
 pub(crate) async fn run(shared: &Shared, task: DownloadTask) -> Ended {
     let path = task.rel.as_str().to_owned();
     let shown = shared.counters.show(task.node, path, Direction::Down, task.content.size);
+    if let Some(superseded) = shared.parts.begin(task.node, task.content.content) {
+        discard(shared, vec![(task.node, superseded)]).await;
+    }
     match fetch(shared, &task, &shown).await {
         Ok(ended) => ended,
-        Err(end) => Ended::quietly(task.node, end),
+        Err(end) => {
+            shared.parts.broken_off(task.node, task.content.content);
+            let no_room = matches!(end, End::Failed { again: Again::Later, .. });
+            let looked_at =
+                if no_room { shared.parts.all() } else { vec![(task.node, task.content.content)] };
+            discard_unwanted(shared, looked_at).await;
+            Ended::quietly(task.node, end)
+        }
     }
+}
+
+/// Files in part that downloads of this session left, to be gone on with: of which content of which node. None of them
+/// is in use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parts(Arc<Mutex<HashMap<NodeId, ContentId>>>);
+
+impl Parts {
+    fn parts(&self) -> MutexGuard<'_, HashMap<NodeId, ContentId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A download begins: what it goes on with is in use. Gives what is left of another content of the node.
+    fn begin(&self, node: NodeId, content: ContentId) -> Option<ContentId> {
+        self.parts().remove(&node).filter(|left| *left != content)
+    }
+
+    fn broken_off(&self, node: NodeId, content: ContentId) {
+        self.parts().insert(node, content);
+    }
+
+    fn all(&self) -> Vec<(NodeId, ContentId)> {
+        self.parts().iter().map(|(node, content)| (*node, *content)).collect()
+    }
+
+    /// Takes out one that is to be discarded, unless it is in use by now.
+    fn take(&self, node: NodeId, content: ContentId) -> bool {
+        let mut parts = self.parts();
+        let is_left = parts.get(&node) == Some(&content);
+        if is_left {
+            parts.remove(&node);
+        }
+        is_left
+    }
+}
+
+/// Removes those of which the server has another content by now, or none.
+async fn discard_unwanted(shared: &Shared, parts: Vec<(NodeId, ContentId)>) {
+    let asked = shared.state.ask(move |state| {
+        let mut unwanted = Vec::new();
+        for (node, content) in parts {
+            let kind = state.side(Side::Remote, node)?.map(|value| value.kind);
+            if !matches!(kind, Some(Kind::File(file)) if file.content == content) {
+                unwanted.push((node, content));
+            }
+        }
+        Ok(unwanted)
+    });
+    let mut unwanted = asked.await.unwrap_or_default();
+    unwanted.retain(|(node, content)| shared.parts.take(*node, *content));
+    discard(shared, unwanted).await;
+}
+
+async fn discard(shared: &Shared, parts: Vec<(NodeId, ContentId)>) {
+    if parts.is_empty() {
+        return;
+    }
+    let root = shared.root.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        for (node, content) in parts {
+            match root.temp_file_kept(temporary_key(node, &content)) {
+                Ok(temp) => temp.discard(),
+                Err(error) => tracing::warn!(%error, "a part of a file is left until the next start"),
+            }
+        }
+    });
+    drop(work.await);
 }
 
 /// What names the file that is being assembled: the same content goes on where it was.
@@ -136,7 +214,7 @@ async fn assemble_local(
         let mut rels = HashMap::new();
         for place in places.iter().flatten() {
             if !rels.contains_key(&place.node)
-                && let Some(path) = state.path(crate::state::trees::Side::Local, place.node)?
+                && let Some(path) = state.path(Side::Local, place.node)?
                 && let Ok(rel) = Rel::parse(&path)
             {
                 rels.insert(place.node, rel);
@@ -238,7 +316,7 @@ impl Local<'_> {
         if known * 2 > entries.len() {
             return;
         }
-        let crate::planner::model::Kind::File(content) = &record.kind else { return };
+        let Kind::File(content) = &record.kind else { return };
         let Ok((file, stamp)) = self.root.open_for_read(rel) else { return };
         let mut go_on = || !stop.is_cancelled();
         if let Ok(old) = cut_file(&file, stamp.size, content.cutter, &mut go_on) {
@@ -407,6 +485,20 @@ mod tests {
 
     fn piece(offset: u64, size: u64) -> Piece {
         Piece { offset, entry: ManifestEntry { id: ChunkId::of(&offset.to_be_bytes()), size } }
+    }
+
+    #[test]
+    fn a_part_of_a_superseded_content_is_found_at_the_next_download() {
+        let parts = Parts::default();
+        let [old, new] = [ContentId::from_bytes([1; 32]), ContentId::from_bytes([2; 32])];
+        assert_eq!(parts.begin(NodeId(7), old), None);
+        parts.broken_off(NodeId(7), old);
+        assert_eq!(parts.begin(NodeId(7), old), None, "it is gone on with");
+        assert!(!parts.take(NodeId(7), old), "it is in use");
+        parts.broken_off(NodeId(7), old);
+        assert_eq!(parts.begin(NodeId(7), new), Some(old));
+        parts.broken_off(NodeId(7), new);
+        assert!(parts.take(NodeId(7), new) && parts.all().is_empty());
     }
 
     #[test]

@@ -212,7 +212,10 @@ pub(super) fn put_in_place(
 ) -> Result<Stamp, End> {
     let placed = match &task.replaces {
         None => root.place_new(temp, &task.rel, durability),
-        Some(record) => root.replace(temp, &task.rel, &record.stamp, Replaced::Removed, durability),
+        Some(record) => {
+            let replaced = if task.keeps_replaced { Replaced::ToTrash } else { Replaced::Removed };
+            root.replace(temp, &task.rel, &record.stamp, replaced, durability)
+        }
     };
     placed.map_err(|error| End::of_disk(&error))
 }

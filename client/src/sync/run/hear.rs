@@ -24,6 +24,11 @@ impl Run {
             Event::Command(None) => return Some(RunEnd::Stopped),
             Event::Follower(Some(event)) => return self.follower(event),
             Event::Scan(Some(event)) => return self.scan(event),
+            Event::Stop => return Some(RunEnd::Stopped),
+            // They end by themselves when all is stopped.
+            Event::Follower(None) | Event::Scan(None) if self.stop.is_cancelled() => {
+                return Some(RunEnd::Stopped);
+            }
             Event::Follower(None) | Event::Scan(None) => {
                 return Some(RunEnd::Failed("a part of the session has ended".to_owned()));
             }
@@ -43,19 +48,18 @@ impl Run {
 
     async fn command(&mut self, command: Command) -> Option<RunEnd> {
         match command {
-            Command::Stop => return Some(RunEnd::Stopped),
             Command::Pause(true) => self.pause(),
             Command::Pause(false) => self.resume(),
-            Command::ConfirmDeletes => {
-                self.confirmed = self.last.deletes_to_confirm;
+            Command::ConfirmDeletes(deletes) => {
+                self.guard.confirm(deletes);
                 self.disturb();
                 let root = self.shared.root.clone();
                 let is_empty = tokio::task::spawn_blocking(move || root.is_empty()).await;
                 if matches!(is_empty, Ok(Ok(true))) {
                     // All that was in it is meant to go, however much that was.
-                    self.confirmed = u64::MAX;
+                    self.guard.confirm(u64::MAX);
                     self.shared.empty_confirmed.store(true, Ordering::Relaxed);
-                    self.request_scan(ScanRequest::Whole).await;
+                    self.request_scan(ScanRequest::Whole);
                 }
             }
             Command::SetLimits(limits) => self.set_limits(limits),
@@ -65,7 +69,7 @@ impl Run {
                 drop(done.send(set));
                 self.disturb();
             }
-            Command::Rescan => self.request_scan(ScanRequest::Whole).await,
+            Command::Rescan => self.request_scan(ScanRequest::Whole),
             Command::LogTail { count, done } => {
                 self.tell(true).await;
                 let tail = self.shared.state.ask(move |state| state.log_tail(count)).await;
@@ -172,16 +176,14 @@ impl Run {
 
     fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
         match event {
-            ScanEvent::Applied { changed, whole, complete, skipped, unquiet } => {
+            ScanEvent::Applied { changed, whole, complete, scope, skipped, unquiet } => {
                 self.trouble = None;
                 self.unquiet = unquiet;
                 if whole {
                     self.scanned = true;
                     self.complete = complete;
-                    self.board.skipped(skipped, true);
-                } else {
-                    self.board.skipped(skipped, false);
                 }
+                self.board.skipped(skipped, &scope);
                 changed.iter().for_each(|node| self.waits.forget(*node));
                 let woken = self.waits.wake(Some(Until::Scanned), Instant::now());
                 if whole || woken || !changed.is_empty() {
@@ -297,12 +299,23 @@ impl Run {
             Ok(folders)
         });
         if let Ok(folders) = folders.await {
-            self.request_scan(ScanRequest::Nodes(folders.into_iter().collect())).await;
+            self.request_scan(ScanRequest::Nodes(folders.into_iter().collect()));
         }
     }
 
-    async fn request_scan(&mut self, request: ScanRequest) {
+    /// Asks for a scan. The scanner takes no requests while it scans, and that can be for hours: what has no room
+    /// becomes one scan of everything, later.
+    pub(super) fn request_scan(&mut self, request: ScanRequest) {
         self.disturbed = true;
-        drop(self.channels.scans.send(request).await);
+        if self.channels.scans.try_send(request).is_err() {
+            self.scan_owed = true;
+        }
+    }
+
+    /// Asks for the scan that there was no room for.
+    pub(super) fn request_owed_scan(&mut self) {
+        if self.scan_owed && self.channels.scans.try_send(ScanRequest::Whole).is_ok() {
+            self.scan_owed = false;
+        }
     }
 }

@@ -8,7 +8,8 @@ use crate::sync::status::{Quiet, Waiting};
 
 impl Run {
     fn is_idle(&self) -> bool {
-        self.scanned && self.remote_known && self.online && self.is_at_rest() && self.unquiet == 0
+        let scanned = self.scanned && self.unquiet == 0 && !self.scan_owed;
+        scanned && self.remote_known && self.online && self.is_at_rest()
     }
 
     pub(super) fn is_at_rest(&self) -> bool {
@@ -19,6 +20,7 @@ impl Run {
     pub(super) fn look_for_quiet(&mut self) {
         self.quiet.retain(|quiet| !quiet.is_closed());
         if self.quiet.is_empty() || self.checking.is_some() {
+            self.looked_for_unread &= !self.quiet.is_empty();
             return;
         }
         let gone = !self.online && self.offline_since.elapsed() >= OFFLINE_QUIET;
@@ -30,6 +32,11 @@ impl Run {
             return;
         }
         self.disturbed = false;
+        if !self.looked_for_unread && self.board.has_unread() {
+            // What could not be read may be gone by now, or be readable: only a look at everything tells.
+            self.looked_for_unread = true;
+            self.request_scan(ScanRequest::Whole);
+        }
         let (done, checking) = oneshot::channel();
         let (checks, scans) = (self.channels.checks.clone(), self.channels.scans.clone());
         tokio::spawn(async move {
@@ -49,8 +56,11 @@ impl Run {
         if !stuck && (self.disturbed || !self.is_idle()) {
             return;
         }
-        let agreed = !stuck && self.complete && self.last.dirty.is_empty();
+        let unread = self.board.unread();
+        let agreed = !stuck && self.complete && self.last.dirty.is_empty() && unread.is_empty();
         let mut waiting = self.last.waiting.clone();
+        waiting.extend(unread);
+        self.looked_for_unread = false;
         if stuck || !self.complete {
             let why = match (&self.trouble, self.online, self.paused) {
                 (Some(trouble), _, _) => trouble.clone(),

@@ -1,0 +1,159 @@
+//! The folders that `sync run` has kept in sync, by path: a folder that is known and has no marker is a disk that is not
+//! mounted, and must not be taken for a new folder. A TOML file, mode 0600.
+//!
+//! Invariants:
+//! - The file is changed under a lock on its directory, and replaced as a whole.
+//! - It holds at most `KNOWN_MAX` folders; the oldest make room.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{ConfigError, DaemonConfig, root_id_as_text};
+use super::paths::Paths;
+use crate::local::root::RootId;
+use crate::private_file;
+use crate::sync::config::Expected;
+
+/// Folders that are remembered.
+const KNOWN_MAX: usize = 1_024;
+/// Largest file that is read.
+const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const HEADER: &str = "# Folders that `keepstone sync run` has kept in sync.\n";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    #[serde(default, rename = "root")]
+    roots: Vec<KnownRoot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct KnownRoot {
+    directory: PathBuf,
+    #[serde(with = "root_id_as_text")]
+    id: Option<RootId>,
+}
+
+/// What a `sync run` is to expect of a folder. Blocks.
+///
+/// # Errors
+/// If the file of known folders cannot be read.
+pub fn expected(paths: &Paths, directory: &Path) -> Result<Expected, ConfigError> {
+    let configured = DaemonConfig::load(&paths.config).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the daemon's folders are not known");
+        DaemonConfig::default()
+    });
+    let by_daemon = configured.roots.iter().any(|root| root.directory == directory && root.id.is_some());
+    let by_run = load(&paths.roots)?.roots.iter().any(|root| root.directory == directory);
+    Ok(if by_daemon || by_run { Expected::Existing } else { Expected::MayBeNew })
+}
+
+/// Remembers a folder that was opened. Blocks.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn remember(paths: &Paths, directory: &Path, id: RootId) -> Result<(), ConfigError> {
+    edit(&paths.roots, |known| {
+        let now = KnownRoot { directory: directory.to_owned(), id: Some(id) };
+        if known.roots.contains(&now) {
+            return;
+        }
+        known.roots.retain(|root| root.directory != directory);
+        known.roots.push(now);
+        let surplus = known.roots.len().saturating_sub(KNOWN_MAX);
+        known.roots.drain(..surplus);
+    })
+}
+
+/// Forgets a folder; says whether it was known. Blocks.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn forget(paths: &Paths, directory: &Path) -> Result<bool, ConfigError> {
+    let mut was_known = false;
+    edit(&paths.roots, |known| {
+        let before = known.roots.len();
+        known.roots.retain(|root| root.directory != directory);
+        was_known = known.roots.len() < before;
+    })?;
+    Ok(was_known)
+}
+
+fn load(path: &Path) -> Result<Known, ConfigError> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
+    match read {
+        Ok(_bytes) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Known::default()),
+        Err(source) => return Err(ConfigError::Io { what: "read", path: path.to_owned(), source }),
+    }
+    toml::from_str(&text).map_err(|error| ConfigError::Malformed {
+        path: path.to_owned(),
+        reason: format!("{error}; remove the file, and mind that disks are mounted at the next start"),
+    })
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Known)) -> Result<(), ConfigError> {
+    let io = |what| move |source| ConfigError::Io { what, path: path.to_owned(), source };
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(io("make the directory of"))?;
+    let lock = File::open(directory).map_err(io("lock the directory of"))?;
+    lock.lock().map_err(io("lock the directory of"))?;
+    let mut known = load(path)?;
+    let before = known.clone();
+    change(&mut known);
+    if known != before {
+        let text = toml::to_string(&known)
+            .map_err(|error| ConfigError::Malformed { path: path.to_owned(), reason: error.to_string() })?;
+        private_file::replace(path, format!("{HEADER}{text}").as_bytes()).map_err(io("write"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_was_run_once_is_not_taken_for_new_until_it_is_forgotten() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = |name: &str| scratch.path().join("state").join(name);
+        let paths =
+            Paths { config: file("sync.toml"), socket: file("s"), log: file("l"), roots: file("r.toml") };
+        let (one, two) = (Path::new("/one"), Path::new("/two"));
+        assert_eq!(expected(&paths, one).unwrap(), Expected::MayBeNew);
+        remember(&paths, one, RootId([1; 16])).unwrap();
+        remember(&paths, one, RootId([2; 16])).unwrap();
+        assert_eq!(expected(&paths, one).unwrap(), Expected::Existing);
+        assert_eq!(expected(&paths, two).unwrap(), Expected::MayBeNew);
+        assert!(forget(&paths, one).unwrap() && !forget(&paths, one).unwrap());
+        assert_eq!(expected(&paths, one).unwrap(), Expected::MayBeNew);
+        let many = (0..KNOWN_MAX)
+            .map(|number| KnownRoot { directory: format!("/{number}").into(), id: Some(RootId([3; 16])) });
+        let text = toml::to_string(&Known { roots: many.collect() }).unwrap();
+        std::fs::write(&paths.roots, text).unwrap();
+        remember(&paths, one, RootId([1; 16])).unwrap();
+        let roots = load(&paths.roots).unwrap().roots;
+        assert_eq!((roots.len(), roots[0].directory.as_path()), (KNOWN_MAX, Path::new("/1")));
+        std::fs::write(&paths.roots, "nonsense").unwrap();
+        assert!(expected(&paths, one).unwrap_err().to_string().contains("remove the file"));
+    }
+
+    #[test]
+    fn a_folder_of_the_daemon_is_known() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = |name: &str| scratch.path().join(name);
+        let paths =
+            Paths { config: file("sync.toml"), socket: file("s"), log: file("l"), roots: file("r.toml") };
+        std::fs::write(
+            &paths.config,
+            format!("[[root]]\ndirectory = \"/d\"\nid = \"{}\"\n", "07".repeat(16)),
+        )
+        .unwrap();
+        assert_eq!(expected(&paths, Path::new("/d")).unwrap(), Expected::Existing);
+    }
+}

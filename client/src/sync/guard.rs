@@ -1,0 +1,194 @@
+//! Whether so many deletes are meant. Pure: time is what it is told.
+//!
+//! A disk that lost its files, a wrong folder or a slip of the hand look like deletes; those are carried out only once
+//! somebody has confirmed them. A disk loses its files one after another, and a scan finds them in portions: so what
+//! was carried out a while ago counts as well.
+//!
+//! Invariants:
+//! - A confirmation is of a number, shrinks as those are carried out, and is never more than what still waits.
+//! - What was confirmed does not count against what comes later.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::config::DeleteGuard;
+
+/// So few deletes never wait: of the last two files, one is half.
+const FEW_DELETES_MAX: u64 = 10;
+/// Deletes within this time count together.
+const WINDOW: Duration = Duration::from_secs(10 * 60);
+/// What is remembered of it, in steps.
+const STEP: Duration = Duration::from_secs(10);
+/// Steps that are remembered: those of the window, and the one that has begun.
+const STEPS_MAX: usize = 61;
+
+/// As the trees are: files only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Deletes that are not carried out yet.
+    pub(crate) pending: u64,
+    /// Deletes that were carried out since the state was opened.
+    pub(crate) carried_out: u64,
+    /// Files that both sides agreed on, those that wait to be deleted among them.
+    pub(crate) known: u64,
+}
+
+/// A part of the window.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    began: Instant,
+    carried_out: u64,
+    known_max: u64,
+}
+
+/// Judges deletes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Guard {
+    limits: DeleteGuard,
+    confirmed: u64,
+    carried_out: u64,
+    steps: VecDeque<Step>,
+}
+
+impl Guard {
+    pub(crate) fn new(limits: DeleteGuard) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Somebody wants so many deletes carried out.
+    pub(crate) fn confirm(&mut self, deletes: u64) {
+        self.confirmed = self.confirmed.max(deletes);
+    }
+
+    /// How many deletes wait for a confirmation; 0: all may be carried out.
+    pub(crate) fn judge(&mut self, counts: Counts, now: Instant) -> u64 {
+        self.take_in(counts, now);
+        let Counts { pending, known, .. } = counts;
+        if pending <= self.confirmed {
+            return 0;
+        }
+        let before: u64 = self.steps.iter().map(|step| step.carried_out).sum();
+        let too_many = pending.saturating_add(before) > self.limits.count_max;
+        // Of the files that there were: what was made meanwhile and deleted again is no loss.
+        let known_max = self.steps.iter().map(|step| step.known_max).max().unwrap_or(known);
+        let lost = known_max.saturating_sub(known.saturating_sub(pending));
+        let share = u128::from(lost) * 100 > u128::from(known_max) * u128::from(self.limits.percent_max);
+        if too_many || (share && lost > FEW_DELETES_MAX) { pending } else { 0 }
+    }
+
+    fn take_in(&mut self, counts: Counts, now: Instant) {
+        let carried_out = counts.carried_out.saturating_sub(self.carried_out);
+        self.carried_out = counts.carried_out;
+        let left = self.confirmed.min(counts.pending);
+        let covered = carried_out.min(self.confirmed - left);
+        self.confirmed = left;
+        for step in &mut self.steps {
+            step.known_max = step.known_max.saturating_sub(covered);
+        }
+        while self.steps.front().is_some_and(|step| now.saturating_duration_since(step.began) >= WINDOW)
+            || self.steps.len() > STEPS_MAX
+        {
+            self.steps.pop_front();
+        }
+        let carried_out = carried_out - covered;
+        match self.steps.back_mut() {
+            Some(step) if now.saturating_duration_since(step.began) < STEP => {
+                step.carried_out += carried_out;
+                step.known_max = step.known_max.max(counts.known);
+            }
+            _ => self.steps.push_back(Step { began: now, carried_out, known_max: counts.known }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(pending: u64, carried_out: u64, known: u64) -> Counts {
+        Counts { pending, carried_out, known }
+    }
+
+    fn judge_once(pending: u64, known: u64) -> u64 {
+        Guard::default().judge(counts(pending, 0, known), Instant::now())
+    }
+
+    #[test]
+    fn many_or_most_deletes_wait_and_few_do_not() {
+        assert_eq!(judge_once(1_000, 1_000_000), 0);
+        assert_eq!(judge_once(1_001, 1_000_000), 1_001);
+        assert_eq!(judge_once(50, 100), 0);
+        assert_eq!(judge_once(51, 100), 51);
+        assert_eq!(judge_once(11, 11), 11);
+        assert_eq!(judge_once(10, 10), 0);
+        assert_eq!(judge_once(u64::MAX, u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn what_was_confirmed_does_not_cover_more() {
+        let now = Instant::now();
+        let mut guard = Guard::new(DeleteGuard { count_max: 5, percent_max: 100 });
+        assert_eq!(guard.judge(counts(6, 0, 100), now), 6);
+        guard.confirm(6);
+        assert_eq!(guard.judge(counts(7, 0, 100), now), 7);
+        assert_eq!(guard.judge(counts(6, 0, 100), now), 0);
+    }
+
+    #[test]
+    fn a_delete_that_never_succeeds_keeps_no_confirmation_alive() {
+        let now = Instant::now();
+        let mut guard = Guard::default();
+        guard.confirm(50_000);
+        assert_eq!(guard.judge(counts(50_000, 0, 100_000), now), 0);
+        assert_eq!(guard.judge(counts(1, 49_999, 50_001), now), 0);
+        assert_eq!(guard.judge(counts(2_001, 49_999, 50_001), now), 2_001);
+    }
+
+    #[test]
+    fn deletes_that_come_in_portions_wait_once_they_are_many() {
+        let mut now = Instant::now();
+        let mut guard = Guard::default();
+        let (mut gone, mut waited_at) = (0, 0);
+        for _ in 0..100 {
+            now += Duration::from_secs(2);
+            if guard.judge(counts(300, gone, 100_000 - gone), now) > 0 {
+                waited_at = gone;
+                break;
+            }
+            gone += 300;
+        }
+        assert_eq!(waited_at, 900);
+        // After a while they count no more.
+        now += WINDOW + STEP;
+        assert_eq!(guard.judge(counts(300, gone, 100_000 - gone), now), 0);
+    }
+
+    #[test]
+    fn most_files_deleted_one_by_one_wait_and_those_made_meanwhile_do_not() {
+        let now = Instant::now();
+        let mut guard = Guard::default();
+        let waits = |guard: &mut Guard, gone: u64| guard.judge(counts(1, gone, 60 - gone), now) > 0;
+        let first = (0..60).find(|gone| waits(&mut guard, *gone));
+        assert_eq!(first, Some(30), "the delete after half of them");
+        // Five files stay; a hundred others come and go.
+        let mut guard = Guard::default();
+        for gone in 0..100 {
+            assert_eq!(guard.judge(counts(0, gone, 6), now), 0);
+            assert_eq!(guard.judge(counts(1, gone, 6), now), 0, "{gone}");
+        }
+    }
+
+    #[test]
+    fn what_was_confirmed_and_done_does_not_make_the_next_delete_wait() {
+        let now = Instant::now();
+        let mut guard = Guard::default();
+        assert_eq!(guard.judge(counts(5_000, 0, 6_000), now), 5_000);
+        guard.confirm(5_000);
+        assert_eq!(guard.judge(counts(5_000, 0, 6_000), now), 0);
+        assert_eq!(guard.judge(counts(2_000, 3_000, 3_000), now), 0);
+        assert_eq!(guard.judge(counts(0, 5_000, 1_000), now), 0);
+        assert_eq!(guard.judge(counts(20, 5_000, 1_000), now), 0);
+    }
+}
