@@ -16,6 +16,7 @@ use crate::planner::model::{Attributes, FileContent};
 use crate::state::database::State;
 use crate::sync::config::Rate;
 use crate::sync::effects::Effects;
+use crate::sync::execute::download_large::Parts;
 use crate::sync::execute::{upload_large, upload_small};
 use crate::sync::shared::Counters;
 use crate::sync::state_thread::StateThread;
@@ -73,6 +74,7 @@ impl Harness {
             index,
             rules: Arc::default(),
             effects: Effects::default(),
+            parts: Parts::default(),
             up: Throttle::new(Rate::Unlimited),
             down: Throttle::new(Rate::Unlimited),
             counters: Arc::new(Counters::default()),
