@@ -48,6 +48,11 @@ bench: build ## Measures the whole stack beside the raw figures of the same minu
 	cargo build --release --package keepstone-benches
 	KEEPSTONE_BIN=$(BIN) $(abspath $(TARGET_DIR))/release/keepstone-bench $(ARGS)
 
+.PHONY: bench-sync
+bench-sync: build ## Measures synchronisation beside Syncthing, if it is installed (ARGS="--full")
+	cargo build --release --package keepstone-benches
+	KEEPSTONE_BIN=$(BIN) $(abspath $(TARGET_DIR))/release/keepstone-bench-sync $(ARGS)
+
 .PHONY: acceptance
 acceptance: build ## Runs the full-size promises one by one and prints a table (an hour or so; root for power cuts)
 	@deploy/check-toolchain --tests

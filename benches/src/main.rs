@@ -51,8 +51,11 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let parent = arguments.directory.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = tempfile::Builder::new().prefix("keepstone-bench-").tempdir_in(parent)?;
-    let options =
-        Options { arguments: arguments.up.clone(), directory: Some(scratch.path().join("cluster")) };
+    let options = Options {
+        arguments: arguments.up.clone(),
+        directory: Some(scratch.path().join("cluster")),
+        ..Options::default()
+    };
     let cluster = Cluster::start(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let stack = runtime.block_on(Stack::connect(&cluster, &scratch.path().join("files")))?;

@@ -222,14 +222,26 @@ impl Client {
     /// # Errors
     /// If it fails.
     pub fn cat(&self, remote: &str) -> anyhow::Result<Vec<u8>> {
+        self.cat_as(&["cat", remote])
+    }
+
+    /// `cat --version N REMOTE`.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn cat_version(&self, remote: &str, version: u64) -> anyhow::Result<Vec<u8>> {
+        self.cat_as(&["cat", "--version", &version.to_string(), remote])
+    }
+
+    fn cat_as(&self, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
         let output = Command::new(&self.binary)
             .arg("--profile")
             .arg(&self.profile)
-            .args(["cat", remote])
+            .args(arguments)
             .stdin(Stdio::null())
             .output()
             .context("run keepstone cat")?;
-        ensure!(output.status.success(), "cat {remote}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(output.stdout)
     }
 

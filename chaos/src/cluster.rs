@@ -29,6 +29,8 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a role that was started alone may take until it listens.
 const ROLE_DEADLINE: Duration = Duration::from_secs(20);
+/// Where the gateway listens unless said otherwise.
+const LOOPBACK: &str = "127.0.0.1";
 /// How much of each log a failed test shows.
 const LOG_LINES_SHOWN_MAX: usize = 25;
 
@@ -68,13 +70,15 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Where the cluster lives; a scratch directory if absent.
     pub directory: Option<PathBuf>,
+    /// Where its gateway listens; loopback if absent.
+    pub host: Option<String>,
 }
 
 impl Options {
     /// The given arguments on top of the defaults.
     #[must_use]
     pub fn with(arguments: &[&str]) -> Self {
-        Self { arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(), directory: None }
+        Self { arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(), ..Self::default() }
     }
 }
 
@@ -108,7 +112,8 @@ impl Cluster {
                 (Some(scratch), directory)
             }
         };
-        Self::start_in(scratch, directory, &["--processes"], &options.arguments)
+        let host = options.host.as_deref().unwrap_or(LOOPBACK);
+        Self::start_in(scratch, directory, &["--processes"], host, &options.arguments)
     }
 
     /// Starts a new cluster whose roles all run in one process, the default of `keepstone up`.
@@ -118,13 +123,14 @@ impl Cluster {
     pub fn start_in_one_process() -> anyhow::Result<Self> {
         let scratch = tempfile::Builder::new().prefix("keepstone-test-").tempdir()?;
         let directory = scratch.path().join("cluster");
-        Self::start_in(Some(scratch), directory, &[], &[])
+        Self::start_in(Some(scratch), directory, &[], LOOPBACK, &[])
     }
 
     fn start_in(
         scratch: Option<TempDir>,
         directory: PathBuf,
         mode: &'static [&'static str],
+        host: &str,
         arguments: &[String],
     ) -> anyhow::Result<Self> {
         let mut cluster = Self {
@@ -137,7 +143,7 @@ impl Cluster {
             ready_after: Duration::ZERO,
             endpoint: String::new(),
         };
-        let listen = ["--listen".to_owned(), "127.0.0.1:0".to_owned()];
+        let listen = ["--listen".to_owned(), format!("{host}:0")];
         let all: Vec<String> = listen.into_iter().chain(arguments.iter().cloned()).collect();
         cluster.launch(&all)?;
         Ok(cluster)

@@ -74,8 +74,18 @@ impl ProcessRef {
     /// The most memory it has had resident so far, in bytes; `None` if it is gone.
     #[must_use]
     pub fn resident_bytes_peak(&self) -> Option<u64> {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// The memory that it has resident now, in bytes; `None` if it is gone.
+    #[must_use]
+    pub fn resident_bytes(&self) -> Option<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    fn status_bytes(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
         Some(kibibytes * 1024)
     }

@@ -3,6 +3,7 @@
 mod admin;
 mod cluster;
 mod files;
+mod sync;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,9 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use cluster::{ClusterBootstrap, ClusterCommand, ClusterInit, Member, RoleArguments, Up};
 pub(crate) use files::{
     Cat, Cp, Get, History, Ls, Mkdir, Mv, Put, Restore, Rm, Stat, TrashCommand, TrashPurge, TrashRestore,
+};
+pub(crate) use sync::{
+    SyncAdd, SyncBelow, SyncCommand, SyncDaemon, SyncFolder, SyncLimits, SyncLog, SyncRun, SyncSome, SyncUnit,
 };
 
 /// Keepstone: a cloud file store on your own disk servers.
@@ -70,6 +74,9 @@ pub(crate) enum Command {
     /// Show, bring back or purge what was removed.
     #[command(subcommand)]
     Trash(TrashCommand),
+    /// Keep folders the same as remote ones.
+    #[command(subcommand)]
+    Sync(SyncCommand),
     /// Sign in to an account and write a profile.
     Login(Login),
     /// Show whose profile this is.
@@ -98,7 +105,14 @@ pub(crate) enum Command {
 impl Command {
     /// Whether the command serves until it is stopped.
     pub(crate) fn is_role(&self) -> bool {
-        matches!(self, Self::Up(_) | Self::Meta(_) | Self::Storage(_) | Self::Gateway(_))
+        matches!(
+            self,
+            Self::Up(_)
+                | Self::Meta(_)
+                | Self::Storage(_)
+                | Self::Gateway(_)
+                | Self::Sync(SyncCommand::Daemon(_))
+        )
     }
 }
 
@@ -161,6 +175,10 @@ mod tests {
             &["keepstone", "up", "--code", "x"],
             &["keepstone", "restore", "/a"],
             &["keepstone", "meta"],
+            &["keepstone", "sync"],
+            &["keepstone", "sync", "run"],
+            &["keepstone", "sync", "run", "d", "--up", "fast"],
+            &["keepstone", "sync", "exclude", "d"],
         ] {
             assert_eq!(Arguments::try_parse_from(bad).unwrap_err().exit_code(), 2, "{bad:?}");
         }

@@ -6,6 +6,7 @@ pub(crate) mod cluster;
 pub(crate) mod entries;
 pub(crate) mod list;
 pub(crate) mod shell;
+pub(crate) mod sync;
 pub(crate) mod transfer;
 pub(crate) mod trash;
 pub(crate) mod versions;

@@ -88,6 +88,7 @@ async fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> 
         Command::Cp(cp) => commands::entries::cp(global, cp, output).await,
         Command::Rm(rm) => commands::entries::rm(global, rm, output).await,
         Command::Trash(command) => commands::trash::run(global, command, output).await,
+        Command::Sync(command) => commands::sync::run(global, command, output).await,
         Command::Completions(completions) => commands::shell::completions(&completions, output),
         Command::Man(man) => commands::shell::man(&man, output),
     }

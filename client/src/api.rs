@@ -3,8 +3,10 @@
 mod accounts;
 mod admin;
 mod files;
+mod sync;
 
 pub use self::admin::{NewAccount, ScrubStream};
+pub(crate) use self::sync::RangeOf;
 use proto::MESSAGE_BYTES_MAX;
 use proto::v1::accounts_client::AccountsClient;
 use proto::v1::admin_client::AdminClient;

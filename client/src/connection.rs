@@ -111,6 +111,17 @@ impl ApiClient {
         Ok(Self { channel, endpoint: text.into(), token, retry_time_max: RETRY_TIME_MAX })
     }
 
+    /// Connects with the first call, and again whenever the connection broke. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// If the endpoint, CA or token cannot be used.
+    pub fn connect_lazily(options: &ConnectOptions) -> Result<Self, CallError> {
+        let channel = build_endpoint(options)?.connect_lazy();
+        let token = options.token.as_deref().map(bearer).transpose()?;
+        let endpoint = normalize_endpoint(&options.endpoint).into();
+        Ok(Self { channel, endpoint, token, retry_time_max: RETRY_TIME_MAX })
+    }
+
     /// The same connection with another bound on how long calls are repeated; zero repeats none.
     #[must_use]
     pub fn with_retry_time_max(mut self, retry_time_max: Duration) -> Self {

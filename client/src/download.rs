@@ -9,7 +9,7 @@ mod large;
 mod place;
 mod small;
 mod stream;
-mod verify;
+pub(crate) mod verify;
 
 use std::ffi::OsString;
 use std::fmt::Display;

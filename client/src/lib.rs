@@ -1,14 +1,20 @@
 //! What a program uses to reach a Keepstone cluster: the profile it signs in with, the API over gRPC, and the
-//! transfer of local trees in both directions. It prints nothing, and knows no database and no Raft.
+//! transfer of local trees in both directions. It prints nothing, and knows no RocksDB and no Raft.
 
 pub mod api;
 pub mod call_error;
 pub mod connection;
+pub mod daemon;
 pub mod download;
+pub mod local;
 pub mod local_folder;
 pub mod path;
+pub mod planner;
+mod private_file;
 pub mod profile;
 pub mod progress;
 pub mod report;
+pub mod state;
+pub mod sync;
 pub mod upload;
 mod wire;

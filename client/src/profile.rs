@@ -3,13 +3,12 @@
 //! Invariants:
 //! - The file is replaced as a whole, and is never readable by others, not even for a moment.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::connection::ConnectOptions;
+use crate::private_file;
 
 /// Largest profile or CA file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -106,19 +105,7 @@ impl Profile {
         let text = toml::to_string(self)
             .map_err(|error| ProfileError::Malformed { path: path.to_owned(), reason: error.to_string() })?;
         let io = |source| ProfileError::Io { what: "write", path: path.to_owned(), source };
-        let name = path.file_name().ok_or_else(|| io(std::io::Error::other("not a file name")))?;
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let temporary = directory.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let written = write_private(&temporary, text.as_bytes())
-            .and_then(|()| std::fs::rename(&temporary, path))
-            .and_then(|()| std::fs::File::open(directory)?.sync_all());
-        if written.is_err() {
-            drop(std::fs::remove_file(&temporary));
-        }
-        written.map_err(io)
+        private_file::replace(path, text.as_bytes()).map_err(io)
     }
 
     /// Reads the CA's certificates and gives all that a connection needs. `path` is the profile's own.
@@ -134,16 +121,6 @@ impl Profile {
         })?;
         Ok(ConnectOptions { endpoint: self.endpoint.clone(), ca_pem, token: Some(self.token.clone()) })
     }
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@
 //! - Memory is bounded whatever the trees: units under way, bytes in flight and listings held all have a bound.
 
 mod batch;
-mod chunk_stream;
-mod large;
-mod read;
+pub(crate) mod chunk_stream;
+pub(crate) mod large;
+pub(crate) mod read;
 mod remote;
-mod session;
+pub(crate) mod session;
 mod small;
 mod walk;
 
@@ -54,7 +54,7 @@ pub struct UploadSource {
 }
 
 /// What all parts of an upload share.
-struct Context {
+pub(crate) struct Context {
     api: ApiClient,
     chunks: ChunkSender,
     progress: Arc<dyn Progress>,

@@ -109,6 +109,7 @@ pub(crate) fn entry_to_wire(row: EntryRow, path: Option<&RemotePath>) -> v1::Ent
         mtime_ns: row.mtime_ns,
         created_ms: row.created_ms,
         changed_ms: row.changed_ms,
+        sequence: row.sequence,
         ..v1::Entry::default()
     };
     match row.kind {

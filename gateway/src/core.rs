@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use blockstore::client::StorageClient;
 use bytes::Bytes;
-use engine::ids::{ChunkId, ContentId, HolderId, NamespaceId, NodeId};
+use engine::ids::{ChunkId, ContentId, EntryId, HolderId, NamespaceId, NodeId};
 use engine::location::ChunkKind;
 use metaraft::model::query::Resolved;
 use metaraft::model::row::{ContentRow, EntryRow};
 use proto::peer::TlsIdentity;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
@@ -25,6 +25,11 @@ use crate::meta::Meta;
 use crate::password::Passwords;
 use crate::path::RemotePath;
 use crate::sessions::{Session, Sessions};
+use crate::sync::seal::Sealer;
+use crate::sync::watch::Watches;
+
+/// Name of the secret that cursors are sealed by.
+const SEAL_SECRET: &str = "cursor-seal";
 
 /// One per gateway, behind an [`Arc`].
 pub(crate) struct Core {
@@ -51,6 +56,10 @@ pub(crate) struct Core {
     pub(crate) requests: Arc<Semaphore>,
     /// Clean-ups under way.
     pub(crate) cleanups: Arc<Semaphore>,
+    /// Clients that wait for changes.
+    pub(crate) waiters: Arc<Semaphore>,
+    pub(crate) watches: Arc<Watches>,
+    pub(crate) sealer: OnceCell<Sealer>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stopping: CancellationToken,
 }
@@ -59,6 +68,27 @@ impl Core {
     /// Lets a request in, or says that there are too many.
     pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
         Arc::clone(&self.requests).try_acquire_owned().map_err(|_full| Failure::busy("too many requests"))
+    }
+
+    /// Seals what clients keep for us, by the secret that all gateways share.
+    pub(crate) async fn sealer(&self) -> Result<&Sealer, Failure> {
+        let make = || async {
+            let secret = self.meta.secret(SEAL_SECRET).await;
+            secret.map(Sealer::new).map_err(|error| Failure::from_meta(&error, "cursor"))
+        };
+        self.sealer.get_or_try_init(make).await
+    }
+
+    /// The entry with an id, if it is in the caller's tree.
+    pub(crate) async fn entry_by_id(
+        &self,
+        namespace: NamespaceId,
+        entry: EntryId,
+    ) -> Result<EntryRow, Failure> {
+        let subject = format!("entry {entry}");
+        let rows = self.meta.entries_by_id(namespace, vec![entry]).await;
+        let rows = rows.map_err(|error| Failure::from_meta(&error, &subject))?;
+        rows.into_iter().next().flatten().ok_or_else(|| Failure::no_entry(&subject))
     }
 
     /// The entry that a path leads to.

@@ -24,5 +24,6 @@ pub mod server;
 mod services;
 mod sessions;
 mod suspects;
+mod sync;
 pub mod token;
 mod uploads;

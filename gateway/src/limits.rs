@@ -92,6 +92,41 @@ pub(crate) const COMMAND_STEPS_MAX: usize = 64;
 /// Commands and queries that one request has under way at once.
 pub(crate) const REQUEST_COMMANDS_MAX: usize = 64;
 
+/// Small uploads that are committed, or begun, in one fused command.
+pub(crate) const COMMAND_UPLOADS_MAX: usize = 256;
+
+/// Chunks of an upload that is small enough to be committed together with others.
+pub(crate) const SMALL_UPLOAD_CHUNKS_MAX: u64 = 16;
+
+/// Actions in one request.
+pub(crate) const APPLY_ACTIONS_MAX: usize = 1000;
+
+/// Bytes of actions in one command, about.
+pub(crate) const APPLY_COMMAND_BYTES: usize = 1024 * 1024;
+
+/// Changes or entries in one page, if the client does not say; and the most it may ask for.
+pub(crate) const SYNC_PAGE: u32 = 1000;
+/// See [`SYNC_PAGE`].
+pub(crate) const SYNC_PAGE_MAX: u32 = 10_000;
+
+/// Chunk list entries in one message of a manifest.
+pub(crate) const MANIFEST_MESSAGE_ENTRIES: usize = 8192;
+
+/// Clients that wait for changes at once.
+pub(crate) const WAITERS_MAX: usize = 16 * 1024;
+
+/// How old the check of a waiting client's token may be.
+pub(crate) const WATCH_TOKEN_RECHECK: Duration = Duration::from_secs(10);
+
+/// How long a subscription may be silent before the numbers of watched trees are read anew.
+pub(crate) const WATCH_REREAD: Duration = Duration::from_secs(5);
+
+/// How long after a subscription has ended the next one is tried.
+pub(crate) const WATCH_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often it is looked for groups that are not followed yet.
+pub(crate) const WATCH_GROUPS_CHECK: Duration = Duration::from_millis(200);
+
 /// Entries that one step of a purge removes.
 pub(crate) const PURGE_ENTRIES_MAX: u32 = 1000;
 

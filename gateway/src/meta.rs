@@ -9,17 +9,18 @@ use std::sync::Arc;
 
 use engine::cluster::ClusterMap;
 use engine::ids::{
-    ChunkId, ContentId, EntryId, GroupId, HolderId, NamespaceId, RequestId, SlotId, UploadId, VersionId,
+    ChunkId, ContentId, EntryId, GroupId, HolderId, NamespaceId, ROOT_GROUP, RequestId, SlotId, UploadId,
+    VersionId,
 };
 use engine::location::ChunkLocation;
 use engine::manifest::ManifestEntry;
 use futures_util::future::try_join_all;
 use metaraft::api::{MetaApi, MetaError};
 use metaraft::model::UPLOAD_PART_ENTRIES;
-use metaraft::model::command::{Command, DataStep, Steps};
+use metaraft::model::command::{Command, DataStep, RootStep, StepError, Steps};
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::query::{Query, Reply, Resolved};
-use metaraft::model::row::{ContentRow, EntryRow, TrashRow, UploadRow, VersionRow};
+use metaraft::model::row::{ContentRow, EntryRow, SecretBytes, TrashRow, UploadRow, VersionRow};
 
 use crate::limits::{COMMAND_CHUNKS_MAX, COMMAND_STEPS_MAX};
 use crate::path::RemotePath;
@@ -98,6 +99,78 @@ impl Meta {
     ) -> Result<StepOutcome, MetaError> {
         let outcomes = self.commit(slot, request, vec![step]).await?;
         outcomes.into_iter().next().ok_or_else(|| wrong_reply("step"))
+    }
+
+    /// Commits items of which each succeeds or fails by itself; gives what the steps of each answer.
+    pub(crate) async fn each(
+        &self,
+        slot: SlotId,
+        request: RequestId,
+        items: Vec<Vec<DataStep>>,
+    ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
+        let group = self.group_of(slot)?;
+        self.each_in(group, request, items).await
+    }
+
+    /// The same, by group.
+    pub(crate) async fn each_in(
+        &self,
+        group: GroupId,
+        request: RequestId,
+        items: Vec<Vec<DataStep>>,
+    ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
+        let count = items.len();
+        let outcomes = self.commit_in(group, request, vec![DataStep::Each { items }]).await?;
+        match outcomes.into_iter().next() {
+            Some(StepOutcome::Each(results)) if results.len() == count => Ok(results),
+            _ => {
+                Err(StepError::Invalid { why: "the request id was used for another request".to_owned() }
+                    .into())
+            }
+        }
+    }
+
+    /// A secret that all gateways share: made by the first one that asks.
+    pub(crate) async fn secret(&self, name: &str) -> Result<SecretBytes, MetaError> {
+        let query = Query::Secret { name: name.to_owned() };
+        match self.api.query(ROOT_GROUP, query).await? {
+            Reply::Secret(Some(secret)) => return Ok(secret),
+            Reply::Secret(None) => {}
+            _ => return Err(wrong_reply("secret")),
+        }
+        let step = RootStep::SecretMake { name: name.to_owned(), secret: SecretBytes(random::bytes()) };
+        let command = Command { request: random::request(), steps: Steps::Root(vec![step]) };
+        match self.api.propose(ROOT_GROUP, command).await?.into_iter().next() {
+            Some(StepOutcome::Secret(secret)) => Ok(secret),
+            _ => Err(wrong_reply("secret")),
+        }
+    }
+
+    /// Entries by id, in order; `None` for what is not in the tree.
+    pub(crate) async fn entries_by_id(
+        &self,
+        namespace: NamespaceId,
+        entries: Vec<EntryId>,
+    ) -> Result<Vec<Option<EntryRow>>, MetaError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let count = entries.len();
+        match self.query(namespace.slot(), Query::EntriesById { namespace, entries }).await? {
+            Reply::EntriesById(rows) if rows.len() == count => Ok(rows),
+            _ => Err(wrong_reply("entries")),
+        }
+    }
+
+    /// The numbers that journals have reached, in order.
+    pub(crate) async fn sequences(&self, namespaces: &[NamespaceId]) -> Result<Vec<Option<u64>>, MetaError> {
+        self.spread(namespaces, NamespaceId::slot, |group, namespaces| async move {
+            match self.api.query(group, Query::Sequences { namespaces }).await? {
+                Reply::Sequences(sequences) => Ok(sequences),
+                _ => Err(wrong_reply("sequences")),
+            }
+        })
+        .await
     }
 
     pub(crate) async fn query(&self, slot: SlotId, query: Query) -> Result<Reply, MetaError> {

@@ -14,8 +14,9 @@ use metaraft::client::MetaClient;
 use proto::peer::{TlsError, TlsIdentity};
 use proto::v1::accounts_server::AccountsServer;
 use proto::v1::admin_server::AdminServer;
+use proto::v1::sync_server::SyncServer;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,7 +34,7 @@ use crate::core::Core;
 use crate::failure::Failure;
 use crate::limits::{
     CLEANUPS_MAX, CONNECTION_STREAMS_MAX, DOWNLOAD_BYTES_MAX, PUT_STREAMS_MAX, REQUESTS_MAX, STOP_GRACE,
-    UPLOAD_BYTES_MAX,
+    UPLOAD_BYTES_MAX, WAITERS_MAX,
 };
 use crate::meta::Meta;
 use crate::password::Passwords;
@@ -41,8 +42,10 @@ use crate::services::accounts::AccountsService;
 use crate::services::admin::AdminService;
 use crate::services::dispatch::BoundedFiles;
 use crate::services::files::FilesService;
+use crate::services::sync::SyncService;
 use crate::sessions::Sessions;
 use crate::suspects::{Suspects, WatchedStore};
+use crate::sync::watch::follow_groups;
 use crate::uploads::put::byte_budget;
 
 /// HTTP/2 by measurement (docs: large frames and windows halve the cost per byte).
@@ -172,9 +175,13 @@ impl Gateway {
             put_streams: Arc::new(Semaphore::new(PUT_STREAMS_MAX)),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             cleanups: Arc::new(Semaphore::new(CLEANUPS_MAX)),
+            waiters: Arc::new(Semaphore::new(WAITERS_MAX)),
+            watches: Arc::default(),
+            sealer: OnceCell::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
+        core.tasks.spawn(follow_groups(Arc::clone(&core)));
         let packer = tokio::spawn(pack);
         let stop_serving = CancellationToken::new();
         let serving = tokio::spawn(serve(router, listener, Arc::clone(&core), stop_serving.clone()));
@@ -213,6 +220,7 @@ async fn serve(server: Server, listener: TcpListener, core: Arc<Core>, stop: Can
     health.set_serving::<BoundedFiles>().await;
     health.set_serving::<AccountsServer<AccountsService>>().await;
     health.set_serving::<AdminServer<AdminService>>().await;
+    health.set_serving::<SyncServer<SyncService>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::v1::DESCRIPTORS)
@@ -228,6 +236,7 @@ async fn serve(server: Server, listener: TcpListener, core: Arc<Core>, stop: Can
         .add_service(health_service)
         .add_service(AccountsServer::new(AccountsService::new(Arc::clone(&core))))
         .add_service(BoundedFiles::new(FilesService::new(Arc::clone(&core))))
+        .add_service(SyncServer::new(SyncService::new(Arc::clone(&core))))
         .add_service(AdminServer::new(AdminService::new(core)))
         .add_optional_service(reflection().build_v1().ok())
         .add_optional_service(reflection().build_v1alpha().ok());

@@ -69,7 +69,7 @@ impl std::fmt::Debug for Token {
     }
 }
 
-fn equal_in_constant_time(left: &[u8; 32], right: &[u8; 32]) -> bool {
+pub(crate) fn equal_in_constant_time(left: &[u8; 32], right: &[u8; 32]) -> bool {
     let difference = left.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b));
     std::hint::black_box(difference) == 0
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
 
 mod cluster;
+mod sync;
 
 use bytes::Bytes;
 use cluster::{Client, Cluster, random, request_id};
@@ -44,7 +45,10 @@ async fn begin(client: &Client, path: &str, bytes: &[u8]) -> (Bytes, v1::BegunUp
 }
 
 async fn begin_as(client: &Client, upload: &Bytes, path: &str, bytes: &[u8], hint: &str) -> v1::BegunUpload {
-    let cut = cut(bytes);
+    begin_cut(client, upload, path, &cut(bytes), hint).await
+}
+
+async fn begin_cut(client: &Client, upload: &Bytes, path: &str, cut: &Cut, hint: &str) -> v1::BegunUpload {
     let chunks = v1::ChunkList {
         ids: cut.ids.iter().flat_map(|id| id.as_bytes().iter().copied()).collect::<Vec<u8>>().into(),
         sizes: cut.chunks.iter().map(|chunk| u32::try_from(chunk.len()).unwrap()).collect(),
@@ -52,10 +56,11 @@ async fn begin_as(client: &Client, upload: &Bytes, path: &str, bytes: &[u8], hin
     let upload = v1::BeginUpload {
         upload_id: upload.clone(),
         path: path.to_owned(),
-        size: bytes.len() as u64,
+        size: cut.chunks.iter().map(|chunk| chunk.len() as u64).sum(),
         cutter: v1::Cutter::Cdc64k.into(),
         chunks: Some(chunks),
         hint_path: hint.to_owned(),
+        ..v1::BeginUpload::default()
     };
     let request = v1::BeginUploadsRequest { request_id: request_id(), uploads: vec![upload] };
     let response = client.files().begin_uploads(client.request(request)).await.unwrap();
@@ -81,7 +86,16 @@ async fn put_missing(
     bytes: &[u8],
     missing: &[u32],
 ) -> Vec<v1::PutChunkResult> {
-    let cut = cut(bytes);
+    put_cut(client, upload, &cut(bytes), missing, 4).await
+}
+
+async fn put_cut(
+    client: &Client,
+    upload: &Bytes,
+    cut: &Cut,
+    missing: &[u32],
+    together: usize,
+) -> Vec<v1::PutChunkResult> {
     let chunk = |index: &u32| {
         let index = usize::try_from(*index).unwrap();
         v1::PutChunk {
@@ -90,8 +104,9 @@ async fn put_missing(
             data: cut.chunks[index].clone(),
         }
     };
-    let messages =
-        missing.chunks(4).map(|indexes| v1::PutChunksRequest { chunks: indexes.iter().map(chunk).collect() });
+    let messages = missing
+        .chunks(together)
+        .map(|indexes| v1::PutChunksRequest { chunks: indexes.iter().map(chunk).collect() });
     put_all(client, messages.collect()).await.unwrap()
 }
 
@@ -102,8 +117,14 @@ async fn commit(
     path: &str,
     base: Option<v1::Base>,
 ) -> Result<v1::Entry, v1::ItemError> {
-    let upload =
-        v1::CommitUpload { upload_id: upload.clone(), path: path.to_owned(), base, mode: 0o644, mtime_ns: 5 };
+    let upload = v1::CommitUpload {
+        upload_id: upload.clone(),
+        path: path.to_owned(),
+        base,
+        mode: 0o644,
+        mtime_ns: 5,
+        ..v1::CommitUpload::default()
+    };
     let request = v1::CommitUploadsRequest { request_id: request.clone(), uploads: vec![upload] };
     let response = client.files().commit_uploads(client.request(request)).await.unwrap();
     match response.into_inner().results.remove(0).result.unwrap() {
@@ -126,7 +147,13 @@ async fn put(client: &Client, path: &str, bytes: &[u8]) -> Result<v1::Entry, v1:
 }
 
 async fn get_range(client: &Client, path: &str, offset: u64, length: u64) -> Result<Vec<u8>, Status> {
-    let request = v1::DownloadRequest { path: path.to_owned(), version: 0, offset, length };
+    let request = v1::DownloadRequest {
+        path: path.to_owned(),
+        version: 0,
+        offset,
+        length,
+        ..v1::DownloadRequest::default()
+    };
     let mut stream = client.files().download(client.request(request)).await?.into_inner();
     let mut bytes = Vec::new();
     while let Some(message) = stream.message().await? {
@@ -189,7 +216,7 @@ async fn files_come_back(client: &Client) {
     }
     let paths: Vec<String> =
         ["/file-1", "/nowhere", "/file-300000", "/file-0", "/file-9000000"].map(String::from).into();
-    let request = v1::DownloadManyRequest { paths };
+    let request = v1::DownloadManyRequest { paths, entries: Vec::new() };
     let mut stream = client.files().download_many(client.request(request)).await.unwrap().into_inner();
     let mut sizes = [0; 5];
     let mut errors = [false; 5];
@@ -284,8 +311,11 @@ async fn commits_are_checked_and_repeat(client: &Client) {
     let current = base(v1::base::Base::Version(first.version));
     let second = commit(client, &request_id(), &upload, "/versions", current).await.unwrap();
     assert_eq!(second.id, first.id);
-    let request =
-        v1::DownloadRequest { path: "/versions".into(), version: first.version, offset: 0, length: 0 };
+    let request = v1::DownloadRequest {
+        path: "/versions".into(),
+        version: first.version,
+        ..v1::DownloadRequest::default()
+    };
     let mut old = client.files().download(client.request(request)).await.unwrap().into_inner();
     let mut read = Vec::new();
     while let Some(message) = old.message().await.unwrap() {
@@ -363,6 +393,46 @@ async fn purging_gives_space_back(client: &Client) {
     assert_eq!(get(client, "/purged").await.unwrap(), noise(500, 3_000_000));
 }
 
+/// More chunks than a list holds: its nodes are stored as chunks themselves.
+async fn long_lists_become_trees(client: &Client) {
+    const PIECE_BYTES: usize = 40;
+    let bytes = noise(700, 9000 * PIECE_BYTES);
+    let pieces = |bytes: &[u8]| {
+        let chunks: Vec<Bytes> = bytes.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
+        Cut { ids: chunks.iter().map(|chunk| ChunkId::of(chunk)).collect(), chunks }
+    };
+    let id = || Bytes::copy_from_slice(&random::<16>());
+    let upload = id();
+    let list = pieces(&bytes);
+    let begun = begin_cut(client, &upload, "/long", &list, "").await;
+    assert_eq!(begun.missing.len(), 9000);
+    let results = put_cut(client, &upload, &list, &begun.missing, 500).await;
+    assert!(results.len() == 9000 && results.iter().all(|result| result.error.is_none()));
+    let request = v1::UploadStatusRequest { upload_id: upload.clone() };
+    let status = client.files().upload_status(client.request(request)).await.unwrap().into_inner();
+    assert_eq!(status.missing, Vec::<u32>::new());
+    commit(client, &request_id(), &upload, "/long", any()).await.unwrap();
+    assert_eq!(get(client, "/long").await.unwrap(), bytes);
+    assert_eq!(get_range(client, "/long", 200_001, 77).await.unwrap(), bytes[200_001..200_078]);
+
+    let mut edited = bytes.clone();
+    edited[8000 * PIECE_BYTES] ^= 1;
+    let upload = id();
+    let begun = begin_cut(client, &upload, "/long", &pieces(&edited), "").await;
+    assert_eq!(begun.missing, [8000], "the current version's tree is looked at");
+    let abort = v1::AbortUploadRequest { request_id: request_id(), upload_id: upload.clone() };
+    client.files().abort_upload(client.request(abort)).await.unwrap();
+    let late = commit(client, &request_id(), &upload, "/long", any()).await.unwrap_err();
+    assert_eq!(late.reason, "upload-ended");
+
+    let delete = v1::DeleteEntryRequest { request_id: request_id(), path: "/long".into(), recursive: false };
+    client.files().delete_entry(client.request(delete)).await.unwrap();
+    let purge = v1::PurgeTrashRequest { request_id: request_id(), trash_id: 0 };
+    client.files().purge_trash(client.request(purge)).await.unwrap();
+    let begun = begin_cut(client, &id(), "/long", &list, "").await;
+    assert_eq!(begun.missing.len(), 9000, "what was purged is not told any more");
+}
+
 async fn losses_are_survived(cluster: &mut Cluster, client: &Client) {
     let bytes = noise(600, 5_000_000);
     put(client, "/lossy", &bytes).await.unwrap();
@@ -401,6 +471,7 @@ async fn scenario(data_groups: u16) {
     commits_are_checked_and_repeat(&client).await;
     trees_move_copy_and_come_back(&client).await;
     purging_gives_space_back(&client).await;
+    long_lists_become_trees(&client).await;
     losses_are_survived(&mut cluster, &client).await;
     a_revoked_device_is_out_at_once(&other).await;
     drop((client, other));

@@ -5,9 +5,18 @@
 //!   applied the same commands holds the same keys.
 //! - The meaning of commands and keys belongs to the state machine; consensus never looks inside.
 
-use engine::ids::GroupId;
+use engine::ids::{GroupId, NamespaceId};
 
-use crate::kv::{Txn, View};
+use crate::kv::{Changes, Txn, View};
+
+/// A namespace's journal has reached a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Which.
+    pub namespace: NamespaceId,
+    /// The number.
+    pub sequence: u64,
+}
 
 /// What a group's replicated state machine does.
 pub trait App: Send + Sync + 'static {
@@ -25,4 +34,10 @@ pub trait App: Send + Sync + 'static {
     /// Answers a query on a consistent view of the group. What may be added from outside the view (who was heard
     /// of lately, say) is up to it: queries run only where they are asked.
     fn query(&self, group: GroupId, view: &View<'_>, query: &[u8]) -> Vec<u8>;
+
+    /// What those who watch are to be told of changes that have been applied. Numbers may be told again.
+    fn notices(&self, changes: &Changes) -> Vec<Notice> {
+        let _nobody_is_told = changes;
+        Vec::new()
+    }
 }

@@ -13,3 +13,4 @@ pub mod node;
 mod raft;
 pub mod state;
 pub mod warden;
+mod watchers;

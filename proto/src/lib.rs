@@ -34,6 +34,20 @@ pub mod internal {
     tonic::include_proto!("keepstone.internal.v1");
 }
 
+/// What `keepstone sync` and its daemon speak, on one machine.
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::pedantic,
+    clippy::too_many_lines,
+    clippy::large_futures,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+pub mod daemon {
+    tonic::include_proto!("keepstone.daemon.v1");
+}
+
 /// Largest gRPC message that any tier sends or takes: a 4 MiB chunk or copy with room for its envelope, or the
 /// chunk list of a file of some 400 GB.
 pub const MESSAGE_BYTES_MAX: usize = 20 * 1024 * 1024;

@@ -8,7 +8,7 @@ use engine::store::{PutShardError, ShardPut, ShardStore};
 use proto::internal::metadata_server::{Metadata, MetadataServer};
 use proto::internal::{
     DiskState, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest, NodeStatusResponse, NotLeader,
-    ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, VolumeEpoch,
+    ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, VolumeEpoch, WatchRequest, WatchResponse,
 };
 use proto::peer::Role;
 use tokio::net::TcpListener;
@@ -49,6 +49,12 @@ impl Metadata for Listener {
         &self,
         _request: Request<NodeStatusRequest>,
     ) -> Result<Response<NodeStatusResponse>, Status> {
+        Err(Status::unimplemented("only heartbeats are heard here"))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<WatchResponse, Status>>;
+
+    async fn watch(&self, _request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         Err(Status::unimplemented("only heartbeats are heard here"))
     }
 }

@@ -68,7 +68,10 @@ type Answer = Option<(v1::Entry, BytesMut)>;
 /// One answer per job; `None` for those that the gateway did not give whole.
 async fn receive(context: &Context, jobs: &[FileJob]) -> Result<Vec<Answer>, CallError> {
     let api = &context.api;
-    let message = v1::DownloadManyRequest { paths: jobs.iter().map(|job| job.remote.to_string()).collect() };
+    let message = v1::DownloadManyRequest {
+        paths: jobs.iter().map(|job| job.remote.to_string()).collect(),
+        entries: Vec::new(),
+    };
     let opened = files(api.channel()).download_many(api.request(message)).await;
     let mut stream = opened.map_err(|status| api.status(&status))?.into_inner();
     let mut answers: Vec<Answer> = jobs.iter().map(|_| None).collect();

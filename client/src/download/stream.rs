@@ -59,7 +59,8 @@ async fn open(
     version: u64,
     offset: u64,
 ) -> Result<(Streaming<v1::DownloadResponse>, v1::DownloadResponse), CallError> {
-    let message = v1::DownloadRequest { path: path.to_string(), version, offset, length: 0 };
+    let message =
+        v1::DownloadRequest { path: path.to_string(), version, offset, ..v1::DownloadRequest::default() };
     let answer = files(api.channel()).download(api.request(message)).await;
     let mut stream = answer.map_err(|status| api.status(&status))?.into_inner();
     let first = stream.message().await.map_err(|status| api.status(&status))?;

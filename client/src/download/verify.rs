@@ -5,6 +5,7 @@ use engine::ids::{ChunkId, ContentId};
 use engine::manifest::{ContentHasher, ManifestEntry};
 use proto::v1;
 
+use crate::planner::model::FileContent;
 use crate::wire;
 
 /// Takes a version's bytes in order.
@@ -30,6 +31,17 @@ impl ContentCheck {
             size: entry.size,
             received: 0,
             cutter: wire::cutter_from_wire(entry.cutter).map(ChunkCutter::new),
+            hasher: ContentHasher::new(),
+        }
+    }
+
+    /// For a content that is known by name.
+    pub(crate) fn of(content: FileContent) -> Self {
+        Self {
+            expected: content.content.as_bytes().to_vec(),
+            size: content.size,
+            received: 0,
+            cutter: Some(ChunkCutter::new(content.cutter)),
             hasher: ContentHasher::new(),
         }
     }

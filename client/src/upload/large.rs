@@ -18,7 +18,7 @@ use crate::call_error::CallError;
 /// Chunks read ahead of the stream.
 const READ_AHEAD_CHUNKS: usize = 2;
 /// Chunks in a list that one message can hold, with room to spare.
-const CHUNKS_MAX: usize = 500_000;
+pub(crate) const CHUNKS_MAX: usize = 500_000;
 
 /// Why a large file was not put.
 #[derive(Debug, thiserror::Error)]
@@ -241,7 +241,7 @@ async fn hand_in(
 }
 
 /// Offset and entry of each chunk of `missing`, which ascends.
-fn places(entries: &[ManifestEntry], missing: &[u32]) -> Vec<(u64, ManifestEntry)> {
+pub(crate) fn places(entries: &[ManifestEntry], missing: &[u32]) -> Vec<(u64, ManifestEntry)> {
     let mut places = Vec::with_capacity(missing.len());
     let mut next = missing.iter().map(|index| *index as usize).peekable();
     let mut offset = 0;

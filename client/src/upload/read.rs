@@ -92,26 +92,10 @@ impl OpenFile {
     pub(crate) fn read_whole(&self, cutter: Cutter) -> Result<(Bytes, Vec<ManifestEntry>), ReadFileError> {
         let size = usize::try_from(self.stamp.size).map_err(|_too_large| ReadFileError::Changed)?;
         let mut bytes = vec![0; size];
-        self.read_at(&mut bytes, 0)?;
+        read_at(&self.file, &mut bytes, 0)?;
         self.check_unchanged()?;
         let bytes = Bytes::from(bytes);
-        let mut entries = Vec::new();
-        let mut pushed = 0;
-        let mut cut = ChunkCutter::new(cutter);
-        loop {
-            while let Some(chunk) = cut.next_chunk() {
-                entries.push(entry_of(chunk.bytes));
-            }
-            if pushed == bytes.len() {
-                break;
-            }
-            let more = (bytes.len() - pushed).min(cutter.chunk_bytes_max());
-            cut.push(&bytes[pushed..pushed + more]);
-            pushed += more;
-            if pushed == bytes.len() {
-                cut.finish();
-            }
-        }
+        let entries = cut_bytes(&bytes, cutter);
         Ok((bytes, entries))
     }
 
@@ -122,45 +106,79 @@ impl OpenFile {
         cutter: Cutter,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<Vec<ManifestEntry>, ReadFileError> {
-        let mut entries = Vec::new();
-        let mut cut = ChunkCutter::new(cutter);
-        let mut reader = SequentialReader { file: &self.file, offset: 0, left: self.stamp.size };
-        loop {
-            let ended = cut.push_from(&mut reader)?;
-            while let Some(chunk) = cut.next_chunk() {
-                entries.push(entry_of(chunk.bytes));
-            }
-            if ended {
-                break;
-            }
-            if !go_on() {
-                return Err(ReadFileError::Changed);
-            }
-        }
-        if reader.left > 0 {
-            return Err(ReadFileError::Changed);
-        }
+        let entries = cut_file(&self.file, self.stamp.size, cutter, &mut go_on)?;
         self.check_unchanged()?;
         Ok(entries)
     }
 
     /// Reads a chunk again and checks that it still is what its name says. Blocks.
     pub(crate) fn read_chunk(&self, offset: u64, entry: &ManifestEntry) -> Result<Bytes, ReadFileError> {
-        let size = usize::try_from(entry.size).map_err(|_too_large| ReadFileError::Changed)?;
-        let mut bytes = vec![0; size];
-        self.read_at(&mut bytes, offset)?;
-        if ChunkId::of(&bytes) != entry.id {
+        read_chunk(&self.file, offset, entry)
+    }
+}
+
+/// Cuts bytes that are in memory.
+pub(crate) fn cut_bytes(bytes: &[u8], cutter: Cutter) -> Vec<ManifestEntry> {
+    let mut entries = Vec::new();
+    let mut pushed = 0;
+    let mut cut = ChunkCutter::new(cutter);
+    loop {
+        while let Some(chunk) = cut.next_chunk() {
+            entries.push(entry_of(chunk.bytes));
+        }
+        if pushed == bytes.len() {
+            return entries;
+        }
+        let more = (bytes.len() - pushed).min(cutter.chunk_bytes_max());
+        cut.push(&bytes[pushed..pushed + more]);
+        pushed += more;
+        if pushed == bytes.len() {
+            cut.finish();
+        }
+    }
+}
+
+/// Reads the first `size` bytes of a file and cuts them. `go_on` stops it by answering `false`. Blocks.
+pub(crate) fn cut_file(
+    file: &File,
+    size: u64,
+    cutter: Cutter,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Vec<ManifestEntry>, ReadFileError> {
+    let mut entries = Vec::new();
+    let mut cut = ChunkCutter::new(cutter);
+    let mut reader = SequentialReader { file, offset: 0, left: size };
+    loop {
+        let ended = cut.push_from(&mut reader)?;
+        while let Some(chunk) = cut.next_chunk() {
+            entries.push(entry_of(chunk.bytes));
+        }
+        if ended {
+            break;
+        }
+        if !go_on() {
             return Err(ReadFileError::Changed);
         }
-        Ok(bytes.into())
     }
+    if reader.left > 0 { Err(ReadFileError::Changed) } else { Ok(entries) }
+}
 
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), ReadFileError> {
-        self.file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => ReadFileError::Changed,
-            _ => ReadFileError::Io(error),
-        })
+/// Reads a chunk and checks that it is what its name says. Blocks.
+pub(crate) fn read_chunk(file: &File, offset: u64, entry: &ManifestEntry) -> Result<Bytes, ReadFileError> {
+    let size = usize::try_from(entry.size).map_err(|_too_large| ReadFileError::Changed)?;
+    let mut bytes = vec![0; size];
+    read_at(file, &mut bytes, offset)?;
+    if ChunkId::of(&bytes) != entry.id {
+        return Err(ReadFileError::Changed);
     }
+    Ok(bytes.into())
+}
+
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), ReadFileError> {
+    file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => ReadFileError::Changed,
+        _ => ReadFileError::Io(error),
+    })
 }
 
 fn entry_of(bytes: &[u8]) -> ManifestEntry {

@@ -53,7 +53,7 @@ impl Session {
             size: self.stamp.size,
             cutter: wire::cutter_to_wire(choose_cutter(self.file.previous, self.stamp.size)).into(),
             chunks: Some(wire::chunk_list(&self.entries)),
-            hint_path: String::new(),
+            ..v1::BeginUpload::default()
         }
     }
 
@@ -64,6 +64,7 @@ impl Session {
             base: Some(v1::Base { base: Some(self.file.base) }),
             mode: self.stamp.mode,
             mtime_ns: self.stamp.mtime_ns,
+            ..v1::CommitUpload::default()
         }
     }
 }

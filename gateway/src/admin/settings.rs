@@ -1,8 +1,12 @@
 //! The cluster's settings.
 
-use engine::ids::{ROOT_GROUP, RequestId};
-use metaraft::model::command::{Command, RootStep, Steps};
-use metaraft::model::settings::{SETTINGS, SettingDefinition, Settings, check};
+use std::collections::BTreeSet;
+
+use engine::ids::{GroupId, ROOT_GROUP, RequestId};
+use metaraft::model::command::{Command, DataStep, RootStep, Steps};
+use metaraft::model::settings::{
+    JOURNAL_HORIZON, SETTINGS, SettingDefinition, Settings, check, parse_duration_ms,
+};
 use proto::v1;
 
 use crate::core::Core;
@@ -25,6 +29,19 @@ pub(crate) async fn list(core: &Core) -> Result<Vec<v1::Setting>, Failure> {
     Ok(SETTINGS.iter().map(|definition| to_wire(definition, &settings)).collect())
 }
 
+/// Tells every data group how long its journals keep what is gone, before the setting says so: repeated after a crash
+/// in between, it does the same again.
+async fn tell_horizon(core: &Core, request: RequestId, value: &str) -> Result<(), Failure> {
+    let horizon_ms = parse_duration_ms(value).ok_or_else(|| Failure::invalid("not a duration"))?;
+    let groups: BTreeSet<GroupId> = core.meta.map().slots.iter().map(|range| range.group).collect();
+    for group in groups {
+        let steps = vec![DataStep::JournalHorizonSet { horizon_ms }];
+        let told = core.meta.commit_in(group, request.step(1 + u32::from(group.0)), steps).await;
+        told.map_err(|error| Failure::from_meta(&error, JOURNAL_HORIZON))?;
+    }
+    Ok(())
+}
+
 /// Sets one.
 pub(crate) async fn set(
     core: &Core,
@@ -36,6 +53,9 @@ pub(crate) async fn set(
     let step = RootStep::SettingSet { name: name.to_owned(), value: value.to_owned() };
     let command = Command { request: request.step(0), steps: Steps::Root(vec![step]) };
     let failed = |error| Failure::from_meta(&error, name);
+    if name == JOURNAL_HORIZON {
+        tell_horizon(core, request, value).await?;
+    }
     core.meta.api().propose(ROOT_GROUP, command).await.map_err(failed)?;
     core.meta.api().refresh_map().await.map_err(failed)?;
     Ok(to_wire(definition, &core.meta.api().settings()))

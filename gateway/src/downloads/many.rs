@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::{Bytes, BytesMut};
-use engine::ids::{ChunkId, ContentId, StripeId};
+use engine::ids::{ChunkId, ContentId, EntryId, StripeId};
 use engine::location::LocatedChunk;
 use engine::manifest::{ContentList, ManifestEntry};
 use futures_util::{StreamExt, stream};
-use metaraft::model::row::{ContentRow, EntryRow, FileState};
+use metaraft::model::row::ContentRow;
 use proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Code, Status};
@@ -16,55 +16,84 @@ use tonic::{Code, Status};
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::{Core, content_gone, found};
-use crate::downloads::stream::file_state;
+use crate::downloads::stream::{FileVersion, file_state, version_of};
 use crate::failure::Failure;
 use crate::limits::{
     BATCH_ITEMS_MAX, DOWNLOAD_MANY_BYTES_MAX, DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_RUNS_MAX,
-    DOWNLOAD_STALL_MAX,
+    DOWNLOAD_STALL_MAX, REQUEST_COMMANDS_MAX,
 };
 use crate::path::RemotePath;
 
-/// A file that is to be sent.
-struct Wanted {
-    entry: v1::Entry,
-    path: RemotePath,
-    state: FileState,
-}
-
 /// All files of a request, in order, each found or not.
 pub(crate) struct Many {
-    files: Vec<Result<Wanted, Failure>>,
+    files: Vec<Result<FileVersion, Failure>>,
 }
 
-/// Finds the files.
-pub(crate) async fn find(core: &Core, caller: &Caller, paths: &[String]) -> Result<Many, Failure> {
-    if paths.len() > BATCH_ITEMS_MAX {
-        return Err(Failure::invalid(format!("at most {BATCH_ITEMS_MAX} paths in one request")));
+/// Finds the files, by path or by id.
+pub(crate) async fn find(
+    core: &Core,
+    caller: &Caller,
+    request: &v1::DownloadManyRequest,
+) -> Result<Many, Failure> {
+    if request.paths.len().max(request.entries.len()) > BATCH_ITEMS_MAX {
+        return Err(Failure::invalid(format!("at most {BATCH_ITEMS_MAX} files in one request")));
     }
+    let found = match (request.paths.as_slice(), request.entries.as_slice()) {
+        (paths, []) => by_path(core, caller, paths).await?,
+        ([], entries) => by_id(core, caller, entries).await?,
+        _ => return Err(Failure::invalid("files are named by path or by id, not by both")),
+    };
+    let mut left = DOWNLOAD_MANY_BYTES_MAX;
+    Ok(Many { files: found.into_iter().map(|file| bounded(file?, &mut left)).collect() })
+}
+
+async fn by_path(
+    core: &Core,
+    caller: &Caller,
+    paths: &[String],
+) -> Result<Vec<Result<FileVersion, Failure>>, Failure> {
     let parsed: Vec<Result<RemotePath, Failure>> =
         paths.iter().map(|path| RemotePath::parse(path).map_err(Failure::from)).collect();
     let valid: Vec<RemotePath> = parsed.iter().filter_map(|path| path.clone().ok()).collect();
     let resolved = core.meta.resolve(caller.namespace, &valid).await;
     let mut resolved = resolved.map_err(|error| Failure::from_meta(&error, "download"))?.into_iter();
-    let mut left = DOWNLOAD_MANY_BYTES_MAX;
     let files = parsed.into_iter().map(|path| {
         let path = path?;
         let resolved = resolved.next().ok_or_else(|| Failure::no_entry(&path.to_string()))?;
-        wanted(found(&path, &resolved)?, path, &mut left)
+        let row = found(&path, &resolved)?;
+        let subject = path.to_string();
+        let state = file_state(&row, &subject)?;
+        Ok(FileVersion { entry: convert::entry_to_wire(row, Some(&path)), state, subject })
     });
-    Ok(Many { files: files.collect() })
+    Ok(files.collect())
 }
 
-fn wanted(row: EntryRow, path: RemotePath, left: &mut u64) -> Result<Wanted, Failure> {
-    let state = file_state(&row, &path.to_string())?;
-    if state.size > *left {
+async fn by_id(
+    core: &Core,
+    caller: &Caller,
+    entries: &[v1::EntryVersion],
+) -> Result<Vec<Result<FileVersion, Failure>>, Failure> {
+    let ids = entries.iter().map(|entry| EntryId(entry.entry_id)).collect();
+    let rows = core.meta.entries_by_id(caller.namespace, ids).await;
+    let rows = rows.map_err(|error| Failure::from_meta(&error, "download"))?;
+    let files = entries.iter().zip(rows).map(|(entry, row)| async move {
+        let row = row.ok_or_else(|| Failure::no_entry(&format!("entry {}", entry.entry_id)))?;
+        version_of(core, caller, row, None, entry.version).await
+    });
+    let files: Vec<_> = files.collect();
+    Ok(stream::iter(files).buffered(REQUEST_COMMANDS_MAX).collect().await)
+}
+
+fn bounded(file: FileVersion, left: &mut u64) -> Result<FileVersion, Failure> {
+    if file.state.size > *left {
         let message = format!(
-            "{path}: at most {DOWNLOAD_MANY_BYTES_MAX} bytes together are sent so; download it by itself"
+            "{}: at most {DOWNLOAD_MANY_BYTES_MAX} bytes together are sent so; download it by itself",
+            file.subject
         );
         return Err(Failure::new(Code::OutOfRange, "too-large", message));
     }
-    *left -= state.size;
-    Ok(Wanted { entry: convert::entry_to_wire(row, Some(&path)), path, state })
+    *left -= file.state.size;
+    Ok(file)
 }
 
 type Sink = mpsc::Sender<Result<v1::DownloadManyResponse, Status>>;
@@ -83,7 +112,7 @@ pub(crate) async fn serve(core: &Core, many: Many, sink: Sink) {
     for (index, file) in (0_u32..).zip(many.files) {
         let messages = match file {
             Ok(file) => {
-                let subject = file.path.to_string();
+                let subject = file.subject.clone();
                 file_messages(index, file, &lists, &plain).unwrap_or_else(|failure| {
                     let told = Failure { message: format!("{subject}: {}", failure.message), ..failure };
                     vec![error_message(index, told)]
@@ -170,7 +199,7 @@ async fn read(core: &Core, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, Result
 /// A file's messages, the first with its entry, the last with the end.
 fn file_messages(
     index: u32,
-    file: Wanted,
+    file: FileVersion,
     lists: &HashMap<ContentId, ContentRow>,
     plain: &HashMap<ChunkId, Result<Bytes, Failure>>,
 ) -> Result<Vec<v1::DownloadManyResponse>, Failure> {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use engine::ids::VersionId;
+use engine::ids::{EntryId, VersionId};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use metaraft::model::row::{EntryKind, EntryRow, FileState, VersionRow};
 use proto::v1;
@@ -21,17 +21,23 @@ use crate::core::Core;
 use crate::downloads::plan::{Planner, Run};
 use crate::failure::Failure;
 use crate::limits::{DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_RUNS_MAX, DOWNLOAD_STALL_MAX};
-use crate::path::RemotePath;
+use crate::path::{RemotePath, shown};
 
 /// The bound on downloads' bytes is counted in units of this many.
 const BUDGET_UNIT_BYTES: u64 = 1024;
 
+/// A version of a file that the caller may read.
+pub(crate) struct FileVersion {
+    pub(crate) entry: v1::Entry,
+    pub(crate) state: FileState,
+    /// What messages call it.
+    pub(crate) subject: String,
+}
+
 /// What is to be sent.
 pub(crate) struct Download {
-    pub(crate) entry: v1::Entry,
-    state: FileState,
+    file: FileVersion,
     range: Range<u64>,
-    path: RemotePath,
 }
 
 /// The entry as a version of it was.
@@ -55,34 +61,61 @@ pub(crate) fn file_state(row: &EntryRow, subject: &str) -> Result<FileState, Fai
     }
 }
 
+/// Finds a version by path or, without one, by the entry's id; version 0 is the current one.
+pub(crate) async fn find_version(
+    core: &Core,
+    caller: &Caller,
+    path: &str,
+    entry: u64,
+    version: u64,
+) -> Result<FileVersion, Failure> {
+    if path.is_empty() && entry != 0 {
+        let row = core.entry_by_id(caller.namespace, EntryId(entry)).await?;
+        return version_of(core, caller, row, None, version).await;
+    }
+    let path = RemotePath::parse(path)?;
+    let row = core.entry_at(caller.namespace, &path).await?;
+    version_of(core, caller, row, Some(&path), version).await
+}
+
+/// A version of an entry that is in the caller's tree.
+pub(crate) async fn version_of(
+    core: &Core,
+    caller: &Caller,
+    row: EntryRow,
+    path: Option<&RemotePath>,
+    version: u64,
+) -> Result<FileVersion, Failure> {
+    let subject = path.map_or_else(|| shown(&row.name), ToString::to_string);
+    let mut state = file_state(&row, &subject)?;
+    let mut row = row;
+    if version != 0 && version != state.version.0 {
+        let found = core.meta.version(caller.namespace, row.entry, VersionId(version)).await;
+        let found = found
+            .map_err(|error| Failure::from_meta(&error, &subject))?
+            .ok_or_else(|| Failure::not_found(format!("{subject}: there is no version {version}")))?;
+        (row, state) = at_version(row, &found);
+    }
+    Ok(FileVersion { entry: convert::entry_to_wire(row, path), state, subject })
+}
+
 /// Finds what a request asks for.
 pub(crate) async fn find(
     core: &Core,
     caller: &Caller,
     request: &v1::DownloadRequest,
 ) -> Result<Download, Failure> {
-    let path = RemotePath::parse(&request.path)?;
-    let subject = path.to_string();
-    let row = core.entry_at(caller.namespace, &path).await?;
-    let mut state = file_state(&row, &subject)?;
-    let mut row = row;
-    if request.version != 0 && request.version != state.version.0 {
-        let found = core.meta.version(caller.namespace, row.entry, VersionId(request.version)).await;
-        let found = found.map_err(|error| Failure::from_meta(&error, &subject))?.ok_or_else(|| {
-            Failure::not_found(format!("{subject}: there is no version {}", request.version))
-        })?;
-        (row, state) = at_version(row, &found);
-    }
-    if request.offset > state.size {
-        let message = format!("{subject}: offset {} is beyond its end, {} bytes", request.offset, state.size);
+    let file = find_version(core, caller, &request.path, request.entry_id, request.version).await?;
+    let (size, subject) = (file.state.size, &file.subject);
+    if request.offset > size {
+        let message = format!("{subject}: offset {} is beyond its end, {size} bytes", request.offset);
         return Err(Failure::new(Code::OutOfRange, "out-of-range", message));
     }
     let end = match request.length {
-        0 => state.size,
-        length => request.offset.saturating_add(length).min(state.size),
+        0 => size,
+        length => request.offset.saturating_add(length).min(size),
     };
-    let entry = convert::entry_to_wire(row, Some(&path));
-    Ok(Download { entry, state, range: request.offset..end, path })
+    Ok(Download { range: request.offset..end, file })
 }
 
 /// A run's bytes, with its share of the bound on bytes.
@@ -177,7 +210,7 @@ async fn send(sink: &Sink, message: v1::DownloadResponse) -> Result<(), Ended> {
 
 /// Sends a download to the end, or ends it with an error.
 pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, sink: Sink) {
-    let subject = download.path.to_string();
+    let subject = download.file.subject.clone();
     if let Err(Ended::Failed(failure)) = send_all(core, caller, download, &sink).await {
         let told = Failure { message: format!("{subject}: {}", failure.message), ..failure };
         // The client may have gone; and a stalled one is not waited for again.
@@ -186,11 +219,11 @@ pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, s
 }
 
 async fn send_all(core: Arc<Core>, mut caller: Caller, download: Download, sink: &Sink) -> Result<(), Ended> {
-    let mut entry = Some(download.entry);
+    let mut entry = Some(download.file.entry);
     if download.range.is_empty() {
         return send(sink, v1::DownloadResponse { entry, data: Bytes::new() }).await;
     }
-    let content = download.state.content;
+    let content = download.file.state.content;
     let row = core.content(content).await?;
     let planner = Planner::new(core.source.clone(), row.list, download.range.clone())?;
     let mut runs = std::pin::pin!(read_ahead(Arc::clone(&core), planner));

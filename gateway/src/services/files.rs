@@ -149,8 +149,7 @@ impl Files for FilesService {
     ) -> Result<Response<Self::DownloadManyStream>, Status> {
         let admitted = self.core.admit()?;
         let caller = self.caller(request.metadata()).await?;
-        let paths = request.into_inner().paths;
-        let many = downloads::many::find(&self.core, &caller, &paths).await?;
+        let many = downloads::many::find(&self.core, &caller, &request.into_inner()).await?;
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {

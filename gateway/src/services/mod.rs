@@ -4,3 +4,4 @@ pub(crate) mod accounts;
 pub(crate) mod admin;
 pub(crate) mod dispatch;
 pub(crate) mod files;
+pub(crate) mod sync;

@@ -5,18 +5,17 @@
 
 use std::sync::Arc;
 
-use engine::ids::ContentId;
+use engine::ids::{ContentId, EntryId};
 use futures_util::future::join_all;
-use metaraft::api::MetaError;
-use metaraft::model::command::DataStep;
+use metaraft::model::command::{DataStep, StepError};
 use proto::v1;
 
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_STEPS_MAX};
-use crate::path::RemotePath;
+use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_UPLOADS_MAX};
+use crate::path::{RemotePath, shown};
 use crate::random;
 use crate::sessions::{Session, holder_of};
 use crate::uploads::look;
@@ -24,11 +23,19 @@ use crate::uploads::look;
 /// Chunk list entries in one fused command.
 const COMMAND_ENTRIES_MAX: usize = 32 * 1024;
 
+/// A file, as a client names it.
+#[derive(Clone, Debug)]
+pub(crate) enum Look {
+    Path(RemotePath),
+    Entry(EntryId),
+}
+
 /// A session that is about to begin.
 pub(crate) struct Beginning {
     pub(crate) session: Arc<Session>,
-    pub(crate) path: RemotePath,
-    pub(crate) hint: Option<RemotePath>,
+    /// Files whose current versions may hold its chunks.
+    pub(crate) looks: Vec<Look>,
+    subject: String,
     step: DataStep,
 }
 
@@ -55,7 +62,7 @@ pub(crate) async fn begin(
                     open.push(beginning);
                     Ok(session)
                 }
-                Some(Err(error)) => Err(Failure::from_meta(&error, &beginning.path.to_string())),
+                Some(Err(failure)) => Err(failure),
                 None => Err(Failure::internal("begin", &"an answer is missing")),
             },
         });
@@ -88,11 +95,16 @@ fn check_batch(uploads: &[v1::BeginUpload]) -> Result<(), Failure> {
 }
 
 fn parse(caller: &Caller, upload: &v1::BeginUpload, life_ms: u64) -> Result<Beginning, Failure> {
-    let path = RemotePath::parse_named(&upload.path)?;
-    let hint = match upload.hint_path.as_str() {
-        "" => None,
-        hint => Some(RemotePath::parse_named(hint)?),
-    };
+    let mut looks = Vec::new();
+    if !upload.path.is_empty() {
+        looks.push(Look::Path(RemotePath::parse_named(&upload.path)?));
+    }
+    if !upload.hint_path.is_empty() {
+        looks.push(Look::Path(RemotePath::parse_named(&upload.hint_path)?));
+    }
+    let ids = [upload.entry_id, upload.hint_entry_id].into_iter().filter(|entry| *entry != 0);
+    looks.extend(ids.map(|entry| Look::Entry(EntryId(entry))));
+    let subject = if upload.path.is_empty() { "upload".to_owned() } else { shown(&upload.path) };
     let id = convert::upload_id(&upload.upload_id)?;
     let cutter = convert::cutter(upload.cutter)?;
     let entries = convert::chunk_list(upload.chunks.as_ref(), upload.size)?;
@@ -110,16 +122,16 @@ fn parse(caller: &Caller, upload: &v1::BeginUpload, life_ms: u64) -> Result<Begi
     };
     let expires_ms = random::now_ms().saturating_add(life_ms);
     let session = Arc::new(Session::new(id, holder, content, expires_ms, entries));
-    Ok(Beginning { session, path, hint, step })
+    Ok(Beginning { session, looks, subject, step })
 }
 
 /// Commits the sessions' rows, fused; in order. Beginning is idempotent, so request ids are fresh.
-async fn commit_all(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), MetaError>> {
+async fn commit_all(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), Failure>> {
     let mut commands: Vec<&[&Beginning]> = Vec::new();
     let mut rest = sessions;
     while !rest.is_empty() {
         let mut entries = 0;
-        let fitting = rest.iter().take(COMMAND_STEPS_MAX).take_while(|beginning| {
+        let fitting = rest.iter().take(COMMAND_UPLOADS_MAX).take_while(|beginning| {
             let fits = entries == 0 || entries + beginning.session.entries.len() <= COMMAND_ENTRIES_MAX;
             entries += beginning.session.entries.len();
             fits
@@ -132,17 +144,18 @@ async fn commit_all(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Ve
     join_all(committed).await.into_iter().flatten().collect()
 }
 
-/// Commits some as one command; if that is refused, each by itself, so that one bad session fails alone.
-async fn commit_some(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), MetaError>> {
-    let slot = caller.namespace.slot();
-    let steps: Vec<DataStep> = sessions.iter().map(|beginning| beginning.step.clone()).collect();
-    match core.meta.commit(slot, random::request(), steps).await {
-        Ok(_outcomes) => return sessions.iter().map(|_session| Ok(())).collect(),
-        Err(error) if sessions.len() == 1 => return vec![Err(error)],
-        Err(_one_of_them) => {}
+/// Commits some as one command, in which each succeeds or fails by itself.
+async fn commit_some(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), Failure>> {
+    let items = sessions.iter().map(|beginning| vec![beginning.step.clone()]).collect();
+    match core.meta.each(caller.namespace.slot(), random::request(), items).await {
+        Ok(results) => {
+            let told = |(session, result): (&&Beginning, Result<_, StepError>)| {
+                result.map(drop).map_err(|error| Failure::from_step(&error, &session.subject))
+            };
+            sessions.iter().zip(results).map(told).collect()
+        }
+        Err(error) => {
+            sessions.iter().map(|session| Err(Failure::from_meta(&error, &session.subject))).collect()
+        }
     }
-    let alone = sessions.iter().map(|beginning| async {
-        core.meta.step(slot, random::request(), beginning.step.clone()).await.map(drop)
-    });
-    join_all(alone).await
 }

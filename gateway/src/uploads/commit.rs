@@ -7,19 +7,19 @@
 //! 4. `FileCommit` in the namespace's group: the file is there, and the session has ended.
 //! 5. Only after the answer: if another holder is in force, this session's pins go (they are garbage by then).
 //!
-//! Where one group has both slots, 2 to 4 are one command. Request ids follow from the client's, so that a repetition
-//! repeats each step under its first id, through whichever gateway.
+//! Where one group has both slots, 2 to 4 are one step after the other in one command. Small sessions go together,
+//! as items of few commands (`batch`); a large one has commands of its own (`alone`). Which is which depends on the
+//! session's list alone. Request ids of commits follow from the client's and the item's place, so that a repetition
+//! repeats each under its first id, through whichever gateway; holding and retaining are idempotent in themselves.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::ids::{EntryId, HolderId, RequestId, UploadId};
 use engine::manifest::{ContentList, build_tree};
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use metaraft::api::MetaError;
 use metaraft::model::command::{Base, DataStep};
-use metaraft::model::outcome::StepOutcome;
 use metaraft::model::query::Resolved;
 use metaraft::model::row::{EntryRow, UploadRow, UploadState};
 use proto::v1;
@@ -28,34 +28,103 @@ use crate::auth::Caller;
 use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::limits::{BATCH_ITEMS_MAX, REQUEST_COMMANDS_MAX};
-use crate::meta::{entry_of, wrong_reply};
-use crate::path::RemotePath;
+use crate::limits::{BATCH_ITEMS_MAX, REQUEST_COMMANDS_MAX, SMALL_UPLOAD_CHUNKS_MAX};
+use crate::path::{RemotePath, name_fault, shown};
 use crate::sessions::{Session, session_gone};
-
-/// Steps that one item of a batch may take.
-const ITEM_STEPS: u32 = 4;
+use crate::uploads::{alone, batch};
 
 /// Manifest nodes of one file that are stored at once.
 const NODES_AT_ONCE: usize = 4;
 
+/// Where a file is to be, as the client names it.
+enum Place {
+    Path(RemotePath),
+    In(EntryId, String),
+}
+
 /// One item of the batch, checked.
 struct Wanted {
     upload: UploadId,
-    path: RemotePath,
+    place: Place,
     base: Base,
     mode: u32,
     mtime_ns: i64,
 }
 
+/// One item that is ready to be committed, but for its content.
+pub(super) struct Ready {
+    /// Its place in the request.
+    pub index: usize,
+    pub subject: String,
+    pub row: UploadRow,
+    /// The commit itself.
+    pub commit: DataStep,
+    /// What is held and retained before; `None` for an empty file, and for a session that has ended: then only the
+    /// remembered answer matters.
+    pub content: Option<ReadyContent>,
+    pub path: Option<RemotePath>,
+}
+
+/// A session whose chunks are all durable, and the list of its content.
+pub(super) struct ReadyContent {
+    pub session: Arc<Session>,
+    pub list: ContentList,
+    /// Whether one group has the slots of the namespace and of the content.
+    pub together: bool,
+}
+
+/// What a batch is committed for.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub core: &'a Arc<Core>,
+    pub caller: &'a Caller,
+    pub id: RequestId,
+}
+
+/// A file that is there now.
+pub(super) struct Committed {
+    pub entry: EntryRow,
+    /// Whether the session's pins are to be removed, and if so whether its holder is known to be barred.
+    pub clean_up: Option<bool>,
+}
+
+fn place(upload: &v1::CommitUpload) -> Result<Place, Failure> {
+    if !upload.path.is_empty() || upload.parent_id == 0 {
+        return Ok(Place::Path(RemotePath::parse_named(&upload.path)?));
+    }
+    match name_fault(&upload.name) {
+        Some(why) => {
+            let message = format!("{}: {why}", shown(&upload.name));
+            Err(Failure::new(tonic::Code::InvalidArgument, "bad-path", message))
+        }
+        None => Ok(Place::In(EntryId(upload.parent_id), upload.name.clone())),
+    }
+}
+
 fn parse(upload: &v1::CommitUpload) -> Result<Wanted, Failure> {
     Ok(Wanted {
         upload: convert::upload_id(&upload.upload_id)?,
-        path: RemotePath::parse_named(&upload.path)?,
+        place: place(upload)?,
         base: convert::base(upload.base)?,
         mode: convert::mode(upload.mode)?,
         mtime_ns: upload.mtime_ns,
     })
+}
+
+impl Wanted {
+    fn path(&self) -> Option<&RemotePath> {
+        match &self.place {
+            Place::Path(path) => Some(path),
+            Place::In(..) => None,
+        }
+    }
+
+    fn subject(&self) -> String {
+        match &self.place {
+            Place::Path(path) => path.to_string(),
+            Place::In(_parent, name) => shown(name),
+        }
+    }
 }
 
 /// Commits all of them; each succeeds or fails by itself.
@@ -68,178 +137,169 @@ pub(crate) async fn commit(
     if uploads.len() > BATCH_ITEMS_MAX {
         return Err(Failure::invalid(format!("at most {BATCH_ITEMS_MAX} uploads in one request")));
     }
-    let failed = |error: MetaError| Failure::from_meta(&error, "upload");
+    let request = Request { core, caller, id: request };
+    let prepared = prepare_all(request, uploads).await?;
+    let mut results: Vec<Option<Result<v1::Entry, Failure>>> = uploads.iter().map(|_upload| None).collect();
+    let (mut small, mut large) = (Vec::new(), Vec::new());
+    for (index, ready) in prepared.into_iter().enumerate() {
+        match ready {
+            Ok(ready) if ready.row.chunk_count <= SMALL_UPLOAD_CHUNKS_MAX => small.push(ready),
+            Ok(ready) => large.push(ready),
+            Err(failure) => results[index] = Some(Err(failure)),
+        }
+    }
+    let (small, large) = futures_util::future::join(
+        batch::commit_all(request, small),
+        stream::iter(large.into_iter().map(|ready| alone::commit(request, ready)))
+            .buffer_unordered(REQUEST_COMMANDS_MAX)
+            .collect::<Vec<_>>(),
+    )
+    .await;
+    for (ready, committed) in small.into_iter().chain(large) {
+        let finished = finish(request, &ready, committed).await;
+        results[ready.index] = Some(finished);
+    }
+    let missing = || Err(Failure::internal("commit", &"an item was not reached"));
+    Ok(results.into_iter().map(|result| result.unwrap_or_else(missing)).collect())
+}
+
+/// Forgets a session that has ended, and lets go of what it does not need any more.
+async fn finish(
+    request: Request<'_>,
+    ready: &Ready,
+    committed: Result<Committed, Failure>,
+) -> Result<v1::Entry, Failure> {
+    let Committed { entry, clean_up } = committed?;
+    if let Some(content) = &ready.content {
+        request.core.sessions.remove(request.caller.namespace, ready.row.upload);
+        if let Some(dismissed) = clean_up {
+            request.core.clean_up(Arc::clone(&content.session), dismissed).await;
+        }
+    }
+    Ok(convert::entry_to_wire(entry, ready.path.as_ref()))
+}
+
+/// Looks all items up, and makes what they need before they are committed.
+async fn prepare_all(
+    request: Request<'_>,
+    uploads: &[v1::CommitUpload],
+) -> Result<Vec<Result<Ready, Failure>>, Failure> {
+    let (core, caller) = (request.core, request.caller);
     let parsed: Vec<Result<Wanted, Failure>> = uploads.iter().map(parse).collect();
-    let wanted: Vec<&Wanted> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
-    let ids: Vec<UploadId> = wanted.iter().map(|wanted| wanted.upload).collect();
-    let paths: Vec<RemotePath> = wanted.iter().map(|wanted| wanted.path.clone()).collect();
+    let wanted = || parsed.iter().filter_map(|parsed| parsed.as_ref().ok());
+    let ids: Vec<UploadId> = wanted().map(|wanted| wanted.upload).collect();
+    let paths: Vec<RemotePath> = wanted().filter_map(|wanted| wanted.path().cloned()).collect();
     let (rows, resolved) = futures_util::future::try_join(
         core.meta.uploads(caller.namespace, ids.clone()),
         core.meta.resolve(caller.namespace, &paths),
     )
     .await
-    .map_err(failed)?;
+    .map_err(|error| Failure::from_meta(&error, "upload"))?;
     let found: HashMap<UploadId, Option<UploadRow>> = ids.into_iter().zip(rows).collect();
-    let parents: HashMap<&RemotePath, Resolved> = paths.iter().zip(resolved).collect();
-
-    let items = (0_u32..).zip(parsed).map(|(index, wanted)| {
+    let parents: HashMap<RemotePath, Resolved> = paths.into_iter().zip(resolved).collect();
+    let prepared = parsed.into_iter().enumerate().map(|(index, wanted)| {
         let (found, parents) = (&found, &parents);
         async move {
             let wanted = wanted?;
             let row = found.get(&wanted.upload).copied().flatten().ok_or_else(session_gone)?;
-            let resolved = parents.get(&wanted.path);
-            let item = Item { core, caller, request, first_step: index * ITEM_STEPS };
-            let entry = item.commit(&wanted, &row, resolved).await?;
-            Ok(convert::entry_to_wire(entry, Some(&wanted.path)))
+            let resolved = wanted.path().and_then(|path| parents.get(path));
+            prepare(request, index, wanted, row, resolved).await
         }
     });
-    Ok(stream::iter(items).buffered(REQUEST_COMMANDS_MAX).collect().await)
+    let prepared: Vec<_> = prepared.collect();
+    Ok(stream::iter(prepared).buffered(REQUEST_COMMANDS_MAX).collect().await)
 }
 
-/// How one item is committed.
-struct Item<'a> {
-    core: &'a Arc<Core>,
-    caller: &'a Caller,
-    request: RequestId,
-    first_step: u32,
-}
-
-impl Item<'_> {
-    fn step(&self, number: u32) -> RequestId {
-        self.request.step(self.first_step + number)
-    }
-
-    async fn commit(
-        &self,
-        wanted: &Wanted,
-        row: &UploadRow,
-        resolved: Option<&Resolved>,
-    ) -> Result<EntryRow, Failure> {
-        let subject = wanted.path.to_string();
-        let failed = |error: MetaError| Failure::from_meta(&error, &subject);
-        let parent = resolved.and_then(|resolved| resolved.parent);
-        let ended = matches!(row.state, UploadState::Committed { .. } | UploadState::Aborted);
-        let parent = match parent {
-            Some(parent) => parent,
-            // A repetition after the folder has gone: only the remembered answer matters.
-            None if ended => EntryId(0),
-            None => {
-                let folder = wanted.path.parent();
-                return Err(Failure::not_found(format!("{subject}: there is no folder {folder}")));
-            }
-        };
-        let commit = DataStep::FileCommit {
-            namespace: self.caller.namespace,
-            upload: row.upload,
-            parent,
-            name: wanted.path.name().to_owned(),
-            base: wanted.base,
-            mode: wanted.mode,
-            mtime_ns: wanted.mtime_ns,
-            device: self.caller.device,
-        };
-        if ended {
-            return self.repeat(row, commit).await.map_err(failed);
-        }
-        if row.size == 0 {
-            let slot = self.caller.namespace.slot();
-            let outcomes = self.core.meta.commit(slot, self.step(0), vec![commit]).await.map_err(failed)?;
-            return entry_of(outcomes).map_err(failed);
-        }
-        let session = self.core.sessions.load(&self.core.meta, self.caller.namespace, row).await;
-        let session = session.map_err(failed)?;
-        self.require_complete(&session, &subject).await?;
-        let list = self.store_list(&session).await?;
-        let committed = self.commit_content(&session, list, commit).await.map_err(failed)?;
-        self.core.sessions.remove(self.caller.namespace, session.upload);
-        if let Some(dismissed) = committed.clean_up {
-            self.core.clean_up(session, dismissed).await;
-        }
-        Ok(committed.entry)
-    }
-
-    /// The session has ended: gives the remembered answer, if this request ended it.
-    async fn repeat(&self, row: &UploadRow, commit: DataStep) -> Result<EntryRow, MetaError> {
-        let namespace = self.caller.namespace;
-        let fused = row.size == 0 || self.core.meta.together(namespace.slot(), row.content.slot())?;
-        let number = if fused { 0 } else { 2 };
-        entry_of(self.core.meta.commit(namespace.slot(), self.step(number), vec![commit]).await?)
-    }
-
-    async fn require_complete(&self, session: &Session, subject: &str) -> Result<(), Failure> {
-        let refreshed = session.refresh_durable(&self.core.meta).await;
-        refreshed.map_err(|error| Failure::from_meta(&error, subject))?;
-        match session.missing().len() {
-            0 => Ok(()),
-            missing => {
-                let message =
-                    format!("{subject}: {missing} chunks have not been sent yet; send them, then commit");
-                Err(Failure::precondition("incomplete", message))
-            }
-        }
-    }
-
-    /// The content's list; the nodes under it are stored first, pinned for the session.
-    async fn store_list(&self, session: &Session) -> Result<ContentList, Failure> {
-        let (list, nodes) =
-            build_tree(session.entries.clone()).map_err(|error| Failure::invalid(error.to_string()))?;
-        let stored = nodes.into_iter().map(|(node, bytes)| self.core.store_node(node, bytes, session.holder));
-        let mut stored = stream::iter(stored).buffered(NODES_AT_ONCE);
-        while let Some(stored) = stored.next().await {
-            stored?;
-        }
-        Ok(list)
-    }
-
-    async fn commit_content(
-        &self,
-        session: &Session,
-        list: ContentList,
-        commit: DataStep,
-    ) -> Result<Committed, MetaError> {
-        let namespace = self.caller.namespace;
-        let hold = DataStep::UploadHold { namespace, upload: session.upload };
-        let retain = |generation| DataStep::ContentRetain {
-            content: session.content,
-            namespace,
-            generation,
-            holder: session.holder,
-            size: session.size,
-            list,
-        };
-        let meta = &self.core.meta;
-        if meta.together(namespace.slot(), session.content.slot())? {
-            let steps = vec![hold, retain(None), commit];
-            let outcomes = meta.commit(namespace.slot(), self.step(0), steps).await?;
-            let clean_up = match outcomes.get(1) {
-                Some(StepOutcome::Retained { holder }) => clean_up_after(*holder, session),
-                _ => return Err(wrong_reply("retain")),
+async fn prepare(
+    request: Request<'_>,
+    index: usize,
+    wanted: Wanted,
+    row: UploadRow,
+    resolved: Option<&Resolved>,
+) -> Result<Ready, Failure> {
+    let subject = wanted.subject();
+    let ended = matches!(row.state, UploadState::Committed { .. } | UploadState::Aborted);
+    let (parent, name, path) = match wanted.place {
+        Place::In(parent, name) => (parent, name, None),
+        Place::Path(path) => {
+            let parent = match resolved.and_then(|resolved| resolved.parent) {
+                Some(parent) => parent,
+                // A repetition after the folder has gone: only the remembered answer matters.
+                None if ended => EntryId(0),
+                None => {
+                    let folder = path.parent();
+                    return Err(Failure::not_found(format!("{subject}: there is no folder {folder}")));
+                }
             };
-            return Ok(Committed { entry: entry_of(outcomes)?, clean_up });
+            (parent, path.name().to_owned(), Some(path))
         }
-        let held = meta.step(namespace.slot(), self.step(0), hold).await?;
-        let StepOutcome::Held { generation, retained } = held else { return Err(wrong_reply("hold")) };
-        let clean_up = if retained {
-            Some(false)
-        } else {
-            let step = retain(Some(generation));
-            match meta.step(session.content.slot(), self.step(1), step).await? {
-                StepOutcome::Retained { holder } => clean_up_after(holder, session),
-                _ => return Err(wrong_reply("retain")),
-            }
-        };
-        let outcomes = meta.commit(namespace.slot(), self.step(2), vec![commit]).await?;
-        Ok(Committed { entry: entry_of(outcomes)?, clean_up })
+    };
+    let commit = DataStep::FileCommit {
+        namespace: request.caller.namespace,
+        upload: row.upload,
+        parent,
+        name,
+        base: wanted.base,
+        mode: wanted.mode,
+        mtime_ns: wanted.mtime_ns,
+        device: request.caller.device,
+    };
+    let content =
+        if ended || row.size == 0 { None } else { Some(ready_content(request, &row, &subject).await?) };
+    Ok(Ready { index, subject, row, commit, content, path })
+}
+
+async fn ready_content(
+    request: Request<'_>,
+    row: &UploadRow,
+    subject: &str,
+) -> Result<ReadyContent, Failure> {
+    let (core, namespace) = (request.core, request.caller.namespace);
+    let failed = |error: MetaError| Failure::from_meta(&error, subject);
+    let session = core.sessions.load(&core.meta, namespace, row).await.map_err(failed)?;
+    session.refresh_durable(&core.meta).await.map_err(failed)?;
+    let missing = session.missing().len();
+    if missing > 0 {
+        let message = format!("{subject}: {missing} chunks have not been sent yet; send them, then commit");
+        return Err(Failure::precondition("incomplete", message));
     }
+    let list = store_list(core, &session).await?;
+    let together = core.meta.together(namespace.slot(), session.content.slot()).map_err(failed)?;
+    Ok(ReadyContent { session, list, together })
 }
 
-/// Nothing to be done if the session's own holder is in force; otherwise it can never be.
-fn clean_up_after(in_force: HolderId, session: &Session) -> Option<bool> {
-    (in_force != session.holder).then_some(true)
+/// The content's list; the nodes under it are stored first, pinned for the session.
+async fn store_list(core: &Arc<Core>, session: &Session) -> Result<ContentList, Failure> {
+    let (list, nodes) =
+        build_tree(session.entries.clone()).map_err(|error| Failure::invalid(error.to_string()))?;
+    let stored = nodes.into_iter().map(|(node, bytes)| core.store_node(node, bytes, session.holder));
+    let mut stored = stream::iter(stored).buffered(NODES_AT_ONCE);
+    while let Some(stored) = stored.next().await {
+        stored?;
+    }
+    Ok(list)
 }
 
-struct Committed {
-    entry: EntryRow,
-    /// Whether the session's pins are to be removed, and if so whether its holder is known to be barred.
-    clean_up: Option<bool>,
+impl ReadyContent {
+    /// Takes the content's reference for the namespace; `generation` as the hold answered, or `None` where the hold
+    /// is a step before.
+    pub(super) fn retain(&self, request: Request<'_>, generation: Option<u64>) -> DataStep {
+        DataStep::ContentRetain {
+            content: self.session.content,
+            namespace: request.caller.namespace,
+            generation,
+            holder: self.session.holder,
+            size: self.session.size,
+            list: self.list.clone(),
+        }
+    }
+
+    pub(super) fn hold(&self, request: Request<'_>) -> DataStep {
+        DataStep::UploadHold { namespace: request.caller.namespace, upload: self.session.upload }
+    }
+
+    /// Nothing to be done if the session's own holder is in force; otherwise it can never be.
+    pub(super) fn clean_up_after(&self, in_force: HolderId) -> Option<bool> {
+        (in_force != self.session.holder).then_some(true)
+    }
 }

@@ -1,7 +1,7 @@
 //! The dedup rule (promise 6): which chunks a client need not send.
 //!
 //! A chunk may be skipped only if a version that the account may read holds it - the whole content is held by its
-//! tree, or the chunk is in the current version at the upload's path or at the path that the client names as a hint -
+//! tree, or the chunk is in the current version of the upload's file or of one that the client names as a hint -
 //! and pinning it for the session succeeded. Whether the cluster has a chunk for anybody else is neither asked nor
 //! told here.
 //!
@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use engine::ids::{ChunkId, ContentId, HolderId};
+use engine::ids::{ChunkId, ContentId, EntryId, HolderId};
 use engine::manifest::{ContentList, TreeWalk, WalkStep};
 use metaraft::model::query::Resolved;
 use metaraft::model::row::EntryKind;
@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::limits::{LOOK_BATCH_ENTRIES_MAX, LOOK_ENTRIES_MAX};
 use crate::path::RemotePath;
 use crate::sessions::Session;
-use crate::uploads::begin::Beginning;
+use crate::uploads::begin::{Beginning, Look};
 
 fn failed(error: &metaraft::api::MetaError) -> Failure {
     Failure::from_meta(error, "upload")
@@ -90,19 +90,37 @@ async fn mark_current(
     readable: &mut [Vec<bool>],
 ) -> Result<(), Failure> {
     let mut asked: Vec<(usize, RemotePath)> = Vec::new();
+    let mut asked_ids: Vec<(usize, EntryId)> = Vec::new();
     for (number, beginning) in begun.iter().enumerate() {
         if readable[number].iter().all(|readable| *readable) {
             continue;
         }
-        asked.push((number, beginning.path.clone()));
-        asked.extend(beginning.hint.clone().map(|hint| (number, hint)));
+        for look in &beginning.looks {
+            match look {
+                Look::Path(path) => asked.push((number, path.clone())),
+                Look::Entry(entry) => asked_ids.push((number, *entry)),
+            }
+        }
     }
     let paths: Vec<RemotePath> = asked.iter().map(|(_number, path)| path.clone()).collect();
-    let resolved = core.meta.resolve(caller.namespace, &paths).await.map_err(|error| failed(&error))?;
+    let ids: Vec<EntryId> = asked_ids.iter().map(|(_number, entry)| *entry).collect();
+    let (resolved, rows) = futures_util::future::try_join(
+        core.meta.resolve(caller.namespace, &paths),
+        core.meta.entries_by_id(caller.namespace, ids),
+    )
+    .await
+    .map_err(|error| failed(&error))?;
     let mut interested: HashMap<ContentId, Vec<usize>> = HashMap::new();
     for ((number, path), resolved) in asked.iter().zip(&resolved) {
         if let Some(content) = content_at(path, resolved) {
             interested.entry(content).or_default().push(*number);
+        }
+    }
+    for ((number, _entry), row) in asked_ids.iter().zip(rows) {
+        if let Some(EntryKind::File(state)) = row.map(|row| row.kind)
+            && state.size > 0
+        {
+            interested.entry(state.content).or_default().push(*number);
         }
     }
     let contents: Vec<ContentId> = interested.keys().copied().collect();

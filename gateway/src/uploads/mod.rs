@@ -1,5 +1,7 @@
 //! Upload sessions: begin, put, status, commit, abort.
 
+mod alone;
+mod batch;
 pub(crate) mod begin;
 pub(crate) mod commit;
 pub(crate) mod look;

@@ -24,6 +24,7 @@ use proto::v1;
 use proto::v1::accounts_client::AccountsClient;
 use proto::v1::admin_client::AdminClient;
 use proto::v1::files_client::FilesClient;
+use proto::v1::sync_client::SyncClient;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tempfile::TempDir;
 use tonic::Request;
@@ -226,6 +227,10 @@ impl Client {
         FilesClient::new(self.channel.clone())
             .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(proto::MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn sync(&self) -> SyncClient<Channel> {
+        SyncClient::new(self.channel.clone()).max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
     }
 
     pub(crate) fn admin(&self) -> AdminClient<Channel> {

@@ -15,12 +15,14 @@ use bytes::Bytes;
 use engine::cluster::ClusterMap;
 use engine::code::Code;
 use engine::ids::{ClusterId, GroupId, ROOT_GROUP, SlotId};
+use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::MetaError;
 use super::transport::Transport;
+use crate::client::WatchedChanges;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, StepError};
 use crate::model::outcome::StepOutcome;
@@ -200,6 +202,15 @@ impl MetaApi {
     pub async fn query(&self, group: GroupId, query: Query) -> Result<Reply, MetaError> {
         let bytes = Bytes::from(codec::encode(&query));
         self.follow(group, |group| self.shared.ask(group, bytes.clone())).await
+    }
+
+    /// One attempt at watching which namespaces of `group` change. The stream begins with a gap; when it ends, or at
+    /// an error, begin another one.
+    ///
+    /// # Errors
+    /// [`MetaError::Unavailable`] if the node that was asked does not answer, or does not lead.
+    pub async fn watch(&self, group: GroupId) -> Result<BoxStream<'static, WatchedChanges>, MetaError> {
+        self.shared.transport.watch(group).await
     }
 
     /// Runs `attempt` in `group`, or in the group that owns the slot it turns out to be about.

@@ -3,8 +3,11 @@
 use bytes::Bytes;
 use engine::ids::GroupId;
 
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+
 use super::error::MetaError;
-use crate::client::MetaClient;
+use crate::client::{MetaClient, WatchedChanges};
 
 /// Carries bytes to a group's leader and its answer back, and tries again as long as that makes sense.
 #[tonic::async_trait]
@@ -20,6 +23,12 @@ pub trait Transport: Send + Sync + 'static {
     /// # Errors
     /// If no leader answered in time, or it refuses the caller.
     async fn query(&self, group: GroupId, query: Bytes) -> Result<Bytes, MetaError>;
+
+    /// One attempt at watching which namespaces of a group change; see [`MetaClient::watch_once`].
+    ///
+    /// # Errors
+    /// If the node that was asked does not answer, or does not lead.
+    async fn watch(&self, group: GroupId) -> Result<BoxStream<'static, WatchedChanges>, MetaError>;
 }
 
 #[tonic::async_trait]
@@ -31,5 +40,9 @@ impl Transport for MetaClient {
 
     async fn query(&self, group: GroupId, query: Bytes) -> Result<Bytes, MetaError> {
         Ok(self.query_raw(group, query).await?)
+    }
+
+    async fn watch(&self, group: GroupId) -> Result<BoxStream<'static, WatchedChanges>, MetaError> {
+        Ok(self.watch_once(group).await?.boxed())
     }
 }

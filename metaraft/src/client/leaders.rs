@@ -131,6 +131,24 @@ impl Leaders {
         }
     }
 
+    /// The node to ask first, and its client.
+    pub(crate) fn favourite(&self, group: GroupId) -> Option<(usize, MetadataClient<Channel>)> {
+        let node = self.favourites().get(&group).copied().unwrap_or(0);
+        Some((node, self.client(node)?))
+    }
+
+    /// Goes on with the node that another one named, or with the next in line, if `node` is still the favourite.
+    pub(crate) fn pass_on(&self, group: GroupId, node: usize, not_leader: Option<&NotLeader>) {
+        let hint = not_leader
+            .and_then(|hint| self.nodes.iter().position(|(address, _)| *address == hint.leader_address))
+            .filter(|hint| *hint != node);
+        let next = hint.unwrap_or((node + 1) % self.nodes.len().max(1));
+        let mut favourites = self.favourites();
+        if favourites.get(&group).copied().unwrap_or(0) == node {
+            favourites.insert(group, next);
+        }
+    }
+
     fn describe(&self, node: usize, what: &str) -> String {
         let address = self.nodes.get(node).map_or("?", |(address, _)| address.as_str());
         format!("metadata node {address}: {what}")

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::ids::GroupId;
-use proto::internal::QueryRequest;
+use engine::ids::{GroupId, NamespaceId};
+use futures_util::{Stream, StreamExt, future, stream};
+use proto::internal::{QueryRequest, WatchRequest, WatchResponse};
 use proto::peer::TlsIdentity;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -22,6 +23,26 @@ use crate::raft::peers::PeerAddressError;
 
 /// How long after its deadline a caller still waits for the call's own account of what failed.
 const DEADLINE_GRACE: Duration = Duration::from_millis(100);
+
+/// How long a node may take to begin to tell.
+const WATCH_BEGIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchedChanges {
+    /// Namespaces, with the number that each one's journal has reached at least.
+    pub notices: Vec<(NamespaceId, u64)>,
+    /// Anything may have changed as well.
+    pub gap: bool,
+}
+
+fn watched(message: &WatchResponse) -> WatchedChanges {
+    let notices = message
+        .notices
+        .iter()
+        .filter_map(|notice| Some((NamespaceId::from_slice(&notice.namespace).ok()?, notice.sequence)));
+    WatchedChanges { notices: notices.collect(), gap: message.gap }
+}
 
 /// A client of the metadata cluster. Clones share its connections. Must be used within a tokio runtime; its tasks
 /// end once all clones are dropped and what was under way has been answered.
@@ -99,6 +120,55 @@ impl MetaClient {
         tokio::time::timeout_at((deadline + DEADLINE_GRACE).into(), answered)
             .await
             .unwrap_or_else(|_elapsed| Err(unavailable("the call was still under way")))
+    }
+
+    /// One attempt at watching which namespaces of `group` change, at its leader. The stream begins with a gap, and
+    /// ends when that node leads no more or cannot be reached; the next attempt goes to another one.
+    ///
+    /// # Errors
+    /// [`QueryError::Unavailable`] if the node does not answer, or does not lead.
+    pub async fn watch_once(
+        &self,
+        group: GroupId,
+    ) -> Result<impl Stream<Item = WatchedChanges> + Send + use<>, QueryError> {
+        let unavailable = |why: &str| QueryError::Unavailable { last_failure: why.to_owned() };
+        let (node, mut client) = self.leaders.favourite(group).ok_or_else(|| unavailable("no node"))?;
+        let request = WatchRequest { group: u32::from(group.0) };
+        let begun = tokio::time::timeout(WATCH_BEGIN_TIMEOUT, async {
+            let mut stream = client.watch(request).await?.into_inner();
+            let first = stream.message().await?;
+            Ok::<_, tonic::Status>((stream, first))
+        });
+        let begun = match begun.await {
+            Ok(begun) => begun.map_err(|status| status.to_string()),
+            Err(_elapsed) => Err("no answer in time".to_owned()),
+        };
+        let (not_leader, why) = match begun {
+            Ok((stream, Some(first))) if first.not_leader.is_none() => {
+                let leaders = Arc::clone(&self.leaders);
+                let rest = stream::unfold((stream, leaders), move |(mut stream, leaders)| async move {
+                    match stream.message().await {
+                        Ok(Some(message)) if message.not_leader.is_none() => {
+                            Some((watched(&message), (stream, leaders)))
+                        }
+                        Ok(last) => {
+                            let hint = last.and_then(|last| last.not_leader);
+                            leaders.pass_on(group, node, hint.as_ref());
+                            None
+                        }
+                        Err(_status) => {
+                            leaders.pass_on(group, node, None);
+                            None
+                        }
+                    }
+                });
+                return Ok(stream::once(future::ready(watched(&first))).chain(rest));
+            }
+            Ok((_stream, first)) => (first.and_then(|first| first.not_leader), "does not lead".to_owned()),
+            Err(why) => (None, why),
+        };
+        self.leaders.pass_on(group, node, not_leader.as_ref());
+        Err(unavailable(&why))
     }
 
     /// Answers an encoded query from `group`, linearizably: it sees everything that was committed before this call.

@@ -8,4 +8,4 @@ pub(crate) mod proposer;
 
 pub use config::ClientConfig;
 pub use errors::{ProposeError, QueryError};
-pub use meta_client::MetaClient;
+pub use meta_client::{MetaClient, WatchedChanges};

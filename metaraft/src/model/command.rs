@@ -24,7 +24,9 @@ use engine::manifest::{ContentList, ManifestEntry};
 use serde::{Deserialize, Serialize};
 
 use super::outcome::StepOutcome;
-use super::row::{AccountRow, DeviceRow, EntryKind};
+use super::row::{AccountRow, DeviceRow, EntryKind, SecretBytes};
+
+pub use super::step_error::StepError;
 
 /// What a client of a group proposes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +93,13 @@ pub enum RootStep {
         name: String,
         /// Its value, as text.
         value: String,
+    },
+    /// Keeps a secret under a name, if there is none yet; answers [`StepOutcome::Secret`] with the one in force.
+    SecretMake {
+        /// Its name.
+        name: String,
+        /// Fresh random bytes.
+        secret: SecretBytes,
     },
 }
 
@@ -436,6 +445,67 @@ pub enum DataStep {
         /// The session's holder.
         holder: HolderId,
     },
+
+    /// Items that each succeed or fail by themselves, in order; the steps of one item are all or none. Answers
+    /// [`StepOutcome::Each`]. At most [`super::STEPS_MAX`] steps together; not within another one. Fails as a whole
+    /// only if a slot is another group's.
+    Each {
+        /// The steps of each.
+        items: Vec<Vec<DataStep>>,
+    },
+    /// How long the journals of this group keep what is gone.
+    JournalHorizonSet {
+        /// Milliseconds.
+        horizon_ms: u64,
+    },
+    /// Moves an entry to the trash if it is still what the caller has seen; otherwise [`StepError::Changed`] or
+    /// [`StepError::Conflict`]. Answers [`StepOutcome::TrashedEntry`].
+    EntryDeleteSeen {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// Its folder now.
+        parent: EntryId,
+        /// Its name now.
+        name: String,
+        /// Of a file: its current version.
+        version: Option<VersionId>,
+        /// Whether a folder with entries may go.
+        recursive: bool,
+        /// Of a symlink, and of a folder with `recursive`: nothing at or below it has changed after this number.
+        unchanged_since: u64,
+    },
+    /// [`DataStep::EntrySetAttributes`] of a file whose current version is still this one.
+    EntrySetAttributesSeen {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// The version; [`StepError::Conflict`] if it is not the current one.
+        version: VersionId,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time.
+        mtime_ns: i64,
+    },
+    /// Points a symlink elsewhere, if it still points where the caller has seen. Answers [`StepOutcome::Entry`].
+    SymlinkRetarget {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entry: EntryId,
+        /// Where it points now.
+        #[serde(with = "serde_bytes")]
+        target_before: Vec<u8>,
+        /// Where it is to point.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time.
+        mtime_ns: i64,
+    },
 }
 
 /// The answer to a command.
@@ -457,100 +527,4 @@ pub enum CommandOutcome {
     },
     /// The bytes are not a command that this version of the software knows.
     NotUnderstood,
-}
-
-/// Why a step, and with it its command, changed nothing. Variants differ where the caller's next move differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum StepError {
-    /// The slot is another group's: fetch the shard map and go there.
-    #[error("slot {slot} is not owned by this group")]
-    NotOwner {
-        /// Which.
-        slot: SlotId,
-    },
-    /// A step for the root group came to a data group, or the other way round.
-    #[error("step for another kind of group")]
-    WrongGroup,
-    /// The installation exists with another id, or does not exist yet.
-    #[error("cluster is not this one, or not made yet")]
-    WrongCluster,
-    /// What the decision was based on has changed: look again.
-    #[error("changed meanwhile: {what}")]
-    Changed {
-        /// What.
-        what: String,
-    },
-    /// The email belongs to an account.
-    #[error("email is taken")]
-    EmailTaken,
-    /// No such account, device, namespace, entry, version, trash item, session or content.
-    #[error("no such {what}")]
-    NotFound {
-        /// What, in the glossary's words.
-        what: String,
-    },
-    /// Something is there.
-    #[error("already exists")]
-    AlreadyExists {
-        /// Its kind, in words.
-        kind: String,
-    },
-    /// The file's current version is another than the base.
-    #[error("conflict: the current version is {current:?}")]
-    Conflict {
-        /// The current version; `None` if nothing is there.
-        current: Option<VersionId>,
-    },
-    /// A folder where a file was meant, or the other way round.
-    #[error("it is a {is}")]
-    WrongKind {
-        /// What it is.
-        is: String,
-    },
-    /// A folder with entries, deleted without `recursive`.
-    #[error("folder is not empty")]
-    NotEmpty,
-    /// A folder would be moved below itself.
-    #[error("a folder cannot be moved into itself")]
-    Cycle,
-    /// A name that no entry may have.
-    #[error("bad name: {why}")]
-    BadName {
-        /// Why.
-        why: String,
-    },
-    /// The tree would be deeper than [`super::DEPTH_MAX`].
-    #[error("too deep: at most {max} folders within one another")]
-    TooDeep {
-        /// The bound.
-        max: u32,
-    },
-    /// The namespace's quota would be exceeded.
-    #[error("quota exceeded: used_bytes={used_bytes} quota_bytes={quota_bytes} needed_bytes={needed_bytes}")]
-    Quota {
-        /// Used now.
-        used_bytes: u64,
-        /// Allowed.
-        quota_bytes: u64,
-        /// Asked for.
-        needed_bytes: u64,
-    },
-    /// The session has ended: committed, aborted or expired.
-    #[error("upload session has ended: {how}")]
-    UploadEnded {
-        /// How.
-        how: String,
-    },
-    /// A registration of an older epoch: fetch the cluster map and write the stripe again.
-    #[error("stale epoch: current_epoch={current}")]
-    StaleEpoch {
-        /// The oldest that is taken.
-        current: Epoch,
-    },
-    /// A value that can never be right.
-    #[error("invalid: {why}")]
-    Invalid {
-        /// Why.
-        why: String,
-    },
 }

@@ -7,6 +7,7 @@ pub mod outcome;
 pub mod query;
 pub mod row;
 pub mod settings;
+mod step_error;
 
 /// Version of the encoding of rows, commands and queries: the first byte of each.
 pub const MODEL_FORMAT: u8 = 1;
@@ -28,6 +29,12 @@ pub const NAME_BYTES_MAX: usize = 255;
 
 /// Items in one query, and in one page.
 pub const QUERY_ITEMS_MAX: u32 = 10_000;
+
+/// Bytes of rows in one page of a journal or of what is below a folder, about (but at least one row).
+pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Journal rows that a conditional deletion of a folder looks at.
+pub const SEEN_ROWS_MAX: usize = 4096;
 
 /// Steps in one command.
 pub const STEPS_MAX: usize = 4096;

@@ -4,7 +4,8 @@ use engine::ids::{AccountId, ContentId, HolderId, VolumeId};
 use engine::manifest::ContentList;
 use serde::{Deserialize, Serialize};
 
-use super::row::EntryRow;
+use super::command::StepError;
+use super::row::{EntryRow, SecretBytes};
 
 /// The answer to one step, in the order of the command's steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +70,17 @@ pub enum StepOutcome {
         /// be, and its pins may be removed.
         in_force: bool,
     },
+    /// [`super::command::DataStep::Each`]: of each item, what its steps answer or why it changed nothing.
+    Each(Vec<Result<Vec<StepOutcome>, StepError>>),
+    /// [`super::command::DataStep::EntryDeleteSeen`].
+    TrashedEntry {
+        /// Its number in the trash.
+        trash: u64,
+        /// The entry as it was.
+        entry: EntryRow,
+    },
+    /// [`super::command::RootStep::SecretMake`].
+    Secret(SecretBytes),
 }
 
 /// A reference of a namespace to a content, to be released.

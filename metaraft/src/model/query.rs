@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::Release;
 use super::row::{
-    AccountRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow, TrashRow, UploadRow, VersionRow,
+    AccountRow, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow, SecretBytes,
+    TrashRow, UploadRow, VersionRow,
 };
 
 /// A question to one group. Lists are bounded by [`super::QUERY_ITEMS_MAX`].
@@ -154,6 +155,56 @@ pub enum Query {
     },
     /// Answers [`Reply::Counters`].
     Counters,
+
+    /// A page of a namespace's journal. Answers [`Reply::Changes`] or [`Reply::ChangesGone`].
+    Changes {
+        /// Where.
+        namespace: NamespaceId,
+        /// Begin after this number.
+        position: u64,
+        /// As the page before said: up to which number the caller had everything when this batch of pages began.
+        /// Both 0: a listing of all there is begins.
+        since: u64,
+        /// At most so many.
+        count_max: u32,
+    },
+    /// A page of all that is below a folder, each folder before what is in it. Answers [`Reply::Below`].
+    Below {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which folder.
+        top: EntryId,
+        /// As the page before said; empty: from the start.
+        position: Vec<BelowFrame>,
+        /// At most so many.
+        count_max: u32,
+    },
+    /// Entries by id. Answers [`Reply::EntriesById`], in order; `None` for what is not in the tree.
+    EntriesById {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        entries: Vec<EntryId>,
+    },
+    /// The latest numbers of journals. Answers [`Reply::Sequences`], in order.
+    Sequences {
+        /// Which.
+        namespaces: Vec<NamespaceId>,
+    },
+    /// A secret of the root group. Answers [`Reply::Secret`].
+    Secret {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Where the listing of a folder has come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BelowFrame {
+    /// The folder.
+    pub folder: EntryId,
+    /// The last name of it that was listed; empty: none yet.
+    pub after: String,
 }
 
 /// How far a path leads.
@@ -230,4 +281,34 @@ pub enum Reply {
     NotUnderstood,
     /// The installation has not been made.
     NoCluster,
+    /// A page of changes.
+    Changes {
+        /// In order.
+        changes: Vec<ChangeRow>,
+        /// Up to which number.
+        position: u64,
+        /// What the next page is to be asked with.
+        since: u64,
+        /// Whether there are further ones.
+        more: bool,
+    },
+    /// The journal does not go back that far, or not that far forward: begin anew.
+    ChangesGone,
+    /// A page of what is below a folder; `None` if the folder is not in the tree.
+    Below(Option<BelowPage>),
+    /// Entries.
+    EntriesById(Vec<Option<EntryRow>>),
+    /// Numbers; `None` for a namespace that is not there.
+    Sequences(Vec<Option<u64>>),
+    /// The secret, if it was made.
+    Secret(Option<SecretBytes>),
+}
+
+/// A page of what is below a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BelowPage {
+    /// Each folder before what is in it.
+    pub entries: Vec<EntryRow>,
+    /// Where the next page begins; empty: that was all.
+    pub position: Vec<BelowFrame>,
 }

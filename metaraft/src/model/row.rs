@@ -200,6 +200,27 @@ pub struct UploadRow {
     pub state: UploadState,
 }
 
+/// Bytes that all gateways share and nobody else sees; never printed.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretBytes(pub [u8; 32]);
+
+impl std::fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretBytes")
+    }
+}
+
+/// A change in a namespace's journal, as of when it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeRow {
+    /// Which.
+    pub entry: EntryId,
+    /// How it is now; `None` if it is not in the tree.
+    pub row: Option<EntryRow>,
+    /// It is a folder that has come back with all below it.
+    pub list_below: bool,
+}
+
 /// A content: what a version's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContentRow {

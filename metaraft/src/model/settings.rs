@@ -22,6 +22,12 @@ const SECOND_MS: u64 = 1000;
 const DAY_MS: u64 = 24 * 60 * 60 * SECOND_MS;
 const YEAR_MS: u64 = 365 * DAY_MS;
 
+/// The setting that data groups are told as well ([`super::command::DataStep::JournalHorizonSet`]).
+pub const JOURNAL_HORIZON: &str = "journal-horizon";
+
+/// How long tombstones are kept in a group that was told nothing: the default of [`JOURNAL_HORIZON`].
+pub const JOURNAL_HORIZON_DEFAULT_MS: u64 = 30 * DAY_MS;
+
 /// All settings, by name. All are durations, written like `30d`, `90s` or `250ms`.
 pub const SETTINGS: &[SettingDefinition] = &[
     SettingDefinition {
@@ -29,6 +35,12 @@ pub const SETTINGS: &[SettingDefinition] = &[
         default_value: "1d",
         range_ms: (0, YEAR_MS),
         description: "how long the shards of a buried stripe are kept before they are deleted",
+    },
+    SettingDefinition {
+        name: JOURNAL_HORIZON,
+        default_value: "30d",
+        range_ms: (SECOND_MS, 10 * YEAR_MS),
+        description: "how long devices that were away are told of what was deleted; after longer they list their tree anew",
     },
     SettingDefinition {
         name: "node-grace",
@@ -190,6 +202,8 @@ mod tests {
         for definition in SETTINGS {
             assert!(check(definition.name, definition.default_value).is_ok(), "{}", definition.name);
         }
+        let horizon = Settings::default().value(JOURNAL_HORIZON).and_then(parse_duration_ms);
+        assert_eq!(horizon, Some(JOURNAL_HORIZON_DEFAULT_MS));
     }
 
     #[test]

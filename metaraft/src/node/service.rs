@@ -1,19 +1,24 @@
 //! The `Metadata` service: commands and queries go to this node's groups, heartbeats to the warden.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
+use futures_util::{Stream, stream};
 use proto::internal::{
     GroupStatus, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest, NodeStatusResponse, NotLeader,
-    ProposeRequest, ProposeResponse, QueryRequest, QueryResponse,
+    ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, WatchNotice, WatchRequest, WatchResponse,
 };
 use proto::peer::{Peer, Role};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::heartbeat::HeartbeatSink;
-use crate::raft::group::{GroupError, GroupHandle};
+use crate::raft::group::{GroupError, GroupHandle, Leadership};
+use crate::watchers::Watcher;
 
 /// Commands in one call.
 const COMMANDS_MAX: usize = 4096;
@@ -25,6 +30,7 @@ pub(crate) struct MetadataService {
     pub(crate) members: Arc<BTreeMap<u64, String>>,
     pub(crate) groups: Arc<BTreeMap<GroupId, GroupHandle>>,
     pub(crate) heartbeats: Arc<OnceLock<Arc<dyn HeartbeatSink>>>,
+    pub(crate) stop: CancellationToken,
 }
 
 impl MetadataService {
@@ -40,8 +46,7 @@ impl MetadataService {
     }
 
     fn not_leader(&self, leader: Option<NodeId>) -> NotLeader {
-        let address = leader.and_then(|leader| self.members.get(&leader.0)).cloned().unwrap_or_default();
-        NotLeader { leader: leader.map_or(0, |leader| leader.0), leader_address: address }
+        not_leader(&self.members, leader)
     }
 
     /// Splits off what the caller is to try elsewhere.
@@ -56,6 +61,72 @@ impl MetadataService {
             }
         }
     }
+}
+
+/// How far a stream of notices is.
+#[derive(PartialEq, Eq)]
+enum WatchState {
+    Begins,
+    Goes,
+    Ended,
+}
+
+/// A stream of notices, for as long as this node leads: followers apply later, by a heartbeat at times.
+struct Watch {
+    leadership: watch::Receiver<Leadership>,
+    members: Arc<BTreeMap<u64, String>>,
+    stop: CancellationToken,
+    watcher: Watcher,
+    state: WatchState,
+}
+
+impl Watch {
+    fn not_leader(&self) -> Option<NotLeader> {
+        let leadership = *self.leadership.borrow();
+        (!leadership.is_self).then(|| not_leader(&self.members, leadership.leader))
+    }
+
+    async fn next(mut self) -> Option<(Result<WatchResponse, Status>, Self)> {
+        if self.state == WatchState::Ended {
+            return None;
+        }
+        if let Some(not_leader) = self.not_leader() {
+            self.state = WatchState::Ended;
+            let response = WatchResponse { not_leader: Some(not_leader), ..WatchResponse::default() };
+            return Some((Ok(response), self));
+        }
+        if self.state == WatchState::Begins {
+            self.state = WatchState::Goes;
+            // Whatever came before is unknown to who listens now.
+            return Some((Ok(WatchResponse { gap: true, ..WatchResponse::default() }), self));
+        }
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                changed = self.leadership.changed() => {
+                    changed.ok()?;
+                    if let Some(not_leader) = self.not_leader() {
+                        self.state = WatchState::Ended;
+                        let response = WatchResponse { not_leader: Some(not_leader), ..WatchResponse::default() };
+                        return Some((Ok(response), self));
+                    }
+                }
+                told = self.watcher.next() => {
+                    let notices = told.notices.into_iter().map(|(namespace, sequence)| WatchNotice {
+                        namespace: Bytes::copy_from_slice(namespace.as_bytes()),
+                        sequence,
+                    });
+                    let response = WatchResponse { notices: notices.collect(), gap: told.gap, not_leader: None };
+                    return Some((Ok(response), self));
+                }
+            }
+        }
+    }
+}
+
+fn not_leader(members: &BTreeMap<u64, String>, leader: Option<NodeId>) -> NotLeader {
+    let address = leader.and_then(|leader| members.get(&leader.0)).cloned().unwrap_or_default();
+    NotLeader { leader: leader.map_or(0, |leader| leader.0), leader_address: address }
 }
 
 #[tonic::async_trait]
@@ -81,6 +152,23 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
             Ok(reply) => QueryResponse { reply: reply.into(), not_leader: None },
             Err(not_leader) => QueryResponse { reply: Bytes::new(), not_leader: Some(not_leader) },
         }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.authorize(&request, &[Role::Gateway, Role::Meta])?;
+        let group = self.group(request.into_inner().group)?.clone();
+        // Before it looks who leads: what is applied from here on is told.
+        let watcher = self.answer(group.watch())?.map_err(|_other_node| Status::internal("watch"))?;
+        let watch = Watch {
+            leadership: group.leadership(),
+            members: Arc::clone(&self.members),
+            stop: self.stop.clone(),
+            watcher,
+            state: WatchState::Begins,
+        };
+        Ok(Response::new(Box::pin(stream::unfold(watch, Watch::next))))
     }
 
     async fn heartbeat(

@@ -204,6 +204,7 @@ impl MetaNode {
             members,
             groups: Arc::clone(&self.groups),
             heartbeats: Arc::clone(&self.heartbeats),
+            stop: self.stop.clone(),
         };
         let ports = self.groups.iter().map(|(id, handle)| (*id, GroupPort::new(handle.raft().clone())));
         let raft = RaftService {

@@ -20,6 +20,7 @@ use super::reader::{self, QUERIES_WAITING_MAX, QueryJob};
 use super::state_store::StateStore;
 use super::types::Raft;
 use crate::node::space::SpaceGate;
+use crate::watchers::{Watcher, Watchers};
 
 /// Bytes of one command.
 pub const COMMAND_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -103,6 +104,7 @@ pub struct GroupHandle {
     leadership: watch::Receiver<Leadership>,
     members: Arc<BTreeMap<u64, String>>,
     space: Arc<SpaceGate>,
+    watchers: Arc<Watchers>,
 }
 
 impl GroupHandle {
@@ -122,6 +124,15 @@ impl GroupHandle {
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    /// Tells from now on what this node applies.
+    ///
+    /// # Errors
+    /// [`GroupError::Unavailable`] if too many are told already.
+    pub(crate) fn watch(&self) -> Result<Watcher, GroupError> {
+        let many = || GroupError::Unavailable { reason: "too many watchers".to_owned() };
+        self.watchers.add().ok_or_else(many)
     }
 
     /// Where log and state are now.
@@ -257,6 +268,8 @@ pub(crate) async fn start(
 ) -> Result<GroupHandle, String> {
     let config = Arc::new(config(&parts).validate().map_err(|error| error.to_string())?);
     let GroupParts { group, node, members, log, state, peers, space, failed, .. } = parts;
+    let watchers = Arc::new(Watchers::default());
+    let state = state.with_watchers(Arc::clone(&watchers));
     let network = GroupNetwork { group, node, peers };
     let raft =
         Raft::new(node, config, network, log, state.clone()).await.map_err(|error| error.to_string())?;
@@ -268,7 +281,7 @@ pub(crate) async fn start(
     tasks.spawn(reader::run(raft.clone(), state, waiting_queries, stop.clone()));
     tasks.spawn(watch_leadership(raft.clone(), group, told, failed, stop.clone()));
     tasks.spawn(found(raft.clone(), group, Arc::clone(&members), stop.clone()));
-    Ok(GroupHandle { group, raft, proposals, queries, leadership, members, space })
+    Ok(GroupHandle { group, raft, proposals, queries, leadership, members, space, watchers })
 }
 
 impl GroupHandle {

@@ -19,6 +19,7 @@ use super::state_database::{PinnedState, StateDatabase, StateMeta};
 use super::types::{Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes};
 use crate::app::App;
 use crate::kv::{Txn, View};
+use crate::watchers::Watchers;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData>;
 
@@ -32,6 +33,7 @@ pub(crate) struct StateStore {
     group: GroupId,
     database: Arc<StateDatabase>,
     app: Arc<dyn App>,
+    watchers: Arc<Watchers>,
 }
 
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
@@ -41,7 +43,12 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send 
 impl StateStore {
     /// The state of `group`.
     pub(crate) fn new(group: GroupId, database: Arc<StateDatabase>, app: Arc<dyn App>) -> Self {
-        Self { group, database, app }
+        Self { group, database, app, watchers: Arc::default() }
+    }
+
+    /// The same, telling these of what is applied.
+    pub(crate) fn with_watchers(self, watchers: Arc<Watchers>) -> Self {
+        Self { watchers, ..self }
     }
 
     /// Answers queries on one consistent view of the present state. Blocks.
@@ -80,7 +87,9 @@ impl StateStore {
             all.push(Outcomes(outcomes));
         }
         let changes = txn.into_changes().map_err(io::Error::other)?;
+        let notices = if self.watchers.any() { self.app.notices(&changes) } else { Vec::new() };
         self.database.write(self.group, changes, &meta)?;
+        self.watchers.tell(&notices);
         Ok(all)
     }
 
@@ -100,7 +109,9 @@ impl StateStore {
             membership: meta.last_membership,
             time_ms: snapshot.time_ms(),
         };
-        self.database.switch(self.group, before.generation, &after)
+        self.database.switch(self.group, before.generation, &after)?;
+        self.watchers.tell_gap();
+        Ok(())
     }
 
     /// The state as it is now. Blocks.

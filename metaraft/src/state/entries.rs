@@ -13,7 +13,7 @@ use crate::model::row::{EntryKind, EntryRow, NamespaceRow, VersionRow};
 /// Bytes of a symlink's target (Linux: PATH_MAX).
 const SYMLINK_BYTES_MAX: usize = 4096;
 
-fn check_kind(kind: &EntryKind) -> Result<(), StepError> {
+pub(super) fn check_kind(kind: &EntryKind) -> Result<(), StepError> {
     match kind {
         EntryKind::Folder => Ok(()),
         EntryKind::Symlink(to) if (1..=SYMLINK_BYTES_MAX).contains(&to.len()) && !to.contains(&0) => Ok(()),

@@ -25,6 +25,8 @@ pub(super) enum Table {
     Request = 2,
     /// Marks that are of no use after some time, by time.
     Expiry = 3,
+    /// Journal rows of what is gone, by when it went.
+    Tombstone = 4,
 
     /// The installation (root group).
     Cluster = 10,
@@ -38,6 +40,8 @@ pub(super) enum Table {
     Disk = 14,
     /// Volumes (root group).
     Volume = 15,
+    /// Secrets that all gateways share (root group).
+    Secret = 16,
 
     /// Whose an email is.
     Email = 20,
@@ -66,6 +70,8 @@ pub(super) enum Table {
     UploadPart = 38,
     /// References to be released.
     Release = 39,
+    /// Up to which number the journal has been pruned.
+    JournalPruned = 40,
 
     /// Contents.
     Content = 50,
@@ -125,6 +131,11 @@ pub(super) fn owned_slots() -> Vec<u8> {
     Key::of(Table::Group).bytes(b"slots").0
 }
 
+/// How long tombstones are kept, in milliseconds.
+pub(super) fn journal_horizon() -> Vec<u8> {
+    Key::of(Table::Group).bytes(b"journal-horizon").0
+}
+
 pub(super) fn request(request: RequestId) -> Vec<u8> {
     Key::of(Table::Request).bytes(request.as_bytes()).0
 }
@@ -147,6 +158,26 @@ pub(super) fn expiries_from(time_ms: u64) -> Vec<u8> {
 /// The marked key in the key of an expiry row.
 pub(super) fn expiry_marked(key: &[u8]) -> Option<&[u8]> {
     key.get(1 + 8..)
+}
+
+/// A journal row of something that went at `time_ms`.
+pub(super) fn tombstone(time_ms: u64, namespace: NamespaceId, sequence: u64) -> Vec<u8> {
+    Key::of(Table::Tombstone).number(time_ms).bytes(namespace.as_bytes()).number(sequence).0
+}
+
+/// The first key of what went at `time_ms` or later.
+pub(super) fn tombstones_from(time_ms: u64) -> Vec<u8> {
+    Key::of(Table::Tombstone).number(time_ms).0
+}
+
+/// Namespace and sequence in the key of a tombstone.
+pub(super) fn tombstone_parts(key: &[u8]) -> Option<(NamespaceId, u64)> {
+    let (namespace, sequence) = last(key, NamespaceId::LENGTH + 8)?.split_at_checked(NamespaceId::LENGTH)?;
+    Some((NamespaceId::from_slice(namespace).ok()?, u64::from_be_bytes(sequence.try_into().ok()?)))
+}
+
+pub(super) fn secret(name: &str) -> Vec<u8> {
+    Key::of(Table::Secret).bytes(name.as_bytes()).0
 }
 
 pub(super) fn setting(name: &str) -> Vec<u8> {
@@ -226,8 +257,31 @@ pub(super) fn trash(namespace: NamespaceId, trash: u64) -> Vec<u8> {
     Key(trash_all(namespace)).number(trash).0
 }
 
+pub(super) fn journal_all(namespace: NamespaceId) -> Vec<u8> {
+    in_namespace(Table::Journal, namespace).0
+}
+
 pub(super) fn journal(namespace: NamespaceId, sequence: u64) -> Vec<u8> {
-    in_namespace(Table::Journal, namespace).number(sequence).0
+    Key(journal_all(namespace)).number(sequence).0
+}
+
+/// The number in the key of a journal row.
+pub(super) fn journal_sequence(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(last(key, 8)?.try_into().ok()?))
+}
+
+/// What all keys of namespace rows begin with.
+pub(super) fn namespaces() -> Vec<u8> {
+    Key::of(Table::Namespace).0
+}
+
+/// The namespace in the key of a namespace row.
+pub(super) fn namespace_id(key: &[u8]) -> Option<NamespaceId> {
+    NamespaceId::from_slice(last(key, NamespaceId::LENGTH)?).ok()
+}
+
+pub(super) fn journal_pruned(namespace: NamespaceId) -> Vec<u8> {
+    in_namespace(Table::JournalPruned, namespace).0
 }
 
 pub(super) fn content_use(namespace: NamespaceId, content: ContentId) -> Vec<u8> {
@@ -355,5 +409,8 @@ mod tests {
         let device_of = DeviceId::from_bytes([3; 8]);
         assert_eq!(device_id(&device(AccountId::from_bytes([4; 16]), device_of)), Some(device_of));
         assert_eq!(expiry_marked(&expiry(8, b"marked")), Some(b"marked".as_slice()));
+        assert_eq!(tombstone_parts(&tombstone(8, namespace, 3)), Some((namespace, 3)));
+        assert_eq!(journal_sequence(&journal(namespace, 3)), Some(3));
+        assert_eq!(namespace_id(&super::namespace(namespace)), Some(namespace));
     }
 }

@@ -10,13 +10,15 @@ use std::sync::Arc;
 
 use engine::ids::{GroupId, ROOT_GROUP};
 
+use super::conditional::Seen;
+use super::journal;
 use super::query;
 use super::requests;
 use super::tree::{Attributes, Target};
 use super::txn::{Group, invalid};
 use super::uploads::{Commit, Session};
-use crate::app::App;
-use crate::kv::{Txn, View};
+use crate::app::{App, Notice};
+use crate::kv::{Changes, Txn, View};
 use crate::model::STEPS_MAX;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
@@ -70,6 +72,10 @@ impl App for StateMachine {
     fn query(&self, group: GroupId, view: &View<'_>, query: &[u8]) -> Vec<u8> {
         codec::encode(&query::answer(group, view, query, &self.liveness))
     }
+
+    fn notices(&self, changes: &Changes) -> Vec<Notice> {
+        journal::notices(changes)
+    }
 }
 
 /// Runs the steps in order; tells which one failed.
@@ -114,7 +120,33 @@ fn root_step(group: &mut Group<'_, '_>, step: &RootStep) -> Result<StepOutcome, 
             group.volumes_create(*existing, *code, members)
         }
         RootStep::SettingSet { name, value } => group.setting_set(name, value),
+        RootStep::SecretMake { name, secret } => group.secret_make(name, *secret),
     }
+}
+
+/// Items that each succeed or fail by themselves.
+fn each(group: &mut Group<'_, '_>, items: &[Vec<DataStep>]) -> Result<StepOutcome, StepError> {
+    let steps: usize = items.iter().map(Vec::len).sum();
+    if items.len() > STEPS_MAX || steps > STEPS_MAX {
+        return Err(invalid(format!("{steps} steps; a command has at most {STEPS_MAX}")));
+    }
+    let mut results = Vec::with_capacity(items.len());
+    for item in items {
+        let result = group.attempt(|group| {
+            item.iter()
+                .map(|step| match step {
+                    DataStep::Each { .. } => Err(invalid("items within an item")),
+                    step => data_step(group, step),
+                })
+                .collect::<Result<Vec<StepOutcome>, StepError>>()
+        });
+        // The command goes to another group as a whole.
+        if let Err(error @ (StepError::NotOwner { .. } | StepError::WrongGroup)) = result {
+            return Err(error);
+        }
+        results.push(result);
+    }
+    Ok(StepOutcome::Each(results))
 }
 
 #[expect(clippy::too_many_lines, reason = "one arm for each step, nothing else")]
@@ -190,5 +222,20 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
         DataStep::StripeRegister { record } => group.stripe_register(record),
         DataStep::VolumeFence { volume, epoch } => group.volume_fence(*volume, *epoch),
         DataStep::HolderDismiss { content, holder } => group.holder_dismiss(*content, *holder),
+        DataStep::Each { items } => each(group, items),
+        DataStep::JournalHorizonSet { horizon_ms } => group.journal_horizon_set(*horizon_ms),
+        DataStep::EntryDeleteSeen { namespace, entry, parent, name, version, recursive, unchanged_since } => {
+            let at = Target { parent: *parent, name };
+            let seen = Seen { version: *version, recursive: *recursive, unchanged_since: *unchanged_since };
+            group.entry_delete_seen(*namespace, *entry, at, seen)
+        }
+        DataStep::EntrySetAttributesSeen { namespace, entry, version, mode, mtime_ns } => {
+            let attributes = Attributes { mode: *mode, mtime_ns: *mtime_ns };
+            group.entry_set_attributes_seen(*namespace, *entry, *version, attributes)
+        }
+        DataStep::SymlinkRetarget { namespace, entry, target_before, target, mode, mtime_ns } => {
+            let attributes = Attributes { mode: *mode, mtime_ns: *mtime_ns };
+            group.symlink_retarget(*namespace, *entry, target_before, target, attributes)
+        }
     }
 }

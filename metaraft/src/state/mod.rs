@@ -6,13 +6,16 @@
 
 mod accounts;
 mod chunks;
+mod conditional;
 mod contents;
 mod entries;
+mod journal;
 mod keys;
 mod machine;
 mod moves;
 mod names;
 mod query;
+mod query_journal;
 mod query_tree;
 mod requests;
 mod root;

@@ -62,9 +62,12 @@ pub(super) fn answer(group: GroupId, view: &View<'_>, query: &[u8], liveness: &L
         }
     };
     let reply = match query {
-        Query::ClusterMap | Query::Settings if group != ROOT_GROUP => Err(Refusal::NotUnderstood),
+        Query::ClusterMap | Query::Settings | Query::Secret { .. } if group != ROOT_GROUP => {
+            Err(Refusal::NotUnderstood)
+        }
         Query::ClusterMap => cluster_map(view, liveness).map(|map| Reply::ClusterMap(Box::new(map))),
         Query::Settings => settings_rows(view).map(Reply::Settings),
+        Query::Secret { name } => load(view, &keys::secret(&name)).map(Reply::Secret).map_err(Refusal::from),
         _ if group == ROOT_GROUP => Err(Refusal::NotUnderstood),
         query => Reader::new(view).and_then(|reader| reader.answer(query)),
     };
@@ -119,7 +122,7 @@ impl<'a> Reader<'a> {
             Query::ChunksLocate { chunks } => self.chunks_locate(&chunks),
             Query::ChunksPinned { holder, chunks } => self.chunks_pinned(holder, &chunks),
             Query::Counters => Ok(Reply::Counters(self.counters()?)),
-            Query::ClusterMap | Query::Settings => Err(Refusal::NotUnderstood),
+            Query::ClusterMap | Query::Settings | Query::Secret { .. } => Err(Refusal::NotUnderstood),
             query => self.answer_tree(query),
         }
     }

@@ -14,9 +14,9 @@ use crate::model::row::{EntryKind, EntryRow, NamespaceRow, ROOT_ENTRY, TrashRow,
 use crate::model::{DEPTH_MAX, QUERY_ITEMS_MAX};
 
 /// How far up a path is followed; see `tree`.
-const PATH_NAMES_MAX: u32 = 16 * DEPTH_MAX;
+pub(super) const PATH_NAMES_MAX: u32 = 16 * DEPTH_MAX;
 
-fn page(count_max: u32) -> usize {
+pub(super) fn page(count_max: u32) -> usize {
     count_max.min(QUERY_ITEMS_MAX) as usize
 }
 
@@ -39,16 +39,16 @@ impl Reader<'_> {
             Query::UploadPart { namespace, upload, part } => self.upload_part(namespace, upload, part),
             Query::NamespaceHolds { namespace, contents } => self.namespace_holds(namespace, &contents),
             Query::Releases { namespace, count_max } => self.releases(namespace, page(count_max)),
-            _ => Err(Refusal::NotUnderstood),
+            query => self.answer_journal(query),
         }
     }
 
-    fn namespace(&self, namespace: NamespaceId) -> Result<NamespaceRow, Refusal> {
+    pub(super) fn namespace(&self, namespace: NamespaceId) -> Result<NamespaceRow, Refusal> {
         self.own(namespace.slot())?;
         self.get(&keys::namespace(namespace))?.ok_or(Refusal::NoNamespace)
     }
 
-    fn entry(&self, namespace: NamespaceId, entry: EntryId) -> Result<Option<EntryRow>, Refusal> {
+    pub(super) fn entry(&self, namespace: NamespaceId, entry: EntryId) -> Result<Option<EntryRow>, Refusal> {
         match self.get(&keys::place(namespace, entry))? {
             Some(PlaceRow::In(parent, name)) => self.get(&keys::entry(namespace, parent, &name)),
             Some(PlaceRow::Trashed(_)) | None => Ok(None),

@@ -6,6 +6,7 @@
 
 use engine::ids::RequestId;
 
+use super::journal;
 use super::keys::{self, Table};
 use super::rows::SumsRow;
 use super::txn::{MARK_MEMORY_MS, load};
@@ -56,7 +57,8 @@ pub(super) fn sweep(txn: &mut Txn<'_>, time_ms: u64) {
         }
         txn.delete(key);
     }
-    if requests.len() < SWEEP_ROWS_MAX && marks.len() < SWEEP_ROWS_MAX {
+    let more_tombstones = journal::prune(txn, time_ms);
+    if requests.len() < SWEEP_ROWS_MAX && marks.len() < SWEEP_ROWS_MAX && !more_tombstones {
         let sums = SumsRow { sweep_ms: time_ms.saturating_add(SWEEP_PAUSE_MS), ..sums };
         txn.put(&key, codec::encode(&sums));
     }

@@ -17,6 +17,7 @@ use super::txn::{Group, invalid, not_found};
 use crate::model::QUERY_ITEMS_MAX;
 use crate::model::command::StepError;
 use crate::model::outcome::StepOutcome;
+use crate::model::row::SecretBytes;
 use crate::model::settings;
 
 /// Bytes of an address, a path, or a rack's name.
@@ -141,6 +142,17 @@ impl Group<'_, '_> {
             self.put_cluster(&cluster);
         }
         Ok(StepOutcome::VolumesCreated(created))
+    }
+
+    pub(super) fn secret_make(&mut self, name: &str, secret: SecretBytes) -> Result<StepOutcome, StepError> {
+        self.cluster()?;
+        check_text("secret", name)?;
+        let key = keys::secret(name);
+        if let Some(kept) = self.get::<SecretBytes>(&key)? {
+            return Ok(StepOutcome::Secret(kept));
+        }
+        self.put(&key, &secret);
+        Ok(StepOutcome::Secret(secret))
     }
 
     pub(super) fn setting_set(&mut self, name: &str, value: &str) -> Result<StepOutcome, StepError> {

@@ -5,9 +5,9 @@
 //!   in the trash has a trash row, and a place row with its number.
 //! - Walking up from an entry that is in the tree ends at the root folder: there are no cycles.
 //! - What is below a trashed folder keeps its rows, and is out of the tree: nothing is changed or put there.
-//! - Every entry but a fresh root folder has exactly one journal row, at its row's `sequence`; one that is gone for
-//!   good keeps it, marked as deleted. Applying all rows after any number, in order, with each entry as it is now,
-//!   leads from the tree at that number to the tree of now.
+//! - Every entry but a fresh root folder has exactly one journal row, at its row's `sequence`; one that is gone
+//!   keeps it, marked as deleted, until it is pruned (`journal`). Applying all rows after any number up to which
+//!   nothing was pruned, in order, with each entry as it is now, leads from the tree at that number to the tree of now.
 
 use engine::ids::{AccountId, EntryId, NamespaceId, VersionId};
 
@@ -27,7 +27,7 @@ const ROOT_MODE: u32 = 0o755;
 
 /// How far up a walk goes. A folder that was moved with all below it may end up deeper than [`DEPTH_MAX`]; what is
 /// below it can still be reached, and moved away, from within this bound.
-const WALK_MAX: u32 = 16 * DEPTH_MAX;
+pub(super) const WALK_MAX: u32 = 16 * DEPTH_MAX;
 
 /// Where the root folder's row lies: in an entry that does not exist, under no name.
 const ABOVE_ROOT: EntryId = EntryId(0);
@@ -265,14 +265,18 @@ impl Group<'_, '_> {
         entry.changed_ms = self.time_ms;
         let latest = JournalRow { entry: entry.entry, deleted, arrived };
         self.put(&keys::journal(namespace, row.sequence), &latest);
+        if deleted {
+            self.tombstone(namespace, row.sequence);
+        }
         Ok(())
     }
 
     /// Marks the journal row of an entry that is gone for good, below a folder whose own row says the same.
     pub(super) fn journal_gone(&mut self, namespace: NamespaceId, entry: &EntryRow) -> Result<(), StepError> {
         let key = keys::journal(namespace, entry.sequence);
-        if let Some(latest) = self.get::<JournalRow>(&key)? {
+        if let Some(latest) = self.get::<JournalRow>(&key)?.filter(|latest| !latest.deleted) {
             self.put(&key, &JournalRow { deleted: true, ..latest });
+            self.tombstone(namespace, entry.sequence);
         }
         Ok(())
     }

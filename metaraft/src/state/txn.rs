@@ -87,6 +87,21 @@ impl<'t, 'v> Group<'t, 'v> {
         }
     }
 
+    /// Runs some of a command's steps; if they fail, nothing that they did remains.
+    pub(super) fn attempt<T>(
+        &mut self,
+        steps: impl FnOnce(&mut Self) -> Result<T, StepError>,
+    ) -> Result<T, StepError> {
+        let (savepoint, sums, owned) = (self.txn.savepoint(), self.sums, self.owned.clone());
+        let result = steps(self);
+        if result.is_err() {
+            self.txn.rollback(savepoint);
+            self.sums = sums;
+            self.owned = owned;
+        }
+        result
+    }
+
     pub(super) fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StepError> {
         load(self.txn, key)
     }
@@ -114,6 +129,11 @@ impl<'t, 'v> Group<'t, 'v> {
         limit: usize,
     ) -> Result<Vec<T>, StepError> {
         self.txn.scan(range, limit).iter().map(|(key, bytes)| decode_row(key, bytes)).collect()
+    }
+
+    /// Up to `limit` rows of `range`, in order, with their keys.
+    pub(super) fn scan_keys(&self, range: &KeyRange, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.txn.scan(range, limit)
     }
 
     /// The key of the first row under `prefix`.

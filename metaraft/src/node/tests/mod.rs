@@ -7,3 +7,4 @@ mod paused;
 pub(crate) mod registers;
 mod restarts;
 mod scenarios;
+mod watching;

@@ -1,9 +1,9 @@
 //! A state machine for tests: named registers with the number of writes each has seen, and a running count.
 
-use engine::ids::GroupId;
+use engine::ids::{GroupId, NamespaceId};
 
-use crate::app::App;
-use crate::kv::{KeyRange, Read, Txn, View};
+use crate::app::{App, Notice};
+use crate::kv::{Changes, KeyRange, Read, Txn, View};
 
 /// Commands: `set NAME VALUE`, `fail NAME VALUE` (writes, then refuses), `time`.
 /// Queries: `get NAME`, `count`, `all`.
@@ -51,5 +51,12 @@ impl App for Registers {
             }
             _ => b"unknown query".to_vec(),
         }
+    }
+
+    fn notices(&self, changes: &Changes) -> Vec<Notice> {
+        let count = changes.get(COUNT).cloned().flatten();
+        let notice =
+            |count| Notice { namespace: NamespaceId::from_bytes([0; 16]), sequence: number(Some(count)) };
+        count.map(notice).into_iter().collect()
     }
 }

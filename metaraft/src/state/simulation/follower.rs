@@ -1,32 +1,27 @@
-//! Those who follow a namespace's journal from time to time: from whatever they had seen, the rows since then must
-//! lead them to the tree as it is now.
+//! Those who follow a namespace's journal as devices do: page by page, with commands of others in between, away for
+//! longer than the horizon at times. Whenever they have come to the end, what they know must be the tree as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::ids::{EntryId, NamespaceId};
+use rand::Rng;
 
 use super::super::keys::{self, Table};
-use super::super::rows::{JournalRow, PlaceRow};
 use super::world::World;
-use crate::model::row::{EntryRow, NamespaceRow, ROOT_ENTRY};
+use crate::model::query::{BelowPage, Query, Reply};
+use crate::model::row::{ChangeRow, EntryRow, NamespaceRow, ROOT_ENTRY};
 
 pub(super) struct Follower {
     namespace: NamespaceId,
+    position: u64,
+    since: u64,
+    /// The tree after the last whole batch, and its number.
     seen: u64,
     tree: BTreeMap<EntryId, EntryRow>,
-}
-
-/// An entry as it is now, if it is in the tree.
-fn live(world: &World, namespace: NamespaceId, entry: EntryId) -> Option<EntryRow> {
-    let PlaceRow::In(parent, name) = world.row(&keys::place(namespace, entry))? else { return None };
-    let mut above = parent;
-    while above != EntryId(0) && above != ROOT_ENTRY {
-        match world.row(&keys::place(namespace, above))? {
-            PlaceRow::In(parent, _) => above = parent,
-            PlaceRow::Trashed(_) => return None,
-        }
-    }
-    world.row(&keys::entry(namespace, parent, &name))
+    /// What the pages of this batch said so far; what is said later of an entry replaces what was said before.
+    batch: BTreeMap<EntryId, Option<EntryRow>>,
+    /// How often it had to begin anew.
+    resets: u64,
 }
 
 /// What is below an entry now.
@@ -53,45 +48,114 @@ fn whole(world: &World, namespace: NamespaceId) -> BTreeMap<EntryId, EntryRow> {
 impl Follower {
     /// Some for each namespace.
     pub(super) fn some(world: &World) -> Vec<Self> {
-        let of = |namespace: &NamespaceId| Self { namespace: *namespace, seen: 0, tree: BTreeMap::new() };
+        let of = |namespace: &NamespaceId| Self {
+            namespace: *namespace,
+            position: 0,
+            since: 0,
+            seen: 0,
+            tree: BTreeMap::new(),
+            batch: BTreeMap::new(),
+            resets: 0,
+        };
         world.namespaces.iter().flat_map(|namespace| [of(namespace), of(namespace), of(namespace)]).collect()
     }
 
-    fn drop_with_all_below(&mut self, entry: EntryId) {
-        let mut gone = vec![entry];
+    /// Takes some pages, to the end if the number allows it; tells whether it has come there.
+    pub(super) fn follow(&mut self, world: &mut World, pages: u32) -> bool {
+        for _ in 0..pages {
+            let (namespace, position, since) = (self.namespace, self.position, self.since);
+            let count_max = world.random.random_range(1..8);
+            let query = Query::Changes { namespace, position, since, count_max };
+            match world.ask(world.group_of(namespace.slot()), &query) {
+                Reply::Changes { changes, position, since, more } => {
+                    assert!(changes.len() <= count_max as usize);
+                    assert!(!more || position > self.position, "a page that goes nowhere");
+                    (self.position, self.since) = (position, since);
+                    self.take(world, changes);
+                    if !more {
+                        self.finish(world);
+                        return true;
+                    }
+                }
+                Reply::ChangesGone => {
+                    assert!(position > 0 || since > 0, "a fresh start is never refused");
+                    (self.position, self.since) = (0, 0);
+                    self.seen = 0;
+                    self.tree.clear();
+                    self.batch.clear();
+                    self.resets += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        false
+    }
+
+    fn take(&mut self, world: &mut World, changes: Vec<ChangeRow>) {
+        for ChangeRow { entry, row, list_below } in changes {
+            self.batch.insert(entry, row);
+            if list_below {
+                for row in self.list_below(world, entry) {
+                    self.batch.insert(row.entry, Some(row));
+                }
+            }
+        }
+    }
+
+    fn list_below(&self, world: &mut World, top: EntryId) -> Vec<EntryRow> {
+        let (namespace, mut position, mut found) = (self.namespace, Vec::new(), Vec::new());
+        loop {
+            let count_max = world.random.random_range(1..6);
+            let query = Query::Below { namespace, top, position, count_max };
+            let Reply::Below(Some(BelowPage { entries, position: next })) =
+                world.ask(world.group_of(namespace.slot()), &query)
+            else {
+                panic!("a folder that was told just now is not listed");
+            };
+            assert!(entries.len() <= count_max as usize);
+            found.extend(entries);
+            if next.is_empty() {
+                break;
+            }
+            position = next;
+        }
+        let mut seen = BTreeSet::from([top]);
+        for row in &found {
+            assert!(seen.contains(&row.parent), "before its folder: {row:?}");
+            assert!(seen.insert(row.entry), "twice: {row:?}");
+        }
+        let truth: BTreeSet<EntryId> = below(world, namespace, top).iter().map(|row| row.entry).collect();
+        seen.remove(&top);
+        assert_eq!(seen, truth, "what is below {top:?}");
+        found
+    }
+
+    /// The batch is whole: what is gone is dropped last, when what was moved out of it is where it belongs.
+    fn finish(&mut self, world: &World) {
+        let mut gone = Vec::new();
+        for (entry, row) in std::mem::take(&mut self.batch) {
+            match row {
+                Some(row) => drop(self.tree.insert(entry, row)),
+                None => gone.push(entry),
+            }
+        }
         while let Some(entry) = gone.pop() {
             self.tree.remove(&entry);
             gone.extend(self.tree.values().filter(|row| row.parent == entry).map(|row| row.entry));
         }
+        assert_eq!(self.tree, whole(world, self.namespace), "the journal leads elsewhere");
+        let row: NamespaceRow = world.row(&keys::namespace(self.namespace)).unwrap();
+        assert_eq!(self.position, row.sequence);
+        self.seen = self.position;
     }
 
-    /// Takes in what has changed, and compares. What is gone is dropped last, when what was moved out of it is
-    /// where it belongs.
-    pub(super) fn follow(&mut self, world: &World) {
-        let namespace = self.namespace;
-        let row: NamespaceRow = world.row(&keys::namespace(namespace)).unwrap();
-        let (from, to) = (keys::journal(namespace, self.seen + 1), keys::journal(namespace, u64::MAX));
-        let mut gone = Vec::new();
-        for (key, change) in world.rows::<JournalRow>(Table::Journal) {
-            if key < from || key > to {
-                continue;
-            }
-            match live(world, namespace, change.entry) {
-                None => gone.push(change.entry),
-                Some(entry) => {
-                    assert!(!change.deleted, "deleted and in the tree: {entry:?}");
-                    if entry.entry != ROOT_ENTRY {
-                        self.tree.insert(entry.entry, entry);
-                    }
-                    if change.arrived > self.seen {
-                        let arrived = below(world, namespace, change.entry);
-                        self.tree.extend(arrived.into_iter().map(|row| (row.entry, row)));
-                    }
-                }
-            }
-        }
-        gone.into_iter().for_each(|entry| self.drop_with_all_below(entry));
-        assert_eq!(self.tree, whole(world, namespace), "the journal from {} on leads elsewhere", self.seen);
-        self.seen = row.sequence;
+    /// How often it had to begin anew.
+    pub(super) fn resets(&self) -> u64 {
+        self.resets
+    }
+
+    /// Up to which number it has seen its namespace, and which that is.
+    pub(super) fn seen(&self) -> (NamespaceId, u64, &BTreeMap<EntryId, EntryRow>) {
+        (self.namespace, self.seen, &self.tree)
     }
 }

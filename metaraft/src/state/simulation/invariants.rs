@@ -210,8 +210,20 @@ fn check_journal(world: &World, all: &All) {
     for (namespace, row) in all.entries.iter().filter(|(_, row)| row.sequence > 0) {
         assert_eq!(latest[&(*namespace, row.entry)], (row.sequence, false));
     }
+    let pruned = |namespace: &NamespaceId| world.row(&keys::journal_pruned(*namespace)).unwrap_or(0_u64);
     for (namespace, item) in &all.trash {
-        assert_eq!(latest[&(*namespace, item.entry.entry)], (item.entry.sequence, true));
+        match latest.get(&(*namespace, item.entry.entry)) {
+            Some(latest) => assert_eq!(*latest, (item.entry.sequence, true)),
+            None => assert!(item.entry.sequence <= pruned(namespace), "pruned and not told: {item:?}"),
+        }
+    }
+    let tombstones: BTreeSet<(NamespaceId, u64)> = world
+        .rows::<()>(Table::Tombstone)
+        .iter()
+        .map(|(key, ())| keys::tombstone_parts(key).unwrap())
+        .collect();
+    for ((namespace, entry), (sequence, deleted)) in latest {
+        assert!(!deleted || tombstones.contains(&(namespace, sequence)), "kept for ever: {entry:?}");
     }
 }
 

@@ -64,6 +64,9 @@ pub(super) struct World {
 /// When every run begins.
 const START_MS: u64 = 1_800_000_000_000;
 
+/// How long journals keep what is gone.
+const HORIZON_MS: u64 = 40 * 3_600_000;
+
 /// Bytes that a namespace may take: sometimes not enough.
 const QUOTA_BYTES: u64 = 20 * CHUNK_BYTES_MAX as u64;
 
@@ -99,6 +102,9 @@ impl World {
         };
         for SlotRange { first, last, group } in world.slots.clone() {
             world.done(group, vec![DataStep::SlotsAdopt { first, last }]);
+        }
+        for group in world.groups.keys().copied().collect::<Vec<_>>() {
+            world.done(group, vec![DataStep::JournalHorizonSet { horizon_ms: HORIZON_MS }]);
         }
         for namespace in world.namespaces.clone() {
             let owner = AccountId::from_bytes([2; 16]);

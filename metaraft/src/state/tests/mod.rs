@@ -1,6 +1,7 @@
 //! What single commands do, and what they refuse.
 
 mod fuzz;
+mod journal;
 mod queries;
 mod registry;
 mod requests;

@@ -1,0 +1,150 @@
+//! Arguments of the commands that keep folders in sync.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use client::daemon::rate;
+use client::sync::config::Rate;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SyncCommand {
+    /// Keep a folder in sync, in the foreground, until Ctrl-C.
+    Run(SyncRun),
+    /// Add a folder to those that the daemon keeps in sync.
+    Add(SyncAdd),
+    /// Stop keeping a folder in sync, and forget that it was. Its files stay, here and on the server.
+    Remove(SyncFolder),
+    /// Start the daemon in the background.
+    Start,
+    /// Stop the daemon.
+    Stop,
+    /// Run the daemon in the foreground.
+    Daemon(SyncDaemon),
+    /// Show how each folder is, and what waits and why.
+    Status(SyncSome),
+    /// Pause a folder, or all of them.
+    Pause(SyncSome),
+    /// Go on with a folder, or with all of them.
+    Resume(SyncSome),
+    /// Let many deletes go ahead that wait to be confirmed.
+    Confirm(SyncFolder),
+    /// Show what was done.
+    Log(SyncLog),
+    /// Look at all of a folder now, or of all of them.
+    Rescan(SyncSome),
+    /// Do not keep a folder below on this device: it goes here, and stays on the server.
+    Exclude(SyncBelow),
+    /// Keep an excluded folder on this device again.
+    Include(SyncBelow),
+    /// Show or set bandwidth limits.
+    Limits(SyncLimits),
+    /// Print the systemd unit that runs the daemon while you are signed in, or install it.
+    Unit(SyncUnit),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncRun {
+    /// The local folder.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// The remote folder; made if it is not there.
+    #[arg(long, default_value = "/", value_name = "PATH")]
+    pub(crate) remote: String,
+    /// End as soon as both sides agree, with exit code 0; or with 1 if something keeps them from it.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Where to keep the state. [default: DIR/.keepstone]
+    #[arg(long, value_name = "DIR2")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
+    /// More deletes at once wait for `keepstone sync confirm DIR`.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) deletes_max: u64,
+    /// Look at everything this often, besides noticing changes.
+    #[arg(long, value_name = "MINUTES", default_value_t = 30)]
+    pub(crate) scan_minutes: u64,
+}
+
+/// Bandwidth limits. What is not given stays as it is.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LimitArguments {
+    /// Bytes per second to the server, such as 500K or 2M; `auto` is 80% of what is measured; or `unlimited`.
+    #[arg(long, value_name = "RATE", value_parser = rate::parse)]
+    pub(crate) up: Option<Rate>,
+    /// The same from the server.
+    #[arg(long, value_name = "RATE", value_parser = rate::parse)]
+    pub(crate) down: Option<Rate>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncAdd {
+    /// The local folder.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// The remote folder; made if it is not there.
+    #[arg(long, default_value = "/", value_name = "PATH")]
+    pub(crate) remote: String,
+    /// Where to keep the state. [default: DIR/.keepstone]
+    #[arg(long, value_name = "DIR2")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncFolder {
+    /// The local folder.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncSome {
+    /// The local folder. [default: all]
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncDaemon {
+    /// Leave the terminal's session, as `start` wants it.
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncLog {
+    /// The local folder. [default: all]
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// How many entries of each folder.
+    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) lines: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncBelow {
+    /// The local folder that is kept in sync.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// A folder below it, such as `photos/raw`.
+    #[arg(value_name = "PATH")]
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncLimits {
+    /// The local folder. [default: each of them]
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncUnit {
+    /// Write it to the systemd directory of this user.
+    #[arg(long)]
+    pub(crate) install: bool,
+}

@@ -1,0 +1,196 @@
+//! `sync add`, `remove`, `pause`, `resume`, `confirm`, `rescan`, `exclude`, `include`, `limits`: by the daemon if one
+//! runs; what is only noted in the configuration is noted there without one.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use client::daemon::client::Refused;
+use client::daemon::config::{self, ConfigError, DaemonConfig, RootConfig};
+use client::daemon::forget::forget;
+use client::daemon::paths::Paths;
+use client::daemon::{rate, supervisor, wire as convert};
+use client::path::RemotePath;
+use proto::daemon as wire;
+use serde_json::json;
+
+use super::reach::{self, roots};
+use super::{absolute, directory, existing_directory, utf8};
+use crate::args::{Global, SyncAdd, SyncBelow, SyncFolder, SyncLimits, SyncSome};
+use crate::output::Output;
+use crate::table::{Side, Table};
+
+const NOT_RUNNING: &str = "The sync daemon does not run; start it with `keepstone sync start`.";
+
+/// Changes the configuration. A daemon that starts at the same moment reads it afterwards: it has its socket first.
+async fn edit<T: Send + 'static>(
+    change: impl FnOnce(&mut DaemonConfig) -> Result<T, ConfigError> + Send + 'static,
+) -> anyhow::Result<T> {
+    let path = Paths::from_environment()?.config;
+    Ok(tokio::task::spawn_blocking(move || config::edit(&path, change)).await??)
+}
+
+pub(crate) async fn add(global: &Global, arguments: SyncAdd, output: &Output) -> anyhow::Result<ExitCode> {
+    let directory = existing_directory(&arguments.directory)?;
+    let remote = RemotePath::parse(&arguments.remote)?;
+    let state = arguments.state.as_deref().map(absolute).transpose()?;
+    let profile = global.profile.as_deref().map(absolute).transpose()?;
+    let api = reach::find(None).await?;
+    let running = api.is_some();
+    if let Some(mut api) = api {
+        let text = |path: &Option<PathBuf>| path.as_deref().map(utf8).transpose();
+        let request = wire::AddRequest {
+            directory: utf8(&directory)?,
+            remote: remote.to_string(),
+            state: text(&state)?.unwrap_or_default(),
+            profile: text(&profile)?.unwrap_or_default(),
+            up_limit: arguments.limits.up.map(convert::rate_to_wire),
+            down_limit: arguments.limits.down.map(convert::rate_to_wire),
+        };
+        api.add(request).await.map_err(Refused::from)?;
+    } else {
+        let mut root = RootConfig::new(directory.clone(), &remote);
+        (root.state, root.profile) = (state, profile);
+        root.up = arguments.limits.up.unwrap_or_default();
+        root.down = arguments.limits.down.unwrap_or_default();
+        edit(move |config| config.add(root)).await?;
+    }
+    let document = json!({ "directory": directory, "remote": remote.to_string(), "running": running });
+    output.print(&document, || {
+        let hint = if running { String::new() } else { format!("\n{NOT_RUNNING}") };
+        format!("{} is kept in sync with {remote}{hint}", directory.display())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn remove(arguments: &SyncFolder, output: &Output) -> anyhow::Result<ExitCode> {
+    let directory = directory(&arguments.directory)?;
+    if let Some(mut api) = reach::find(None).await? {
+        let request = wire::RemoveRequest { directory: utf8(&directory)? };
+        api.remove(request).await.map_err(Refused::from)?;
+    } else {
+        forget_without_daemon(&directory).await?;
+    }
+    output.print(&json!({ "directory": directory }), || {
+        format!("{} is not kept in sync any more; its files stay", directory.display())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Of a folder that is in the configuration, or was kept in sync by `sync run` only.
+async fn forget_without_daemon(directory: &Path) -> anyhow::Result<()> {
+    let removed = directory.to_owned();
+    let path = Paths::from_environment()?.config;
+    let forgotten = tokio::task::spawn_blocking(move || {
+        let root = match config::edit(&path, |config| config.remove(&removed)) {
+            Ok(root) => Some(root),
+            Err(ConfigError::Unknown { .. }) => None,
+            Err(error) => return Err(anyhow::Error::from(error)),
+        };
+        let state = root.as_ref().and_then(|root| root.state.as_deref());
+        let was_kept = forget(&removed, state)?;
+        anyhow::ensure!(was_kept || root.is_some(), ConfigError::Unknown { directory: removed });
+        Ok(())
+    });
+    forgotten.await?
+}
+
+pub(crate) async fn pause(arguments: &SyncSome, paused: bool, output: &Output) -> anyhow::Result<ExitCode> {
+    let directory = arguments.directory.as_deref().map(directory).transpose()?;
+    if let Some(mut api) = reach::find(directory.as_deref()).await? {
+        let request = wire::PauseRequest { roots: roots(directory.as_deref())?, paused };
+        api.pause(request).await.map_err(Refused::from)?;
+    } else {
+        let chosen = directory.clone();
+        edit(move |config| supervisor::set_paused(config, chosen.as_deref(), paused)).await?;
+    }
+    output.print(&json!({ "directory": directory, "paused": paused }), || {
+        let which = directory.as_deref().map_or("Everything".to_owned(), |path| path.display().to_string());
+        format!("{which} {}", if paused { "is paused" } else { "goes on" })
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn confirm(arguments: &SyncFolder, output: &Output) -> anyhow::Result<ExitCode> {
+    let directory = directory(&arguments.directory)?;
+    let mut api = reach::require(Some(&directory)).await?;
+    let request = wire::ConfirmRequest { directory: utf8(&directory)? };
+    let answer = api.confirm(request).await.map_err(Refused::from)?.into_inner();
+    output.print(&json!({ "directory": directory, "deletes": answer.deletes }), || match answer.deletes {
+        0 => "No deletes wait to be confirmed".to_owned(),
+        count => format!("{} may go ahead", crate::format::count(count, "delete")),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn rescan(arguments: &SyncSome, output: &Output) -> anyhow::Result<ExitCode> {
+    let directory = arguments.directory.as_deref().map(directory).transpose()?;
+    let mut api = reach::require(directory.as_deref()).await?;
+    let request = wire::RescanRequest { roots: roots(directory.as_deref())? };
+    api.rescan(request).await.map_err(Refused::from)?;
+    output.print(&json!({ "directory": directory }), String::new)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn exclude(
+    arguments: &SyncBelow,
+    excluded: bool,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let directory = directory(&arguments.directory)?;
+    let mut api = reach::require(Some(&directory)).await?;
+    let path = arguments.path.trim_matches('/').to_owned();
+    let request = wire::ExcludeRequest { directory: utf8(&directory)?, path: path.clone(), excluded };
+    api.exclude(request).await.map_err(Refused::from)?;
+    output.print(&json!({ "directory": directory, "path": path, "excluded": excluded }), || {
+        if excluded {
+            format!("{path} goes from this device; it stays on the server")
+        } else {
+            format!("{path} comes back to this device")
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn limits(arguments: &SyncLimits, output: &Output) -> anyhow::Result<ExitCode> {
+    let directory = arguments.directory.as_deref().map(directory).transpose()?;
+    let (up, down) = (arguments.limits.up, arguments.limits.down);
+    if up.is_some() || down.is_some() {
+        set_limits(directory.as_deref(), arguments).await?;
+    }
+    // Without a daemon, and for all that it keeps, the configuration is what holds.
+    let path = Paths::from_environment()?.config;
+    let config = tokio::task::spawn_blocking(move || DaemonConfig::load(&path)).await??;
+    let chosen: Vec<&RootConfig> = config
+        .roots
+        .iter()
+        .filter(|root| directory.as_ref().is_none_or(|directory| *directory == root.directory))
+        .collect();
+    let rows: Vec<_> = chosen
+        .iter()
+        .map(|root| json!({ "directory": root.directory, "up": rate::show(root.up), "down": rate::show(root.down) }))
+        .collect();
+    output.print(&json!({ "limits": rows }), || {
+        let mut table = Table::new(&[("UP", Side::Right), ("DOWN", Side::Right), ("FOLDER", Side::Left)]);
+        for root in &chosen {
+            table.row(vec![rate::show(root.up), rate::show(root.down), root.directory.display().to_string()]);
+        }
+        table.render()
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn set_limits(directory: Option<&Path>, arguments: &SyncLimits) -> anyhow::Result<()> {
+    let (up, down) = (arguments.limits.up, arguments.limits.down);
+    if let Some(mut api) = reach::find(directory).await? {
+        let request = wire::SetLimitsRequest {
+            roots: roots(directory)?,
+            up_limit: up.map(convert::rate_to_wire),
+            down_limit: down.map(convert::rate_to_wire),
+        };
+        api.set_limits(request).await.map_err(Refused::from)?;
+    } else {
+        let chosen = directory.map(Path::to_owned);
+        edit(move |config| supervisor::set_limits(config, chosen.as_deref(), up, down)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! `sync run`: one folder, in the foreground.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use client::daemon::config::RootConfig;
+use client::daemon::keeper::Shared;
+use client::daemon::paths::Paths;
+use client::daemon::server::{self, RunSocket};
+use client::path::RemotePath;
+use client::profile::Profile;
+use client::sync::config::SyncConfig;
+use client::sync::handle::{Ended, Handle};
+use client::sync::session::Session;
+use client::sync::status::{LogEntry, Quiet, Status};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
+
+use super::show::shown;
+use crate::args::{Global, SyncRun};
+use crate::format;
+use crate::output::Output;
+use crate::shutdown::StopSignals;
+
+/// How often the terminal's progress line is made anew.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Why it came to an end.
+enum End {
+    Signal,
+    Ended(Ended),
+    Quiet(Quiet),
+}
+
+pub(crate) async fn run(global: &Global, arguments: SyncRun, output: &Output) -> anyhow::Result<ExitCode> {
+    let mut signals = StopSignals::new()?;
+    let config = configure(global, &arguments)?;
+    let kept = RootConfig::new(config.root.clone(), &config.remote_path);
+    let session = Session::start(config).await?;
+    let mut printer = Printer::new(*output, session.events());
+    let socket = listen(&session, kept).await;
+    let end = tokio::select! {
+        end = follow(&session, &mut printer, arguments.once) => end,
+        () = signals.wait() => End::Signal,
+    };
+    session.stop().await;
+    if let Some(socket) = socket {
+        socket.stop().await;
+    }
+    printer.finish();
+    report(end, &session.status(), arguments.once, output)
+}
+
+fn configure(global: &Global, arguments: &SyncRun) -> anyhow::Result<SyncConfig> {
+    let root = super::existing_directory(&arguments.directory)?;
+    let remote = RemotePath::parse(&arguments.remote)?;
+    let path = super::super::profile_path(global)?;
+    let connect = Profile::load(&path)?.connect_options(&path)?;
+    let mut config = SyncConfig::new(root, remote, connect);
+    config.state_dir = arguments.state.as_deref().map(super::absolute).transpose()?;
+    config.limits.up = arguments.limits.up.unwrap_or_default();
+    config.limits.down = arguments.limits.down.unwrap_or_default();
+    config.delete_guard.count_max = arguments.deletes_max;
+    config.scan_interval = Duration::from_secs(arguments.scan_minutes.max(1).saturating_mul(60));
+    Ok(config)
+}
+
+/// So that `sync status`, `confirm` and the like reach this folder too. It is kept in sync without that as well.
+async fn listen(session: &Handle, config: RootConfig) -> Option<RunSocket> {
+    let socket = match Paths::from_environment() {
+        Ok(paths) => paths.socket_of_run(&config.directory),
+        Err(error) => {
+            tracing::warn!(%error, "commands cannot reach this folder");
+            return None;
+        }
+    };
+    let (_metered, metered_pause) = watch::channel(false);
+    let shared = Shared { profile: Path::new("").to_owned(), metered_pause, notices: None };
+    match server::serve_session(&socket, config, session.clone(), shared) {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            tracing::warn!(%error, "commands cannot reach this folder");
+            None
+        }
+    }
+}
+
+/// Prints what is done until it ends by itself.
+async fn follow(session: &Handle, printer: &mut Printer, once: bool) -> End {
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    let quiet = async { if once { session.quiet().await } else { std::future::pending().await } };
+    tokio::pin!(quiet);
+    loop {
+        tokio::select! {
+            quiet = &mut quiet => {
+                return match quiet {
+                    Ok(quiet) => End::Quiet(quiet),
+                    Err(ended) => End::Ended(ended),
+                };
+            }
+            ended = session.ended_wait() => return End::Ended(ended),
+            event = printer.events.recv() => match event {
+                Ok(event) => printer.event(&event),
+                Err(RecvError::Lagged(missed)) => printer.missed(missed),
+                Err(RecvError::Closed) => return End::Ended(session.ended_wait().await),
+            },
+            _ = ticks.tick() => printer.progress(&session.status()),
+        }
+    }
+}
+
+fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Result<ExitCode> {
+    match end {
+        End::Ended(ended) => Err(ended).context("stopped"),
+        End::Signal => {
+            output.print(&json!({ "agreed": false, "stopped": true, "status": status }), String::new)?;
+            if once {
+                eprintln!("keepstone: stopped before both sides agreed");
+            }
+            Ok(if once { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        End::Quiet(quiet) => {
+            let document = json!({ "agreed": quiet.agreed, "waiting": quiet.waiting, "status": status });
+            output.print(&document, || {
+                if !quiet.agreed {
+                    return String::new();
+                }
+                format!("{} in sync with {}", format::count(status.agreed_count, "entry"), status.remote_path)
+                    .replace("entrys", "entries")
+            })?;
+            if quiet.agreed {
+                return Ok(ExitCode::SUCCESS);
+            }
+            for waiting in &quiet.waiting {
+                eprintln!("keepstone: {}: {}", shown(&waiting.path), shown(&waiting.why));
+            }
+            if quiet.waiting.is_empty() {
+                eprintln!("keepstone: not in sync: {}", shown(&status.message));
+            }
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Says what is done: one line each, and a progress line on a terminal.
+struct Printer {
+    output: Output,
+    events: broadcast::Receiver<LogEntry>,
+    bar: Option<ProgressBar>,
+}
+
+impl Printer {
+    fn new(output: Output, events: broadcast::Receiver<LogEntry>) -> Self {
+        let watched = !output.is_json() && std::io::stderr().is_terminal();
+        let bar = watched.then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Self { output, events, bar }
+    }
+
+    fn line(&self, line: &str) {
+        if self.output.is_json() {
+            return;
+        }
+        let print = || {
+            // Nobody reads any more: the folder is kept in sync all the same.
+            drop(writeln!(std::io::stdout(), "{line}"));
+        };
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    fn event(&self, event: &LogEntry) {
+        let word = event.what.word().replace('-', " ");
+        let detail =
+            if event.detail.is_empty() { String::new() } else { format!(" ({})", shown(&event.detail)) };
+        self.line(format!("{word:<14}  {}{detail}", shown(&event.path)).trim_end());
+    }
+
+    fn missed(&self, count: u64) {
+        self.line(&format!("...             {count} more; `keepstone sync log` has them"));
+    }
+
+    fn progress(&self, status: &Status) {
+        let Some(bar) = &self.bar else { return };
+        bar.set_message(format!(
+            "{} in sync, {} to do; up {}/s, down {}/s{}",
+            status.agreed_count,
+            status.pending_count,
+            format::size(status.up.bytes_per_second),
+            format::size(status.down.bytes_per_second),
+            if status.message.is_empty() { String::new() } else { format!("; {}", shown(&status.message)) }
+        ));
+        bar.tick();
+    }
+
+    /// Prints what was done until the end.
+    fn finish(&mut self) {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => self.event(&event),
+                Err(broadcast::error::TryRecvError::Lagged(missed)) => self.missed(missed),
+                Err(_empty_or_closed) => break,
+            }
+        }
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

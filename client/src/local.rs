@@ -1,0 +1,19 @@
+//! The folder on this device: finding what changed in it, and changing it without losing anything.
+
+mod beneath;
+pub mod disk;
+pub mod guard;
+pub mod hash;
+pub mod ignore_rules;
+mod list;
+pub mod local_names;
+pub mod model;
+pub mod rel;
+pub mod replace;
+pub mod root;
+pub mod scan;
+pub mod temp;
+#[cfg(test)]
+mod testing;
+pub mod trash;
+pub mod watch;

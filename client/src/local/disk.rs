@@ -1,0 +1,467 @@
+//! Looks at, and changes, what is on disk, one thing at a time. All of it blocks.
+//!
+//! Invariants:
+//! - Nothing outside the root is touched, no symlink is followed, no mount point below the root is entered.
+//! - Nothing that is there is replaced or removed unless it is what was last seen: each change names the [`Stamp`] or
+//!   [`Identity`] that it expects.
+//! - An error leaves the disk as it was, but where a function says otherwise.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
+
+use super::beneath;
+use super::model::{Identity, Stamp};
+use super::rel::Rel;
+use super::root::Root;
+
+/// Why something on disk was not done. Variants differ where the caller's next move differs.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Not as it was expected: scan it, and plan anew.
+    #[error("{0} has changed meanwhile")]
+    Changed(Rel),
+    /// Not there, or a folder on the way is not: scan it, and plan anew.
+    #[error("{0} has vanished meanwhile")]
+    Vanished(Rel),
+    /// Something is at the place: scan it, and plan anew.
+    #[error("{0} is there already")]
+    Exists(Rel),
+    /// The disk, or the quota on it, is full: try again later.
+    #[error("no space left on the disk for {0}")]
+    NoSpace(Rel),
+    /// Permissions, or a read-only file system.
+    #[error("{0} may not be changed: check its permissions")]
+    Denied(Rel),
+    /// This file system cannot hold it.
+    #[error("this file system cannot hold {rel}: {reason}")]
+    NotSupported {
+        /// What.
+        rel: Rel,
+        /// Why.
+        reason: String,
+    },
+    /// Anything else, damaged disks among it.
+    #[error("{rel}: {source}")]
+    Io {
+        /// What.
+        rel: Rel,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl DiskError {
+    /// Sorts what the system says of `rel`.
+    pub(super) fn of(rel: &Rel, errno: Errno) -> Self {
+        let rel = rel.clone();
+        match errno {
+            Errno::NOENT => Self::Vanished(rel),
+            Errno::EXIST | Errno::NOTEMPTY => Self::Exists(rel),
+            // A symlink, a file or a mount point is where a folder was; or the reverse.
+            Errno::LOOP | Errno::NOTDIR | Errno::ISDIR | Errno::XDEV | Errno::BUSY => Self::Changed(rel),
+            Errno::NOSPC | Errno::DQUOT => Self::NoSpace(rel),
+            Errno::ACCESS | Errno::PERM | Errno::ROFS => Self::Denied(rel),
+            Errno::NAMETOOLONG => Self::NotSupported { rel, reason: "the name is too long".to_owned() },
+            Errno::ILSEQ => Self::NotSupported { rel, reason: "it does not allow the name".to_owned() },
+            Errno::FBIG => Self::NotSupported { rel, reason: "the file is too large".to_owned() },
+            Errno::OPNOTSUPP | Errno::NOSYS => {
+                Self::NotSupported { rel, reason: "it lacks the operation".to_owned() }
+            }
+            other => Self::Io { rel, source: other.into() },
+        }
+    }
+
+    /// As [`of`](Self::of), of what the standard library gives.
+    pub(super) fn of_io(rel: &Rel, error: std::io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(errno) => Self::of(rel, errno),
+            None => Self::Io { rel: rel.clone(), source: error },
+        }
+    }
+}
+
+/// When the entries of the folders that change are made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Before the function returns.
+    Now,
+    /// By [`Root::sync_folder`], called for each folder once for many changes, before they are recorded.
+    Later,
+}
+
+/// What something on disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// A folder.
+    Folder,
+    /// A regular file.
+    File,
+    /// A symlink.
+    Symlink,
+    /// A pipe, socket or device: not synchronised.
+    Special,
+    /// A folder or file where another file system is mounted: not synchronised.
+    MountPoint,
+}
+
+/// What is at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// What it is.
+    pub kind: ObjectKind,
+    /// How it is.
+    pub stamp: Stamp,
+    /// Names that it has, on the whole file system.
+    pub links: u32,
+}
+
+pub(super) fn nanoseconds(time: rustix::fs::StatxTimestamp) -> i64 {
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
+}
+
+pub(super) fn object_of(stat: &Statx, device: u64) -> Object {
+    let kind = match FileType::from_raw_mode(stat.stx_mode.into()) {
+        _ if beneath::device_of(stat) != device || beneath::is_mount_point(stat) => ObjectKind::MountPoint,
+        FileType::Directory => ObjectKind::Folder,
+        FileType::RegularFile => ObjectKind::File,
+        FileType::Symlink => ObjectKind::Symlink,
+        _ => ObjectKind::Special,
+    };
+    let known = rustix::fs::StatxFlags::from_bits_retain(stat.stx_mask);
+    let born_ns = if known.contains(rustix::fs::StatxFlags::BTIME) { nanoseconds(stat.stx_btime) } else { 0 };
+    let stamp = Stamp {
+        identity: Identity { inode: stat.stx_ino, born_ns },
+        size: stat.stx_size,
+        mtime_ns: nanoseconds(stat.stx_mtime),
+        ctime_ns: nanoseconds(stat.stx_ctime),
+        mode: u32::from(stat.stx_mode) & 0o7777,
+    };
+    Object { kind, stamp, links: stat.stx_nlink }
+}
+
+/// Whether two stamps are of one object with the same bytes; a rename between them is allowed.
+pub(super) fn same_but_renamed(a: &Stamp, b: &Stamp) -> bool {
+    Stamp { ctime_ns: 0, ..*a } == Stamp { ctime_ns: 0, ..*b }
+}
+
+pub(super) fn times(mtime_ns: i64) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec {
+            tv_sec: mtime_ns.div_euclid(1_000_000_000),
+            tv_nsec: mtime_ns.rem_euclid(1_000_000_000),
+        },
+    }
+}
+
+pub(super) fn mode_of(bits: u32) -> Mode {
+    Mode::from_raw_mode(bits & 0o7777)
+}
+
+/// Does something in folders that we own, also if they are read-only: they are made writable for that moment. After a
+/// crash in it the owner may write in them.
+pub(super) fn in_writable<T>(
+    folders: &[BorrowedFd<'_>],
+    act: impl Fn() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let denied = match act() {
+        Err(Errno::ACCESS) => Errno::ACCESS,
+        done => return done,
+    };
+    let mut changed = Vec::new();
+    for folder in folders {
+        let stat = beneath::stat_at(*folder, OsStr::new(""), AtFlags::EMPTY_PATH)?;
+        let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777);
+        if mode.contains(Mode::WUSR | Mode::XUSR) {
+            continue;
+        }
+        let path = beneath::path_of_fd(*folder);
+        let writable = mode | Mode::WUSR | Mode::XUSR;
+        if rustix::fs::chmodat(rustix::fs::CWD, &path, writable, AtFlags::empty()).is_ok() {
+            changed.push((path, mode));
+        }
+    }
+    let done = if changed.is_empty() { Err(denied) } else { act() };
+    for (path, mode) in changed {
+        if let Err(error) = rustix::fs::chmodat(rustix::fs::CWD, &path, mode, AtFlags::empty()) {
+            tracing::warn!(%error, "a folder stays writable");
+        }
+    }
+    done
+}
+
+type Named<'a> = (BorrowedFd<'a>, &'a OsStr);
+
+/// Renames, replacing nothing, also on file systems that cannot promise that, and in folders that are read-only.
+pub(super) fn rename_new(from: Named<'_>, to: Named<'_>) -> Result<(), Errno> {
+    match in_writable(&[from.0, to.0], || rename_new_once(from, to)) {
+        // A folder that goes into another one is changed itself: its `..` is.
+        Err(Errno::ACCESS) => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let moved = rustix::fs::openat(from.0, from.1, flags, Mode::empty())
+                .map_err(|_no_folder| Errno::ACCESS)?;
+            in_writable(&[from.0, to.0, moved.as_fd()], || rename_new_once(from, to))
+        }
+        done => done,
+    }
+}
+
+fn rename_new_once(from: Named<'_>, to: Named<'_>) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS) => {}
+        renamed => return renamed,
+    }
+    // A hard link does not replace either. Folders have none: there, something made between the look and the rename
+    // can only be an empty folder (anything else makes the rename fail).
+    match rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty()) {
+        Ok(()) => return rustix::fs::unlinkat(from.0, from.1, AtFlags::empty()),
+        Err(Errno::EXIST) => return Err(Errno::EXIST),
+        Err(_no_links) => {}
+    }
+    match beneath::stat_at(to.0, to.1, AtFlags::empty()) {
+        Ok(_there) => Err(Errno::EXIST),
+        Err(Errno::NOENT) => rustix::fs::renameat(from.0, from.1, to.0, to.1),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether two places may be one on a case-blind file system.
+fn is_same_entry(from: &Rel, to: &Rel) -> bool {
+    from != to && from.as_str().to_lowercase() == to.as_str().to_lowercase()
+}
+
+impl Root {
+    pub(super) fn parent_of<'a>(&self, rel: &'a Rel) -> Result<(OwnedFd, &'a OsStr), DiskError> {
+        let (folder, name) =
+            beneath::open_parent(self.fd(), rel).map_err(|errno| DiskError::of(rel, errno))?;
+        Ok((folder, OsStr::new(name)))
+    }
+
+    pub(super) fn object_at(&self, folder: BorrowedFd<'_>, name: &OsStr) -> Result<Object, Errno> {
+        Ok(object_of(&beneath::stat_at(folder, name, AtFlags::empty())?, self.device()))
+    }
+
+    pub(super) fn object_of_fd(&self, fd: BorrowedFd<'_>) -> Result<Object, Errno> {
+        Ok(object_of(&beneath::stat_at(fd, OsStr::new(""), AtFlags::EMPTY_PATH)?, self.device()))
+    }
+
+    pub(super) fn sync_fd(&self, rel: &Rel, folder: &Rel, durability: Durability) -> Result<(), DiskError> {
+        match durability {
+            Durability::Later => Ok(()),
+            Durability::Now => self.sync_folder(folder).map_err(|error| match error {
+                DiskError::Io { source, .. } => DiskError::Io { rel: rel.clone(), source },
+                other => other,
+            }),
+        }
+    }
+
+    /// Opens a folder to be listed.
+    pub(super) fn open_folder(&self, rel: &Rel) -> Result<OwnedFd, Errno> {
+        beneath::open(self.fd(), rel, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// What is at `rel`; `None` if nothing, or if a folder on the way is not there.
+    ///
+    /// # Errors
+    /// `Denied`, `Io`.
+    pub fn stat(&self, rel: &Rel) -> Result<Option<Object>, DiskError> {
+        let fd = match beneath::open(self.fd(), rel, OFlags::PATH) {
+            Ok(fd) => fd,
+            // A path with a symlink or a file in it leads to nothing; a symlink at its end is something.
+            Err(Errno::LOOP | Errno::XDEV) if !rel.is_root() => {
+                return match self.parent_of(rel) {
+                    Ok((folder, name)) => match self.object_at(folder.as_fd(), name) {
+                        Ok(object) => Ok(Some(object)),
+                        Err(Errno::NOENT) => Ok(None),
+                        Err(errno) => Err(DiskError::of(rel, errno)),
+                    },
+                    Err(DiskError::Changed(_) | DiskError::Vanished(_)) => Ok(None),
+                    Err(error) => Err(error),
+                };
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(errno) => return Err(DiskError::of(rel, errno)),
+        };
+        self.object_of_fd(fd.as_fd()).map(Some).map_err(|errno| DiskError::of(rel, errno))
+    }
+
+    /// Opens a regular file, and says how it is.
+    ///
+    /// # Errors
+    /// `Vanished`; `Changed` if it is no file; `Denied`, `Io`.
+    pub fn open_for_read(&self, rel: &Rel) -> Result<(File, Stamp), DiskError> {
+        // Without O_NONBLOCK the opening of a pipe that took the file's place would wait for a writer.
+        let fd = beneath::open(self.fd(), rel, OFlags::RDONLY | OFlags::NONBLOCK)
+            .map_err(|errno| DiskError::of(rel, errno))?;
+        let object = self.object_of_fd(fd.as_fd()).map_err(|errno| DiskError::of(rel, errno))?;
+        match object.kind {
+            ObjectKind::File => Ok((File::from(fd), object.stamp)),
+            _ => Err(DiskError::Changed(rel.clone())),
+        }
+    }
+
+    /// The bytes that a symlink points with, and how it is.
+    ///
+    /// # Errors
+    /// `Vanished`; `Changed` if it is no symlink; `Denied`, `Io`.
+    pub fn read_symlink(&self, rel: &Rel) -> Result<(Vec<u8>, Stamp), DiskError> {
+        let (folder, name) = self.parent_of(rel)?;
+        let object = self.object_at(folder.as_fd(), name).map_err(|errno| DiskError::of(rel, errno))?;
+        let target = rustix::fs::readlinkat(&folder, name, Vec::new()).map_err(|errno| match errno {
+            Errno::INVAL => DiskError::Changed(rel.clone()),
+            other => DiskError::of(rel, other),
+        })?;
+        // A symlink's target never changes: the same object, the same target.
+        let after = self.object_at(folder.as_fd(), name).map_err(|errno| DiskError::of(rel, errno))?;
+        if after != object || object.kind != ObjectKind::Symlink {
+            return Err(DiskError::Changed(rel.clone()));
+        }
+        Ok((target.into_bytes(), object.stamp))
+    }
+
+    /// Makes the entries of a folder durable.
+    ///
+    /// # Errors
+    /// `Vanished`, `Changed`, `Denied`, `Io`: then nothing that was done in it may be recorded as done.
+    pub fn sync_folder(&self, folder: &Rel) -> Result<(), DiskError> {
+        beneath::open(self.fd(), folder, OFlags::RDONLY | OFlags::DIRECTORY)
+            .and_then(rustix::fs::fsync)
+            .map_err(|errno| DiskError::of(folder, errno))
+    }
+
+    /// Makes a folder. After a crash: not there, or there with the owner's bits only, or whole.
+    ///
+    /// # Errors
+    /// `Exists`, `Vanished` (its parent), `NoSpace`, `Denied`, `NotSupported`, `Io`.
+    pub fn create_folder(&self, rel: &Rel, mode: u32, durability: Durability) -> Result<Stamp, DiskError> {
+        let (parent, name) = self.parent_of(rel)?;
+        let failed = |errno| DiskError::of(rel, errno);
+        in_writable(&[parent.as_fd()], || rustix::fs::mkdirat(&parent, name, Mode::RWXU)).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
+        rustix::fs::fchmod(&fd, mode_of(mode)).map_err(failed)?;
+        if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
+            rustix::fs::fsync(&fd).map_err(failed)?;
+            self.sync_folder(&folder)?;
+        }
+        Ok(self.object_of_fd(fd.as_fd()).map_err(failed)?.stamp)
+    }
+
+    /// Makes a symlink. After a crash: not there, or whole.
+    ///
+    /// # Errors
+    /// `Exists`, `Vanished` (its folder), `NoSpace`, `Denied`, `NotSupported`, `Io`.
+    pub fn create_symlink(
+        &self,
+        rel: &Rel,
+        target: &[u8],
+        mtime_ns: i64,
+        durability: Durability,
+    ) -> Result<Stamp, DiskError> {
+        let (parent, name) = self.parent_of(rel)?;
+        let failed = |errno| DiskError::of(rel, errno);
+        let target = OsStr::from_bytes(target);
+        in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name)).map_err(failed)?;
+        rustix::fs::utimensat(&parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
+            self.sync_folder(&folder)?;
+        }
+        Ok(self.object_at(parent.as_fd(), name).map_err(failed)?.stamp)
+    }
+
+    /// Moves a file, folder or symlink to a place where nothing is, if it is the object that is expected. After a
+    /// crash: at the one place or the other; never at both on file systems that can rename without replacing.
+    ///
+    /// # Errors
+    /// `Changed` if another object is at `from`; `Vanished`; `Exists`; `NoSpace`, `Denied`, `NotSupported`, `Io`.
+    pub fn move_entry(
+        &self,
+        from: &Rel,
+        to: &Rel,
+        expected: Identity,
+        durability: Durability,
+    ) -> Result<Stamp, DiskError> {
+        let (from_folder, from_name) = self.parent_of(from)?;
+        let (to_folder, to_name) = self.parent_of(to)?;
+        let is_expected = |folder: BorrowedFd<'_>, name| {
+            self.object_at(folder, name).map(|object| (object.stamp.identity == expected, object.stamp))
+        };
+        let (as_expected, _) =
+            is_expected(from_folder.as_fd(), from_name).map_err(|errno| DiskError::of(from, errno))?;
+        if !as_expected {
+            return Err(DiskError::Changed(from.clone()));
+        }
+        let renamed = if is_same_entry(from, to)
+            && is_expected(to_folder.as_fd(), to_name).is_ok_and(|(is_it, _)| is_it)
+        {
+            // A case-blind file system has it at both names: the one is given the other's spelling.
+            rustix::fs::renameat(&from_folder, from_name, &to_folder, to_name)
+        } else {
+            rename_new((from_folder.as_fd(), from_name), (to_folder.as_fd(), to_name))
+        };
+        renamed.map_err(|errno| match errno {
+            // Into itself.
+            Errno::INVAL => DiskError::Changed(to.clone()),
+            Errno::NOENT => DiskError::Vanished(from.clone()),
+            other => DiskError::of(to, other),
+        })?;
+        let (as_expected, stamp) =
+            is_expected(to_folder.as_fd(), to_name).map_err(|errno| DiskError::of(to, errno))?;
+        if !as_expected {
+            // Somebody put another thing there between the look and the rename: back with it.
+            rename_new((to_folder.as_fd(), to_name), (from_folder.as_fd(), from_name))
+                .map_err(|errno| DiskError::of(to, errno))?;
+            return Err(DiskError::Changed(from.clone()));
+        }
+        for folder in [to.parent(), from.parent()].into_iter().flatten() {
+            self.sync_fd(to, &folder, durability)?;
+        }
+        Ok(stamp)
+    }
+
+    /// Gives a file or folder its permission bits and time (a folder's time is left alone), if it is as expected. A
+    /// symlink has neither. After a crash: none, one or both are given.
+    ///
+    /// # Errors
+    /// `Changed`, `Vanished`, `Denied`, `Io`.
+    pub fn set_attributes(
+        &self,
+        rel: &Rel,
+        expected: &Stamp,
+        mode: u32,
+        mtime_ns: i64,
+    ) -> Result<Stamp, DiskError> {
+        let failed = |errno| DiskError::of(rel, errno);
+        // Not opened for reading: a file that nobody may read can get its bits back.
+        let fd = beneath::open(self.fd(), rel, OFlags::PATH).map_err(failed)?;
+        let object = self.object_of_fd(fd.as_fd()).map_err(failed)?;
+        let as_expected = match object.kind {
+            ObjectKind::File => object.stamp == *expected,
+            // Its times and size tell of what is in it.
+            ObjectKind::Folder => {
+                object.stamp.identity == expected.identity && object.stamp.mode == expected.mode
+            }
+            _ => false,
+        };
+        if !as_expected {
+            return Err(DiskError::Changed(rel.clone()));
+        }
+        let this = beneath::path_of_fd(fd.as_fd());
+        if object.kind == ObjectKind::File && object.stamp.mtime_ns != mtime_ns {
+            rustix::fs::utimensat(rustix::fs::CWD, &this, &times(mtime_ns), AtFlags::empty())
+                .map_err(failed)?;
+        }
+        if object.stamp.mode != mode & 0o7777 {
+            rustix::fs::chmodat(rustix::fs::CWD, &this, mode_of(mode), AtFlags::empty()).map_err(failed)?;
+        }
+        Ok(self.object_of_fd(fd.as_fd()).map_err(failed)?.stamp)
+    }
+}
+
+#[cfg(test)]
+mod tests;

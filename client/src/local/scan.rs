@@ -1,0 +1,190 @@
+//! Finds out how the disk is, as differences from what was known of it. Blocks.
+//!
+//! A scan lists folders and compares stamps; only what is new or has another stamp is read. It goes in four steps:
+//! folders are listed, and which node each is decided (`folders`); which node each new or changed file is is decided
+//! from inodes (`matching`); those are read, by several threads (`contents`); and what is left over is told apart into
+//! moved by content, and gone.
+//!
+//! Invariants:
+//! - Nothing is kept per file that has not changed: memory goes with the changes and the largest folder.
+//! - [`LocalUpdate::Gone`] is said only if every folder of the scan was read completely and none changed after it was
+//!   listed: what was moved from a folder not yet listed into one that was is found by the next scan, not lost.
+//! - An inode number that was given anew is not taken for the old file: the time of birth tells, and where there is
+//!   none, size and time, and then the content.
+//! - What is skipped (unreadable, special, not UTF-8, still changing) keeps the node that it was.
+
+mod contents;
+mod folders;
+mod matching;
+
+use tokio_util::sync::CancellationToken;
+
+use super::disk::DiskError;
+use super::hash::HashError;
+use super::ignore_rules::IgnoreRules;
+use super::model::{LocalIndex, LocalUpdate};
+use super::rel::Rel;
+use super::root::{Root, RootError};
+use super::watch::Unquiet;
+
+/// Skipped things that are named; more are only counted.
+pub const SKIPPED_MAX: usize = 10_000;
+/// Threads that read files, at most.
+pub const HASH_THREADS_MAX: usize = 8;
+
+/// A folder to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScopeFolder {
+    /// Which.
+    pub folder: Rel,
+    /// Whether with all folders below it. New and moved folders are always looked at with all below them.
+    pub deep: bool,
+}
+
+/// What is to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the root.
+    Whole,
+    /// These folders. What is not there any more stands for the folder that it was in.
+    Folders(Vec<ScopeFolder>),
+}
+
+/// How to scan.
+#[derive(Clone, Debug)]
+pub struct ScanOptions {
+    /// What is left out unless it is known already.
+    pub rules: IgnoreRules,
+    /// Ends the scan early.
+    pub stop: CancellationToken,
+    /// Threads that read files, up to [`HASH_THREADS_MAX`].
+    pub hash_threads: usize,
+    /// Which files are being written, by the watcher's word: they are left out as still changing.
+    pub unquiet: Option<Unquiet>,
+}
+
+impl ScanOptions {
+    /// With a thread for each processor.
+    #[must_use]
+    pub fn new(rules: IgnoreRules, stop: CancellationToken) -> Self {
+        let hash_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { rules, stop, hash_threads, unquiet: None }
+    }
+}
+
+/// Why something is not synchronised.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// The server's names are UTF-8.
+    #[error("its name is not UTF-8: rename it")]
+    NameNotUtf8,
+    /// Too long, or with its path.
+    #[error("{0}")]
+    Name(String),
+    /// A pipe, socket or device.
+    #[error("it is a pipe, socket or device")]
+    Special,
+    /// Another file system, or the same one again.
+    #[error("another file system is mounted there")]
+    MountPoint,
+    /// A folder that is kept in sync by itself.
+    #[error("it is kept in sync by itself")]
+    OtherRoot,
+    /// May not be read.
+    #[error("it may not be read: check its permissions")]
+    Unreadable,
+    /// It is being written.
+    #[error("it is still being written")]
+    StillChanging,
+    /// The disk fails, or the like.
+    #[error("it cannot be read: {0}")]
+    Io(String),
+}
+
+/// Something that was left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Where, as it can be shown.
+    pub path: String,
+    /// Why.
+    pub why: Why,
+}
+
+/// How much was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScanCounts {
+    /// Folders listed.
+    pub folders: u64,
+    /// Files and symlinks seen in them.
+    pub files: u64,
+    /// Left out by the ignore rules.
+    pub ignored: u64,
+    /// Files read.
+    pub hashed: u64,
+    /// Bytes read.
+    pub hashed_bytes: u64,
+    /// Left out for other reasons, also beyond [`SKIPPED_MAX`].
+    pub skipped: u64,
+}
+
+/// What a scan found.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// To be applied all together.
+    pub updates: Vec<LocalUpdate>,
+    /// Left out, and why.
+    pub skipped: Vec<Skipped>,
+    /// Whether all that was to be looked at could be. If not, nothing is said to be gone, and nothing may be deleted on
+    /// the server until a scan of the whole was complete.
+    pub complete: bool,
+    /// To be looked at again soon (after a hundred milliseconds, say): files that are being written, and folders that
+    /// changed during the scan.
+    pub again: Vec<ScopeFolder>,
+    /// How much was seen.
+    pub counts: ScanCounts,
+}
+
+/// Why there is no scan.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The root is not what it was.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// It cannot be read.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The caller stopped it.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl From<HashError> for ScanError {
+    fn from(error: HashError) -> Self {
+        match error {
+            HashError::Disk(error) => Self::Disk(error),
+            HashError::StillChanging(rel) => Self::Disk(DiskError::Changed(rel)),
+            HashError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+/// Looks at `scope` and says what is otherwise than `index` has it. Blocks.
+///
+/// # Errors
+/// If the root is not what it was, or cannot be listed, or the scan was stopped.
+pub fn scan(
+    root: &Root,
+    index: &mut dyn LocalIndex,
+    scope: &Scope,
+    options: &ScanOptions,
+) -> Result<Scan, ScanError> {
+    root.check(false)?;
+    let mut walk = folders::Walk::new(root, index, options);
+    walk.run(scope)?;
+    let mut found = matching::decide(walk)?;
+    contents::read(&mut found)?;
+    found.finish()
+}
+
+#[cfg(test)]
+mod tests;

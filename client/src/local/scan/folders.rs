@@ -1,0 +1,507 @@
+//! Lists folders, and decides which node each folder is.
+//!
+//! Folders that are where they were known to be are gone through first. What is left of the folders is then decided in
+//! this order, each decision being followed by a look into the folders that it made known: those whose inode is known
+//! from elsewhere are moved; those at a place where no folder was are new; and a folder at the place of another one is
+//! that one made anew, unless that one was found elsewhere by then.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::contents::{is_fresh, now_ns};
+use super::{SKIPPED_MAX, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why};
+use crate::local::beneath;
+use crate::local::disk::{DiskError, Object, ObjectKind};
+use crate::local::ignore_rules::{IGNORE_FILE, Level};
+use crate::local::list::{Entry, list};
+use crate::local::model::{LocalIndex, LocalRecord, LocalUpdate, Stamp};
+use crate::local::rel::{Rel, STATE_FOLDER};
+use crate::local::root::Root;
+use crate::planner::model::{Attributes, Kind, NodeId, Place, ROOT};
+
+/// Folders on one path, above which an index is taken to be wrong.
+const DEPTH_MAX: usize = 10_000;
+
+/// A folder to be listed.
+struct Job {
+    node: NodeId,
+    rel: Rel,
+    /// Which object it must be; `None` for the root.
+    expected: Option<Stamp>,
+    /// The rules of the folder that it is in; `None`: to be read.
+    above: Option<Level>,
+    deep: bool,
+    /// It was asked for, rather than found: if it is not there any more, the folder it was in is listed.
+    asked: bool,
+}
+
+/// A folder of which it is not decided yet which node it is.
+struct Pending {
+    rel: Rel,
+    place: Place,
+    object: Object,
+    above: Level,
+    /// The folder that was known at its place.
+    known: Option<LocalRecord>,
+}
+
+/// A file or symlink that is new or has another stamp.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) rel: Rel,
+    pub(super) place: Place,
+    pub(super) object: Object,
+    /// What was known at its place, if it was of the same kind.
+    pub(super) known: Option<Box<LocalRecord>>,
+    /// As which node it was known, wherever that was, once that is decided; `None`: it is new.
+    pub(super) previous: Option<Box<LocalRecord>>,
+}
+
+/// A folder that was listed.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) rel: Rel,
+    /// Before it was listed.
+    pub(super) stamp: Stamp,
+    /// If it had changed so shortly before that its stamp would not tell of a further change: what was in it.
+    pub(super) fresh: Option<u64>,
+}
+
+/// A scan as far as it has come.
+pub(super) struct Walk<'a> {
+    pub(super) root: &'a Root,
+    pub(super) index: &'a mut dyn LocalIndex,
+    pub(super) options: &'a ScanOptions,
+    jobs: Vec<Job>,
+    pending: Vec<Pending>,
+    visited: HashSet<NodeId>,
+    /// Folders at whose place another one is now; they may be found elsewhere yet.
+    replaced: Vec<LocalRecord>,
+    /// Folders that were moved: where they are now.
+    moved: HashMap<NodeId, Place>,
+    pub(super) listed: Vec<Listed>,
+    pub(super) found: Vec<Found>,
+    /// Known, and not at their place.
+    pub(super) vanished: HashMap<NodeId, LocalRecord>,
+    /// Another object of the same kind is at their place.
+    pub(super) displaced: HashSet<NodeId>,
+    /// Found elsewhere.
+    pub(super) claimed: HashSet<NodeId>,
+    /// Something was not as it was a moment before: nothing can be said to be gone.
+    pub(super) unsettled: bool,
+    pub(super) result: Scan,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(root: &'a Root, index: &'a mut dyn LocalIndex, options: &'a ScanOptions) -> Self {
+        Self {
+            root,
+            index,
+            options,
+            jobs: Vec::new(),
+            pending: Vec::new(),
+            visited: HashSet::new(),
+            replaced: Vec::new(),
+            moved: HashMap::new(),
+            listed: Vec::new(),
+            found: Vec::new(),
+            vanished: HashMap::new(),
+            displaced: HashSet::new(),
+            claimed: HashSet::new(),
+            unsettled: false,
+            result: Scan { complete: true, ..Scan::default() },
+        }
+    }
+
+    /// Lists all of `scope`, and all that comes to light below it.
+    pub(super) fn run(&mut self, scope: &Scope) -> Result<(), ScanError> {
+        match scope {
+            Scope::Whole => self.ask(&Rel::root(), true)?,
+            Scope::Folders(folders) => {
+                let mut folders = folders.clone();
+                // Those with all below first, so that none is listed twice; parents before their children.
+                folders.sort_by(|a, b| (!a.deep, &a.folder).cmp(&(!b.deep, &b.folder)));
+                for ScopeFolder { folder, deep } in folders {
+                    self.ask(&folder, deep)?;
+                }
+            }
+        }
+        loop {
+            self.list_jobs()?;
+            if self.pending.is_empty() {
+                let replaced = std::mem::take(&mut self.replaced);
+                replaced.into_iter().for_each(|record| self.vanish(record));
+                return Ok(());
+            }
+            self.decide_some()?;
+        }
+    }
+
+    fn ask(&mut self, folder: &Rel, deep: bool) -> Result<(), ScanError> {
+        let mut node = ROOT;
+        let mut rel = Rel::root();
+        let mut expected = None;
+        let mut whole = true;
+        for name in folder.names() {
+            let known = self.index.at(node, name).filter(|known| known.kind == Kind::Folder);
+            let (Some(known), Ok(below)) = (known, rel.join(name)) else {
+                whole = false;
+                break;
+            };
+            (node, rel, expected) = (known.node, below, Some(known.stamp));
+        }
+        self.jobs.push(Job { node, rel, expected, above: None, deep: deep && whole, asked: true });
+        self.list_jobs()
+    }
+
+    fn list_jobs(&mut self) -> Result<(), ScanError> {
+        while let Some(job) = self.jobs.pop() {
+            if self.options.stop.is_cancelled() {
+                return Err(ScanError::Stopped);
+            }
+            if self.visited.insert(job.node) {
+                self.list_job(job)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_job(&mut self, job: Job) -> Result<(), ScanError> {
+        let opened = self.root.open_folder(&job.rel).and_then(|fd| {
+            let object = self.root.object_of_fd(fd.as_fd())?;
+            Ok((fd, object))
+        });
+        let (fd, object) = match opened {
+            Ok((fd, object))
+                if job.expected.is_none_or(|expected| expected.identity == object.stamp.identity) =>
+            {
+                (fd, object)
+            }
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) if job.asked => {
+                self.visited.remove(&job.node);
+                if let Some(parent) = job.rel.parent() {
+                    return self.ask(&parent, false);
+                }
+                return Err(DiskError::Vanished(job.rel).into());
+            }
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+                // It was there a moment ago.
+                self.unsettled = true;
+                let folder = job.rel.parent().unwrap_or_default();
+                self.result.again.push(ScopeFolder { folder, deep: false });
+                return Ok(());
+            }
+            Err(errno) => return self.unlisted(&job.rel, errno),
+        };
+        let fresh = is_fresh(&object.stamp, now_ns());
+        match list(fd.as_fd(), self.root.device()) {
+            Ok(entries) => {
+                self.result.counts.folders += 1;
+                let fresh = fresh.then(|| fingerprint(&entries));
+                self.listed.push(Listed { rel: job.rel.clone(), stamp: object.stamp, fresh });
+                self.sort(&job, &fd, entries)
+            }
+            Err(errno) => self.unlisted(&job.rel, errno),
+        }
+    }
+
+    /// A known folder cannot be listed: what is in it stays as it was known.
+    fn unlisted(&mut self, rel: &Rel, errno: Errno) -> Result<(), ScanError> {
+        if rel.is_root() {
+            return Err(DiskError::of(rel, errno).into());
+        }
+        self.result.complete = false;
+        self.skip(rel.to_string(), why_of(errno));
+        Ok(())
+    }
+
+    pub(super) fn skip(&mut self, path: String, why: Why) {
+        self.result.counts.skipped += 1;
+        if self.result.skipped.len() < SKIPPED_MAX {
+            self.result.skipped.push(Skipped { path, why });
+        }
+    }
+
+    fn level(&self, job: &Job, fd: &OwnedFd, has_rules: bool) -> Result<Level, ScanError> {
+        Ok(match (&job.above, job.rel.split()) {
+            (_, None) => self.options.rules.top(fd.as_fd()),
+            (Some(above), Some((_, name))) if has_rules => above.enter(fd.as_fd(), name),
+            (Some(above), Some((_, name))) => above.enter_without(name),
+            (None, Some(_)) => self.options.rules.level_of(self.root, &job.rel)?,
+        })
+    }
+
+    /// Tells what is in a listed folder apart.
+    fn sort(&mut self, job: &Job, fd: &OwnedFd, entries: Vec<Entry>) -> Result<(), ScanError> {
+        if !job.rel.is_root() && is_root_of_its_own(fd, &entries) {
+            self.skip(job.rel.to_string(), Why::OtherRoot);
+            return Ok(());
+        }
+        let mut known: HashMap<String, LocalRecord> = self
+            .index
+            .children(job.node)
+            .into_iter()
+            .map(|record| (record.place.name.clone(), record))
+            .collect();
+        let rules = entries.iter().find(|entry| entry.name == IGNORE_FILE);
+        let rules_known = known.get(IGNORE_FILE).map(|record| record.stamp);
+        // With other rules, what was ignored before may not be, at any depth.
+        let deep = job.deep || rules.map(|entry| entry.object.stamp) != rules_known;
+        let level = self.level(job, fd, rules.is_some())?;
+        for Entry { name, object } in entries {
+            let Some(name) = name.to_str() else {
+                self.skip(format!("{}/{}", job.rel, name.display()), Why::NameNotUtf8);
+                continue;
+            };
+            if job.rel.is_root() && name == STATE_FOLDER {
+                continue;
+            }
+            let known = known.remove(name);
+            let rel = match job.rel.join(name) {
+                Ok(rel) => rel,
+                Err(error) => {
+                    self.skip(format!("{}/{name}", job.rel), Why::Name(error.to_string()));
+                    continue;
+                }
+            };
+            match object.kind {
+                ObjectKind::Special => self.skip(rel.to_string(), Why::Special),
+                ObjectKind::MountPoint => self.skip(rel.to_string(), Why::MountPoint),
+                kind if known.is_none() && level.is_ignored(name, kind == ObjectKind::Folder) => {
+                    self.result.counts.ignored += 1;
+                }
+                ObjectKind::Folder => self.sort_folder(job.node, rel, object, known, &level, deep),
+                ObjectKind::File | ObjectKind::Symlink => self.sort_file(job.node, rel, object, known),
+            }
+        }
+        known.into_values().for_each(|record| self.vanish(record));
+        Ok(())
+    }
+
+    fn sort_folder(
+        &mut self,
+        parent: NodeId,
+        rel: Rel,
+        object: Object,
+        known: Option<LocalRecord>,
+        level: &Level,
+        deep: bool,
+    ) {
+        let known = self.same_kind(known, ObjectKind::Folder);
+        match known {
+            Some(known) if known.stamp.identity == object.stamp.identity => {
+                let node = known.node;
+                if known.attributes.mode != object.stamp.mode {
+                    self.put_folder(node, known.place, object);
+                }
+                if deep {
+                    let (expected, above) = (Some(object.stamp), Some(level.clone()));
+                    self.jobs.push(Job { node, rel, expected, above, deep, asked: false });
+                }
+            }
+            known => {
+                if let Some(known) = &known {
+                    self.displaced.insert(known.node);
+                }
+                let place = Place { parent, name: rel.name().to_owned() };
+                self.pending.push(Pending { rel, place, object, above: level.clone(), known });
+            }
+        }
+    }
+
+    fn sort_file(&mut self, parent: NodeId, rel: Rel, object: Object, known: Option<LocalRecord>) {
+        self.result.counts.files += 1;
+        if known.as_ref().is_some_and(|known| known.stamp == object.stamp && is_kind(known, object.kind)) {
+            return;
+        }
+        let known = self.same_kind(known, object.kind);
+        let same = known.as_ref().is_some_and(|known| known.stamp.identity == object.stamp.identity);
+        if let (Some(known), false) = (&known, same) {
+            self.displaced.insert(known.node);
+        }
+        let place = Place { parent, name: rel.name().to_owned() };
+        let known = known.map(Box::new);
+        let previous = if same { known.clone() } else { None };
+        self.found.push(Found { rel, place, object, known, previous });
+    }
+
+    /// What was known at a place, if it is of the kind that is there now; else it has vanished.
+    fn same_kind(&mut self, known: Option<LocalRecord>, kind: ObjectKind) -> Option<LocalRecord> {
+        let known = known?;
+        if is_kind(&known, kind) {
+            return Some(known);
+        }
+        self.vanish(known);
+        None
+    }
+
+    /// A node is not at its place; it may have been found elsewhere before.
+    fn vanish(&mut self, record: LocalRecord) {
+        if !self.claimed.contains(&record.node) {
+            self.vanished.insert(record.node, record);
+        }
+    }
+
+    fn put_folder(&mut self, node: NodeId, place: Place, object: Object) {
+        let stamp = object.stamp;
+        self.result.updates.push(LocalUpdate::Put(LocalRecord {
+            node,
+            place,
+            kind: Kind::Folder,
+            attributes: Attributes { mode: stamp.mode, mtime_ns: stamp.mtime_ns },
+            stamp,
+        }));
+    }
+
+    /// Decides what can be decided of the pending folders. See the module.
+    fn decide_some(&mut self) -> Result<(), ScanError> {
+        let mut left = Vec::new();
+        for folder in std::mem::take(&mut self.pending) {
+            match self.mover(&folder)? {
+                Some(record) => {
+                    self.claimed.insert(record.node);
+                    self.vanished.remove(&record.node);
+                    self.moved.insert(record.node, folder.place.clone());
+                    self.place_folder(record.node, folder);
+                }
+                None => left.push(folder),
+            }
+        }
+        if !self.jobs.is_empty() {
+            self.pending = left;
+            return Ok(());
+        }
+        let (new, replacing): (Vec<_>, Vec<_>) = left.into_iter().partition(|folder| folder.known.is_none());
+        if !new.is_empty() {
+            self.pending = replacing;
+            for folder in new {
+                self.place_new_folder(folder);
+            }
+            return Ok(());
+        }
+        for folder in replacing {
+            match folder.known.as_ref().map(|known| known.node) {
+                Some(node) if !self.claimed.contains(&node) => {
+                    self.displaced.remove(&node);
+                    self.place_folder(node, folder);
+                }
+                _ => self.place_new_folder(folder),
+            }
+        }
+        Ok(())
+    }
+
+    fn place_new_folder(&mut self, folder: Pending) {
+        match self.root.open_folder(&folder.rel) {
+            Ok(_readable) => {
+                let node = self.index.new_node();
+                self.place_folder(node, folder);
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                let again = folder.rel.parent().unwrap_or_default();
+                self.result.again.push(ScopeFolder { folder: again, deep: false });
+            }
+            Err(errno) => {
+                self.skip(folder.rel.to_string(), why_of(errno));
+            }
+        }
+    }
+
+    fn place_folder(&mut self, node: NodeId, folder: Pending) {
+        if let Some(known) = folder.known
+            && known.node != node
+        {
+            self.replaced.push(known);
+        }
+        self.put_folder(node, folder.place, folder.object);
+        let (expected, above) = (Some(folder.object.stamp), Some(folder.above));
+        self.jobs.push(Job { node, rel: folder.rel, expected, above, deep: true, asked: false });
+    }
+
+    /// The node that a folder was, if it was one elsewhere and is not there any more.
+    fn mover(&mut self, folder: &Pending) -> Result<Option<LocalRecord>, ScanError> {
+        let identity = folder.object.stamp.identity;
+        let Some(record) = self.index.by_identity(identity) else { return Ok(None) };
+        if record.kind != Kind::Folder || record.node == ROOT || self.visited.contains(&record.node) {
+            return Ok(None);
+        }
+        if self.claimed.contains(&record.node) || !self.is_gone_from_its_place(&record)? {
+            return Ok(None);
+        }
+        Ok((identity.born_ns != 0 || self.holds_the_same(folder, &record)).then_some(record))
+    }
+
+    /// Whether something in a folder was in that node already: without a time of birth, the inode number alone does not
+    /// tell that it is the same folder.
+    fn holds_the_same(&self, folder: &Pending, record: &LocalRecord) -> bool {
+        let known: HashSet<_> =
+            self.index.children(record.node).into_iter().map(|child| child.stamp.identity).collect();
+        if known.is_empty() {
+            return record.stamp.mtime_ns == folder.object.stamp.mtime_ns;
+        }
+        let Ok(fd) = self.root.open_folder(&folder.rel) else { return false };
+        list(fd.as_fd(), self.root.device())
+            .is_ok_and(|entries| entries.iter().any(|entry| known.contains(&entry.object.stamp.identity)))
+    }
+
+    /// Whether the object that a node was is not at the node's place any more.
+    pub(super) fn is_gone_from_its_place(&self, record: &LocalRecord) -> Result<bool, ScanError> {
+        if self.vanished.contains_key(&record.node) || self.displaced.contains(&record.node) {
+            return Ok(true);
+        }
+        let Some(rel) = self.path_of(record) else { return Ok(true) };
+        let there = self.root.stat(&rel)?;
+        Ok(there.is_none_or(|there| there.stamp.identity != record.stamp.identity))
+    }
+
+    /// Where a node would be if it were where it was known to be in its folder; its folder may have been moved.
+    pub(super) fn path_of(&self, record: &LocalRecord) -> Option<Rel> {
+        let mut names = vec![record.place.name.clone()];
+        let mut at = record.place.parent;
+        for _ in 0..DEPTH_MAX {
+            if at == ROOT {
+                return Rel::from_names(names.iter().rev().map(String::as_str)).ok();
+            }
+            let place = match self.moved.get(&at) {
+                Some(place) => place.clone(),
+                None => self.index.node(at)?.place,
+            };
+            names.push(place.name);
+            at = place.parent;
+        }
+        None
+    }
+}
+
+pub(super) fn why_of(errno: Errno) -> Why {
+    match errno {
+        Errno::ACCESS | Errno::PERM => Why::Unreadable,
+        Errno::NAMETOOLONG => Why::Name("its path is too long".to_owned()),
+        other => Why::Io(other.to_string()),
+    }
+}
+
+fn is_kind(record: &LocalRecord, kind: ObjectKind) -> bool {
+    match record.kind {
+        Kind::Folder => kind == ObjectKind::Folder,
+        Kind::File(_) => kind == ObjectKind::File,
+        Kind::Symlink(_) => kind == ObjectKind::Symlink,
+    }
+}
+
+/// A number that two listings share if the same objects are at the same names.
+pub(super) fn fingerprint(entries: &[Entry]) -> u64 {
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+    let hasher = BuildHasherDefault::<DefaultHasher>::default();
+    let each = entries.iter().map(|entry| hasher.hash_one((&entry.name, entry.object.stamp.identity)));
+    each.fold(0, u64::wrapping_add)
+}
+
+/// Whether a folder has a marker.
+fn is_root_of_its_own(fd: &OwnedFd, entries: &[Entry]) -> bool {
+    entries.iter().any(|entry| entry.name == STATE_FOLDER)
+        && beneath::stat_at(fd.as_fd(), ".keepstone/root".as_ref(), AtFlags::empty()).is_ok()
+}

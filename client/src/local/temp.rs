@@ -1,0 +1,178 @@
+//! Files that are being made: written in the state's folder, which is on the root's file system, and then put in place.
+//!
+//! On disk after a crash: before it is put in place, a file in `.keepstone/tmp`, which [`Root::clean_temporary`] removes
+//! unless its key is still wanted; nothing else has changed.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::beneath;
+use super::disk::{DiskError, Durability, mode_of, rename_new, times};
+use super::model::Stamp;
+use super::rel::{Rel, STATE_FOLDER};
+use super::root::{Root, TEMPORARY_FOLDER};
+
+/// What the names of files to be gone on with begin with.
+const KEPT_PREFIX: &str = "part-";
+
+/// What the names of files that are about to be exchanged with one in place begin with.
+pub(super) const SWAP_PREFIX: &str = "swap-";
+
+/// A file being made. Dropped before it is put in place, it is removed, unless it is to be kept.
+#[derive(Debug)]
+pub struct Temp {
+    folder: OwnedFd,
+    name: OsString,
+    file: File,
+    kept: bool,
+}
+
+fn failed(errno: Errno) -> DiskError {
+    DiskError::of(&Rel::root(), errno)
+}
+
+impl Root {
+    pub(super) fn state_folder(&self, below: &str) -> Result<OwnedFd, DiskError> {
+        let path = Path::new(STATE_FOLDER).join(below);
+        beneath::open_path(self.fd(), path.as_os_str(), OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)
+    }
+
+    /// Begins a file. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Denied`, `Io`; `Vanished` if the state's folder is not there.
+    pub fn temp_file(&self) -> Result<Temp, DiskError> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)
+            .map_err(|error| DiskError::of_io(&Rel::root(), std::io::Error::other(error.to_string())))?;
+        self.temp(hex::encode(random).into(), OFlags::EXCL, false)
+    }
+
+    /// Begins a file that can be gone on with after a restart, or goes on with it: what is in it already is there to
+    /// be read and checked. `key` names it; one and the same is used by one at a time. Blocks.
+    ///
+    /// # Errors
+    /// As [`temp_file`](Self::temp_file).
+    pub fn temp_file_kept(&self, key: u128) -> Result<Temp, DiskError> {
+        self.temp(format!("{KEPT_PREFIX}{key:032x}").into(), OFlags::empty(), true)
+    }
+
+    fn temp(&self, name: OsString, flags: OFlags, kept: bool) -> Result<Temp, DiskError> {
+        let folder = self.state_folder(TEMPORARY_FOLDER)?;
+        let flags = flags | OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&folder, &name, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+        Ok(Temp { folder, name, file: File::from(fd), kept })
+    }
+
+    /// Removes temporary files that a crash left; those that can be gone on with only if their key is not wanted any
+    /// more. To be called while none is in use. Blocks.
+    ///
+    /// # Errors
+    /// `Denied`, `Io`.
+    pub fn clean_temporary(&self, is_wanted: &dyn Fn(u128) -> bool) -> Result<u64, DiskError> {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = self.state_folder(TEMPORARY_FOLDER)?;
+        let mut removed = 0;
+        for entry in rustix::fs::Dir::read_from(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            let key = std::str::from_utf8(name)
+                .ok()
+                .and_then(|name| name.strip_prefix(KEPT_PREFIX))
+                .and_then(|key| u128::from_str_radix(key, 16).ok());
+            if key.is_some_and(is_wanted) {
+                continue;
+            }
+            let name = OsStr::from_bytes(name);
+            if name.as_bytes().starts_with(SWAP_PREFIX.as_bytes()) {
+                // A crash in the middle of a replacement: it may be what somebody saved a moment before.
+                self.move_to_trash(
+                    (folder.as_fd(), name),
+                    &Rel::root().join("recovered").unwrap_or_default(),
+                )?;
+                continue;
+            }
+            match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+                Ok(()) => removed += 1,
+                Err(errno) => tracing::warn!(%errno, ?name, "a temporary file is left"),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Puts a finished file where nothing is. After a crash: in the temporary folder, or whole in place.
+    ///
+    /// # Errors
+    /// `Exists`, `Vanished` (the folder), `Denied`, `NoSpace`, `Io`: the temporary file is gone, or kept if it was to
+    /// be kept.
+    pub fn place_new(&self, mut temp: Temp, rel: &Rel, durability: Durability) -> Result<Stamp, DiskError> {
+        let (folder, name) = self.parent_of(rel)?;
+        rename_new((temp.folder.as_fd(), &temp.name), (folder.as_fd(), name))
+            .map_err(|errno| DiskError::of(rel, errno))?;
+        temp.kept = true;
+        let object = self.object_of_fd(temp.file.as_fd()).map_err(|errno| DiskError::of(rel, errno))?;
+        if let Some(folder) = rel.parent() {
+            self.sync_fd(rel, &folder, durability)?;
+        }
+        Ok(object.stamp)
+    }
+}
+
+impl Temp {
+    /// To be written and read.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Gives it its permission bits and time, and makes its bytes durable. To be called before it is put in place,
+    /// with nothing written after it. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`: its bytes may not be on disk, and it must not be put in place.
+    pub fn finish(&self, mode: u32, mtime_ns: i64) -> Result<(), DiskError> {
+        rustix::fs::fchmod(&self.file, mode_of(mode)).map_err(failed)?;
+        rustix::fs::futimens(&self.file, &times(mtime_ns)).map_err(failed)?;
+        rustix::fs::fsync(&self.file).map_err(failed)
+    }
+
+    /// Sets whether it outlives being dropped.
+    pub fn keep(&mut self, kept: bool) {
+        self.kept = kept;
+    }
+
+    pub(super) fn set_name(&mut self, name: OsString) -> Result<(), Errno> {
+        rustix::fs::renameat(&self.folder, &self.name, &self.folder, &name)?;
+        self.name = name;
+        Ok(())
+    }
+
+    pub(super) fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    pub(super) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty())
+        {
+            tracing::warn!(%error, name = ?self.name, "a temporary file is left");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Folders that are not kept on this device. By the server's ids, so that a rename elsewhere keeps them excluded.
+
+use rusqlite::params;
+
+use super::database::State;
+use super::error::StateError;
+use super::row::{signed, unsigned};
+
+/// Folders that can be excluded.
+pub const EXCLUDED_MAX: usize = 10_000;
+
+impl State {
+    /// The excluded folders: the server's id, and the path as it was given.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn excluded(&self) -> Result<Vec<(u64, String)>, StateError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT entry, path FROM excluded ORDER BY path")?;
+        let rows = statement.query_map([], |row| Ok((unsigned(row.get(0)?), row.get::<_, String>(1)?)))?;
+        let rows: Result<Vec<_>, _> = rows.collect();
+        Ok(rows?)
+    }
+
+    /// Excludes a folder.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn exclude(&mut self, entry: u64, path: &str) -> Result<(), StateError> {
+        self.transaction(|state| {
+            let mut statement = state
+                .connection
+                .prepare_cached("INSERT OR REPLACE INTO excluded (entry, path) VALUES (?, ?)")?;
+            statement.execute(params![signed(entry), path])?;
+            Ok(())
+        })
+    }
+
+    /// Includes it again; says whether it was excluded.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn include(&mut self, entry: u64) -> Result<bool, StateError> {
+        self.transaction(|state| {
+            let mut statement = state.connection.prepare_cached("DELETE FROM excluded WHERE entry = ?")?;
+            Ok(statement.execute([signed(entry)])? > 0)
+        })
+    }
+}

@@ -1,0 +1,239 @@
+//! What operations came to. Each outcome is one change of the trees, `synced` included.
+//!
+//! `synced` learns what was done, not what is now: a file that is edited here while it goes up differs from what went
+//! up, and that is one side's edit, not two.
+
+use proto::v1;
+
+use super::database::State;
+use super::error::StateError;
+use super::row::id;
+use super::trees::Side;
+use crate::local::model::LocalRecord;
+use crate::planner::model::{Node, NodeId};
+pub use crate::planner::transition::Part;
+use crate::planner::transition::agreed;
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// On the server: the node is now as the entry says.
+    Remote {
+        /// Which.
+        node: NodeId,
+        /// As the server answered.
+        entry: v1::Entry,
+        /// What was done.
+        part: Part,
+    },
+    /// On the server: deleted, with all below it. The entry as it was.
+    RemoteGone {
+        /// Which.
+        node: NodeId,
+        /// As the server answered; `None`: it was gone already.
+        entry: Option<v1::Entry>,
+    },
+    /// On the disk: the node is now so.
+    Local {
+        /// As it was made.
+        record: LocalRecord,
+        /// What was done.
+        part: Part,
+    },
+    /// On the disk: moved into the trash, with all below it.
+    LocalGone {
+        /// Which.
+        node: NodeId,
+    },
+    /// The local file's content under another cutter.
+    Recut {
+        /// With that content.
+        record: LocalRecord,
+    },
+    /// Both sides agree.
+    Agreed {
+        /// On which.
+        node: NodeId,
+    },
+    /// What both sides once agreed on counts no more.
+    Forgotten {
+        /// Of which.
+        node: NodeId,
+    },
+    /// Two nodes are one.
+    Linked {
+        /// Stands for both.
+        keep: NodeId,
+        /// Is forgotten.
+        gone: NodeId,
+    },
+    /// The local copy became a node of its own, as it is on the disk now.
+    Split {
+        /// Which it was.
+        node: NodeId,
+        /// As it is now, with the new node's number.
+        record: LocalRecord,
+    },
+}
+
+impl State {
+    /// A number for a node that [`Outcome::Split`] makes.
+    #[must_use]
+    pub fn number_for_split(&self) -> NodeId {
+        self.new_node()
+    }
+
+    /// Records what was done, in one transaction.
+    ///
+    /// # Errors
+    /// If the file cannot be written; then nothing was recorded.
+    pub fn record(&mut self, outcomes: &[Outcome]) -> Result<(), StateError> {
+        self.transaction(|state| outcomes.iter().try_for_each(|outcome| state.record_one(outcome)))
+    }
+
+    fn record_one(&self, outcome: &Outcome) -> Result<(), StateError> {
+        match outcome {
+            Outcome::Remote { node, entry, part } => self.record_remote(*node, entry, *part),
+            Outcome::RemoteGone { node, entry } => self.record_remote_gone(*node, entry.as_ref()),
+            Outcome::Local { record, part } => self.record_local(record, *part),
+            Outcome::LocalGone { node } => {
+                let removed = self.remove_below(Side::Local, *node)?;
+                removed.into_iter().try_for_each(|node| self.set_synced_if_known(node, None))
+            }
+            Outcome::Recut { record } => {
+                // What was scanned meanwhile is newer.
+                if self.local_record(record.node)?.is_some_and(|known| known.stamp == record.stamp) {
+                    self.write_local(record)?;
+                }
+                self.settle(record.node)
+            }
+            Outcome::Agreed { node } => self.settle(*node),
+            Outcome::Forgotten { node } => self.set_synced_if_known(*node, None),
+            Outcome::Linked { keep, gone } => self.link(*keep, *gone),
+            Outcome::Split { node, record } => {
+                self.set_side(Side::Local, *node, None)?;
+                self.set_synced_if_known(*node, None)?;
+                self.write_local(record)?;
+                self.remove_split(*node)
+            }
+        }
+    }
+
+    fn record_local(&self, record: &LocalRecord, part: Part) -> Result<(), StateError> {
+        let known = self.local_record(record.node)?;
+        match known {
+            // Edited between the plan and the move: what was scanned is newer, its place is not. Its stamp is from
+            // before the move, so that it is looked at once more.
+            Some(known)
+                if matches!(part, Part::Place | Part::Nothing)
+                    && (known.kind != record.kind || known.attributes != record.attributes) =>
+            {
+                self.write_local(&LocalRecord { place: record.place.clone(), ..known })?;
+            }
+            _ => self.write_local(record)?,
+        }
+        let done = self.side(Side::Local, record.node)?;
+        self.agree_part(record.node, done, part)
+    }
+
+    fn write_local(&self, record: &LocalRecord) -> Result<(), StateError> {
+        let value =
+            Node { place: record.place.clone(), kind: record.kind.clone(), attributes: record.attributes };
+        self.set_side(Side::Local, record.node, Some(value))?;
+        self.write_stamp(record.node, Some(record.stamp))
+    }
+
+    fn record_remote(&self, node: NodeId, entry: &v1::Entry, part: Part) -> Result<(), StateError> {
+        // The journal may have told of it before this answer came: then it has a node of its own.
+        match self.node_of_entry(entry.id)? {
+            Some(known) if known != node => {
+                self.set_side(Side::Remote, node, None)?;
+                self.ensure_row(node)?;
+                self.take_remote_from(node, known)?;
+            }
+            Some(_) => {}
+            None => {
+                self.ensure_row(node)?;
+                let facts =
+                    super::trees::RemoteFacts { entry: entry.id, version: 0, sequence: 0, mtime_ns: 0 };
+                self.set_remote_facts(node, Some(facts))?;
+            }
+        }
+        let taken = self.take_entry(entry)?;
+        self.keep_in_batch(taken)?;
+        let parent = self.node_of_entry(entry.parent)?;
+        let done = parent.and_then(|parent| super::remote::node_of(entry, parent));
+        self.agree_part(node, done, part)
+    }
+
+    fn record_remote_gone(&self, node: NodeId, entry: Option<&v1::Entry>) -> Result<(), StateError> {
+        if let Some(entry) = entry {
+            self.remember_deleted(entry.id, entry.sequence)?;
+        }
+        let removed = match self.side(Side::Remote, node)? {
+            Some(_) => self.remove_below(Side::Remote, node)?,
+            None => vec![node],
+        };
+        removed.into_iter().try_for_each(|node| self.set_synced_if_known(node, None))
+    }
+
+    /// Makes `synced` have `done`'s part.
+    fn agree_part(&self, node: NodeId, done: Option<Node>, part: Part) -> Result<(), StateError> {
+        let Some(done) = done else { return Ok(()) };
+        let known = self.synced(node)?;
+        let synced = agreed(known.clone(), &done, part);
+        if synced == known { Ok(()) } else { self.set_synced(node, synced) }
+    }
+
+    fn set_synced_if_known(&self, node: NodeId, value: Option<Node>) -> Result<(), StateError> {
+        if self.synced(node)?.is_some() { self.set_synced(node, value) } else { Ok(()) }
+    }
+
+    fn ensure_row(&self, node: NodeId) -> Result<(), StateError> {
+        self.connection.prepare_cached("INSERT OR IGNORE INTO nodes (id) VALUES (?)")?.execute([id(node)])?;
+        Ok(())
+    }
+
+    /// Joins two nodes, of which `keep` lacks a side that `gone` has.
+    fn link(&self, keep: NodeId, gone: NodeId) -> Result<(), StateError> {
+        if self.side(Side::Remote, keep)?.is_none() && self.side(Side::Remote, gone)?.is_some() {
+            self.take_remote_from(keep, gone)?;
+        }
+        if self.side(Side::Local, keep)?.is_none()
+            && let Some(record) = self.local_record(gone)?
+        {
+            self.take_children(keep, gone, Side::Local)?;
+            self.set_side(Side::Local, gone, None)?;
+            self.write_local(&LocalRecord { node: keep, ..record })?;
+        }
+        self.set_synced_if_known(gone, None)?;
+        self.settle(keep)
+    }
+
+    /// Gives `keep` all that is known of `gone` on the server.
+    fn take_remote_from(&self, keep: NodeId, gone: NodeId) -> Result<(), StateError> {
+        let facts = self.remote_facts(gone)?;
+        let value = self.side(Side::Remote, gone)?;
+        self.take_children(keep, gone, Side::Remote)?;
+        self.connection
+            .prepare_cached("UPDATE OR REPLACE arrivals SET node = ? WHERE node = ?")?
+            .execute([id(keep), id(gone)])?;
+        self.set_remote_facts(gone, None)?;
+        self.set_side(Side::Remote, gone, None)?;
+        if value.is_some() {
+            self.set_side(Side::Remote, keep, value)?;
+        }
+        self.set_remote_facts(keep, facts)
+    }
+
+    /// Makes the children that `gone` has on one side those of `keep`.
+    fn take_children(&self, keep: NodeId, gone: NodeId, side: Side) -> Result<(), StateError> {
+        for child in self.side_children(side, gone)? {
+            if let Some(mut value) = self.side(side, child)? {
+                value.place.parent = keep;
+                self.set_side(side, child, Some(value))?;
+            }
+        }
+        Ok(())
+    }
+}

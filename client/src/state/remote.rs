@@ -1,0 +1,382 @@
+//! What the server says: its journal's batches, page by page, and entries as they come back from calls.
+//!
+//! Of two statements about one entry the one with the higher number in the journal holds, in whichever order they
+//! come. A batch begins with the first page after a whole one, and is finished by [`State::finish_batch`] once all its
+//! pages, and all listings that it asks for, are in; only then is `remote` a tree again.
+
+use std::collections::HashMap;
+
+use proto::v1;
+use rusqlite::{OptionalExtension, params};
+
+use super::database::State;
+use super::error::StateError;
+use super::row::{empty_file, id, signed, unsigned};
+use super::trees::{RemoteFacts, Side};
+use crate::path::check_name;
+use crate::planner::model::{Attributes, FileContent, Kind, Node, NodeId, Place, ROOT};
+use crate::wire;
+use engine::ids::ContentId;
+
+/// Folders within one another that a walk up bears.
+const DEPTH_MAX: usize = 4_096;
+
+/// A page of changes, as it came.
+#[derive(Clone, Debug, Default)]
+pub struct RemotePage {
+    /// In order.
+    pub changes: Vec<v1::Change>,
+    /// Goes on behind them.
+    pub cursor: Vec<u8>,
+    /// The batch goes on.
+    pub more: bool,
+    /// The number that the tree has reached with them.
+    pub sequence: u64,
+}
+
+/// What a batch came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// `remote` is a tree again.
+    Whole,
+    /// The remote folder itself is gone; nothing was changed.
+    RootGone,
+}
+
+/// What is known of the server's journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RemotePosition {
+    /// Where to go on; empty: from nothing.
+    pub cursor: Vec<u8>,
+    /// The number that the tree has reached with that.
+    pub sequence: u64,
+    /// Whether a batch has come in part.
+    pub batch_open: bool,
+}
+
+impl State {
+    /// Where the server's journal is gone on with.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn remote_position(&self) -> Result<RemotePosition, StateError> {
+        Ok(RemotePosition {
+            cursor: self.bytes("cursor")?.unwrap_or_default(),
+            sequence: unsigned(self.number("sequence")?.unwrap_or(0)),
+            batch_open: self.number("batch_open")?.unwrap_or(0) != 0,
+        })
+    }
+
+    /// Goes on from a later point, up to which nothing has changed.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set_remote_position(&mut self, cursor: &[u8], sequence: u64) -> Result<(), StateError> {
+        self.transaction(|state| {
+            state.set_bytes("cursor", cursor)?;
+            state.set_number("sequence", signed(sequence))
+        })
+    }
+
+    /// The server's id of the folder that is kept the same; `None` before [`State::set_root_entry`].
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn root_entry(&self) -> Result<Option<u64>, StateError> {
+        Ok(self.remote_facts(ROOT)?.map(|facts| facts.entry))
+    }
+
+    /// Says which folder of the server is kept the same.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set_root_entry(&mut self, entry: u64) -> Result<(), StateError> {
+        self.transaction(|state| {
+            state.set_remote_facts(ROOT, Some(RemoteFacts { entry, version: 0, sequence: 0, mtime_ns: 0 }))
+        })
+    }
+
+    /// Begins to list the whole remote tree anew: what is not seen again until the batch is whole is gone.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn begin_relist(&mut self) -> Result<(), StateError> {
+        self.transaction(|state| {
+            state.connection.execute_batch(
+                "DELETE FROM arrivals; DELETE FROM deleted; UPDATE nodes SET sequence = 0 WHERE sequence <> 0;",
+            )?;
+            state.set_bytes("cursor", &[])?;
+            state.set_number("sequence", 0)?;
+            state.set_number("relist", 1)?;
+            state.set_number("changed_ms_max", 0)?;
+            state.set_number("batch_open", 1)
+        })
+    }
+
+    /// Takes in one page of changes.
+    ///
+    /// # Errors
+    /// If the file cannot be written; then nothing was taken in.
+    pub fn apply_changes(&mut self, page: &RemotePage) -> Result<(), StateError> {
+        self.transaction(|state| {
+            let seen_ms = unsigned(state.number("changed_ms_max")?.unwrap_or(0));
+            let relist = state.number("relist")?.unwrap_or(0) != 0;
+            let mut latest_ms = unsigned(state.number("changed_ms_coming")?.unwrap_or(0)).max(seen_ms);
+            for change in &page.changes {
+                match &change.entry {
+                    Some(entry) => {
+                        let was_there = state.is_there(entry.id)?;
+                        let node = state.take_entry(entry)?;
+                        // A folder that was not there, and is older than what is known, came back from the trash
+                        // or from where it was not followed: what is below it makes no news of its own. (The
+                        // server says so only of what came back behind the cursor of this page.)
+                        let came_in = !was_there && !relist && entry.created_ms <= seen_ms;
+                        let list = change.list_below || (came_in && entry.kind() == v1::EntryKind::Folder);
+                        state.arrived(node, false, list)?;
+                        latest_ms = latest_ms.max(entry.changed_ms);
+                    }
+                    None => {
+                        if let Some(node) = state.node_of_entry(change.entry_id)? {
+                            state.arrived(node, true, false)?;
+                        }
+                    }
+                }
+            }
+            state.set_bytes("cursor", &page.cursor)?;
+            state.set_number("sequence", signed(page.sequence))?;
+            state.set_number("changed_ms_coming", signed(latest_ms))?;
+            state.set_number("batch_open", 1)
+        })
+    }
+
+    /// The folders whose whole content is to be asked for before the batch is whole.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn listings_wanted(&self) -> Result<Vec<u64>, StateError> {
+        let mut reached = HashMap::new();
+        let mut wanted = Vec::new();
+        for node in self.ids("SELECT node FROM arrivals WHERE list_below = 1 AND gone = 0", &[])? {
+            if self.reaches_root(node, &mut reached)?
+                && let Some(facts) = self.remote_facts(node)?
+            {
+                wanted.push(facts.entry);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Takes in a page of what is below a folder; `last`: that was all.
+    ///
+    /// # Errors
+    /// If the file cannot be written; then nothing was taken in.
+    pub fn apply_listing(
+        &mut self,
+        folder: u64,
+        entries: &[v1::Entry],
+        last: bool,
+    ) -> Result<(), StateError> {
+        self.transaction(|state| {
+            for entry in entries {
+                let node = state.take_entry(entry)?;
+                state.arrived(node, false, false)?;
+            }
+            if last && let Some(node) = state.node_of_entry(folder)? {
+                let mut statement =
+                    state.connection.prepare_cached("UPDATE arrivals SET list_below = 0 WHERE node = ?")?;
+                statement.execute([id(node)])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Ends a batch, all of whose pages and listings are in: drops what is gone or no longer below the root.
+    ///
+    /// # Errors
+    /// If the file cannot be written; then the batch is still open.
+    pub fn finish_batch(&mut self) -> Result<Finished, StateError> {
+        self.transaction(|state| {
+            let gone = state.ids("SELECT node FROM arrivals WHERE gone = 1", &[])?;
+            if gone.contains(&ROOT) {
+                return Ok(Finished::RootGone);
+            }
+            for node in gone {
+                state.drop_remote(node)?;
+            }
+            let mut reached = HashMap::new();
+            for node in state.ids("SELECT node FROM arrivals WHERE gone = 0", &[])? {
+                if !state.reaches_root(node, &mut reached)? {
+                    state.drop_remote(node)?;
+                }
+            }
+            if state.number("relist")?.unwrap_or(0) != 0 {
+                state.sweep()?;
+            }
+            state.forget_strangers()?;
+            state.connection.execute_batch("DELETE FROM arrivals;")?;
+            // Pages read before these deletes have been taken in, or never will be.
+            let mut statement = state.connection.prepare_cached("DELETE FROM deleted WHERE at_cursor < ?")?;
+            statement.execute([state.number("sequence")?.unwrap_or(0)])?;
+            drop(statement);
+            let latest_ms = state.number("changed_ms_coming")?.unwrap_or(0);
+            state.set_number("changed_ms_max", latest_ms)?;
+            state.set_number("relist", 0)?;
+            state.set_number("batch_open", 0)?;
+            Ok(Finished::Whole)
+        })
+    }
+
+    fn is_there(&self, entry: u64) -> Result<bool, StateError> {
+        match self.node_of_entry(entry)? {
+            Some(node) => Ok(self.side(Side::Remote, node)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    fn arrived(&self, node: NodeId, gone: bool, list_below: bool) -> Result<(), StateError> {
+        let mut statement = self.connection.prepare_cached(
+            "INSERT INTO arrivals (node, gone, list_below) VALUES (?, ?, ?) ON CONFLICT (node) DO UPDATE SET \
+             gone = excluded.gone, list_below = MAX(list_below, excluded.list_below)",
+        )?;
+        statement.execute(params![id(node), gone, list_below])?;
+        Ok(())
+    }
+
+    /// Takes in one entry as the server says it is, unless something newer is known. Gives its node.
+    pub(super) fn take_entry(&self, entry: &v1::Entry) -> Result<NodeId, StateError> {
+        let parent = self.node_or_new(entry.parent)?;
+        let node = self.node_or_new(entry.id)?;
+        if node == ROOT || self.is_stale(node, entry)? {
+            return Ok(node);
+        }
+        if let Some(value) = node_of(entry, parent) {
+            self.set_side(Side::Remote, node, Some(value))?;
+            let facts = RemoteFacts {
+                entry: entry.id,
+                version: entry.version,
+                sequence: entry.sequence,
+                mtime_ns: entry.mtime_ns,
+            };
+            self.set_remote_facts(node, Some(facts))?;
+        }
+        Ok(node)
+    }
+
+    fn is_stale(&self, node: NodeId, entry: &v1::Entry) -> Result<bool, StateError> {
+        if self.remote_facts(node)?.is_some_and(|facts| facts.sequence > entry.sequence) {
+            return Ok(true);
+        }
+        let mut statement = self.connection.prepare_cached("SELECT sequence FROM deleted WHERE entry = ?")?;
+        let deleted = statement.query_row([signed(entry.id)], |row| row.get::<_, i64>(0)).optional()?;
+        Ok(deleted.is_some_and(|deleted| unsigned(deleted) >= entry.sequence))
+    }
+
+    /// The node of an entry; one that is not known yet gets a row that is in no tree.
+    fn node_or_new(&self, entry: u64) -> Result<NodeId, StateError> {
+        if let Some(node) = self.node_of_entry(entry)? {
+            return Ok(node);
+        }
+        let node = self.new_node();
+        let mut statement = self.connection.prepare_cached("INSERT INTO nodes (id, entry) VALUES (?, ?)")?;
+        statement.execute(params![id(node), signed(entry)])?;
+        // Should it prove to be nowhere, the end of the batch finds it.
+        self.arrived(node, false, false)?;
+        Ok(node)
+    }
+
+    /// Remembers that a call deleted an entry, whose last number was `sequence`: pages that were read before may yet
+    /// say that it is there.
+    pub(super) fn remember_deleted(&self, entry: u64, sequence: u64) -> Result<(), StateError> {
+        let reached = self.number("sequence")?.unwrap_or(0);
+        let mut statement = self
+            .connection
+            .prepare_cached("INSERT OR REPLACE INTO deleted (entry, sequence, at_cursor) VALUES (?, ?, ?)")?;
+        statement.execute(params![signed(entry), signed(sequence), reached])?;
+        Ok(())
+    }
+
+    /// Keeps what a call made from being swept away by a listing that began before.
+    pub(super) fn keep_in_batch(&self, node: NodeId) -> Result<(), StateError> {
+        let mut statement = self.connection.prepare_cached(
+            "INSERT OR IGNORE INTO arrivals (node, gone, list_below) \
+             SELECT ?, 0, 0 WHERE (SELECT value FROM meta WHERE key = 'batch_open') = 1",
+        )?;
+        statement.execute([id(node)])?;
+        Ok(())
+    }
+
+    fn reaches_root(&self, node: NodeId, reached: &mut HashMap<NodeId, bool>) -> Result<bool, StateError> {
+        let mut walked = Vec::new();
+        let mut next = node;
+        let reaches = loop {
+            if next == ROOT {
+                break true;
+            }
+            if let Some(known) = reached.get(&next) {
+                break *known;
+            }
+            if walked.len() >= DEPTH_MAX {
+                break false;
+            }
+            walked.push(next);
+            match self.side(Side::Remote, next)? {
+                Some(node) => next = node.place.parent,
+                None => break false,
+            }
+        };
+        reached.extend(walked.into_iter().map(|node| (node, reaches)));
+        Ok(reaches)
+    }
+
+    fn drop_remote(&self, node: NodeId) -> Result<(), StateError> {
+        if self.side(Side::Remote, node)?.is_some() {
+            self.remove_below(Side::Remote, node)?;
+        }
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<(), StateError> {
+        let unseen = self.ids(
+            "SELECT id FROM nodes WHERE id <> 1 AND id NOT IN (SELECT node FROM arrivals) AND \
+             ((kind IS NOT NULL AND remote = 0) OR EXISTS \
+              (SELECT 1 FROM differences WHERE node = id AND tree = 1 AND kind IS NOT NULL))",
+            &[],
+        )?;
+        unseen.into_iter().try_for_each(|node| self.drop_remote(node))
+    }
+
+    /// Forgets entries that were only mentioned, as somebody's folder or outside the root.
+    fn forget_strangers(&self) -> Result<(), StateError> {
+        self.connection
+            .prepare_cached(
+                "DELETE FROM nodes WHERE id IN (SELECT node FROM arrivals) AND kind IS NULL AND remote = 0 \
+                 AND local = 0 AND NOT EXISTS (SELECT 1 FROM differences WHERE node = id)",
+            )?
+            .execute([])?;
+        Ok(())
+    }
+}
+
+/// An entry as a node; `None` for what this version cannot hold (a kind that it does not know, no name).
+pub(super) fn node_of(entry: &v1::Entry, parent: NodeId) -> Option<Node> {
+    if let Err(error) = check_name(&entry.name) {
+        tracing::warn!(entry = entry.id, %error, "an entry with a name that is none is left out");
+        return None;
+    }
+    let kind = match entry.kind() {
+        v1::EntryKind::Folder => Kind::Folder,
+        v1::EntryKind::Symlink => Kind::Symlink(entry.symlink_target.to_vec()),
+        v1::EntryKind::File if entry.size == 0 => Kind::File(empty_file()),
+        v1::EntryKind::File => Kind::File(FileContent {
+            content: ContentId::from_slice(&entry.content).ok()?,
+            size: entry.size,
+            cutter: wire::cutter_from_wire(entry.cutter)?,
+        }),
+        v1::EntryKind::Unspecified => return None,
+    };
+    Some(Node {
+        place: Place { parent, name: entry.name.clone() },
+        kind,
+        attributes: Attributes { mode: entry.mode & 0o7777, mtime_ns: entry.mtime_ns },
+    })
+}

@@ -1,0 +1,197 @@
+//! What a scan asks: the disk as it was known, through a connection of its own, so that a long scan holds up nobody.
+//!
+//! Answers are as of the moment of each question, not of the scan's start. What changes in between is changed by this
+//! program; the session knows it and does not believe what the scan says of it (see [`super::local::Touched`]).
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::database::{State, connect_reader};
+use super::error::StateError;
+use super::row::{id, read_node, read_stamp, signed, unsigned};
+use crate::local::model::{Identity, LocalIndex, LocalRecord};
+use crate::planner::model::NodeId;
+
+/// A node with its number, columns and stamp as `local` has them, from either table.
+macro_rules! records {
+    ($table:literal, $on:literal, $where:literal) => {
+        concat!(
+            "SELECT n.id, ",
+            $table,
+            ".parent, ",
+            $table,
+            ".name, ",
+            $table,
+            ".kind, ",
+            $table,
+            ".content, ",
+            $table,
+            ".size, ",
+            $table,
+            ".cutter, ",
+            $table,
+            ".target, ",
+            $table,
+            ".mode, ",
+            $table,
+            ".mtime, ",
+            "n.inode, n.born, n.stamp_size, n.stamp_mtime, n.stamp_ctime, n.stamp_mode FROM ",
+            $on,
+            " WHERE ",
+            $where
+        )
+    };
+}
+
+/// In `synced`, and the same here.
+const SAME_BY_ID: &str = records!("n", "nodes n", "n.id = ? AND n.local = 0 AND n.kind IS NOT NULL");
+const SAME_AT: &str =
+    records!("n", "nodes n", "n.parent = ? AND n.name = ? AND n.local = 0 AND n.kind IS NOT NULL");
+const SAME_IN: &str = records!("n", "nodes n", "n.parent = ? AND n.local = 0 AND n.kind IS NOT NULL");
+/// Otherwise here than in `synced`.
+const OWN_BY_ID: &str = records!(
+    "d",
+    "differences d JOIN nodes n ON n.id = d.node",
+    "d.node = ? AND d.tree = 2 AND d.kind IS NOT NULL"
+);
+const OWN_AT: &str = records!(
+    "d",
+    "differences d JOIN nodes n ON n.id = d.node",
+    "d.parent = ? AND d.name = ? AND d.tree = 2 AND d.kind IS NOT NULL"
+);
+const OWN_IN: &str = records!(
+    "d",
+    "differences d JOIN nodes n ON n.id = d.node",
+    "d.parent = ? AND d.tree = 2 AND d.kind IS NOT NULL"
+);
+
+/// Answers a scan.
+#[derive(Debug)]
+pub struct ScanIndex {
+    connection: Connection,
+    next_node: Arc<AtomicU64>,
+    failed: RefCell<Option<StateError>>,
+}
+
+impl State {
+    /// For a scan, to be used on another thread.
+    ///
+    /// # Errors
+    /// If the file cannot be opened once more.
+    pub fn scan_index(&self) -> Result<ScanIndex, StateError> {
+        Ok(ScanIndex {
+            connection: connect_reader(self.file())?,
+            next_node: self.node_numbers(),
+            failed: RefCell::new(None),
+        })
+    }
+}
+
+impl ScanIndex {
+    /// Whether all questions were answered. If not, the scan is worth nothing.
+    ///
+    /// # Errors
+    /// The first error that was met.
+    pub fn check(&self) -> Result<(), StateError> {
+        self.failed.borrow_mut().take().map_or(Ok(()), Err)
+    }
+
+    fn answer<T: Default>(&self, result: Result<T, StateError>) -> T {
+        result.unwrap_or_else(|error| {
+            self.failed.borrow_mut().get_or_insert(error);
+            T::default()
+        })
+    }
+
+    fn one(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<Option<LocalRecord>, StateError> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        Ok(statement.query_row(parameters, read_record).optional()?.flatten())
+    }
+
+    fn many(&self, sql: &str, parent: NodeId, all: &mut Vec<LocalRecord>) -> Result<(), StateError> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        for record in statement.query_map([id(parent)], read_record)? {
+            all.extend(record?);
+        }
+        Ok(())
+    }
+
+    fn record(&self, node: NodeId) -> Result<Option<LocalRecord>, StateError> {
+        // Both questions of one moment.
+        let snapshot = self.connection.unchecked_transaction()?;
+        let record = self.record_now(node)?;
+        snapshot.finish()?;
+        Ok(record)
+    }
+
+    fn record_now(&self, node: NodeId) -> Result<Option<LocalRecord>, StateError> {
+        match self.one(OWN_BY_ID, [id(node)])? {
+            Some(record) => Ok(Some(record)),
+            None => self.one(SAME_BY_ID, [id(node)]),
+        }
+    }
+
+    fn by_identity(&self, identity: Identity) -> Result<Option<LocalRecord>, StateError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT id FROM nodes WHERE inode = ? AND born = ?")?;
+        let parameters = params![signed(identity.inode), identity.born_ns];
+        let found = statement.query_row(parameters, |row| row.get::<_, i64>(0)).optional()?;
+        found.map_or(Ok(None), |node| self.record(NodeId(unsigned(node))))
+    }
+
+    fn children_of(&self, parent: NodeId) -> Result<Vec<LocalRecord>, StateError> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let mut all = Vec::new();
+        self.many(SAME_IN, parent, &mut all)?;
+        self.many(OWN_IN, parent, &mut all)?;
+        snapshot.finish()?;
+        all.sort_by(|a, b| a.place.name.cmp(&b.place.name));
+        Ok(all)
+    }
+
+    fn record_at(&self, parent: NodeId, name: &str) -> Result<Option<LocalRecord>, StateError> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let record = match self.one(OWN_AT, params![id(parent), name])? {
+            Some(record) => Some(record),
+            None => self.one(SAME_AT, params![id(parent), name])?,
+        };
+        snapshot.finish()?;
+        Ok(record)
+    }
+}
+
+fn read_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<LocalRecord>> {
+    let (Some(node), Some(stamp)) = (read_node(row, 1)?, read_stamp(row, 10)?) else { return Ok(None) };
+    Ok(Some(LocalRecord {
+        node: NodeId(unsigned(row.get(0)?)),
+        place: node.place,
+        kind: node.kind,
+        attributes: node.attributes,
+        stamp,
+    }))
+}
+
+impl LocalIndex for ScanIndex {
+    fn at(&self, parent: NodeId, name: &str) -> Option<LocalRecord> {
+        self.answer(self.record_at(parent, name))
+    }
+
+    fn children(&self, parent: NodeId) -> Vec<LocalRecord> {
+        self.answer(self.children_of(parent))
+    }
+
+    fn by_identity(&self, identity: Identity) -> Option<LocalRecord> {
+        self.answer(ScanIndex::by_identity(self, identity))
+    }
+
+    fn node(&self, node: NodeId) -> Option<LocalRecord> {
+        self.answer(self.record(node))
+    }
+
+    fn new_node(&mut self) -> NodeId {
+        NodeId(self.next_node.fetch_add(1, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,346 @@
+//! Batches of the server's changes against a model of the server: in pages of any size, with stale pages, calls of
+//! this device in between, folders that come back or are moved in from outside, crashes and resets.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use engine::ids::ContentId;
+use proto::v1;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use super::{fresh, seed};
+use crate::planner::model::{NodeId, ROOT};
+use crate::state::database::State;
+use crate::state::record::{Outcome, Part};
+use crate::state::remote::{Finished, RemotePage};
+use crate::state::trees::Side;
+
+pub(super) fn folder_entry(id: u64, parent: u64, name: &str) -> v1::Entry {
+    let mut entry = v1::Entry { id, parent, name: name.to_owned(), mode: 0o755, ..Default::default() };
+    entry.set_kind(v1::EntryKind::Folder);
+    entry.sequence = 1;
+    entry
+}
+
+pub(super) fn entry(id: u64, parent: u64, name: &str, content: u8) -> v1::Entry {
+    let mut entry = v1::Entry { id, parent, name: name.to_owned(), mode: 0o644, ..Default::default() };
+    entry.set_kind(v1::EntryKind::File);
+    entry.set_cutter(v1::Cutter::Cdc64k);
+    entry.size = 1 + u64::from(content);
+    entry.content = Bytes::copy_from_slice(ContentId::from_bytes([content; 32]).as_bytes());
+    entry.version = 1;
+    entry.sequence = 1;
+    entry
+}
+
+/// Takes in entries as one batch.
+pub(super) fn follow(state: &mut State, entries: Vec<v1::Entry>) {
+    let changes = entries.into_iter().map(|entry| v1::Change {
+        entry_id: entry.id,
+        entry: Some(entry),
+        list_below: false,
+    });
+    let page = RemotePage { changes: changes.collect(), cursor: vec![1], more: false, sequence: 1 };
+    state.apply_changes(&page).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+}
+
+const NAMESPACE_ROOT: u64 = 1;
+const SYNC_ROOT: u64 = 2;
+
+/// A namespace with a journal, as the server keeps it: one row per entry, at its latest number.
+#[derive(Default)]
+struct Server {
+    entries: BTreeMap<u64, v1::Entry>,
+    /// Trashed entries; what is below them keeps its rows.
+    trashed: BTreeMap<u64, v1::Entry>,
+    /// By number: the entry, and when it last arrived from the trash.
+    journal: BTreeMap<u64, u64>,
+    arrived: BTreeMap<u64, u64>,
+    sequence: u64,
+    next_id: u64,
+    clock_ms: u64,
+}
+
+impl Server {
+    fn new() -> Self {
+        let mut server = Self { next_id: SYNC_ROOT, ..Self::default() };
+        server.entries.insert(NAMESPACE_ROOT, folder_entry(NAMESPACE_ROOT, 0, "root"));
+        let id = server.create(folder_entry(0, NAMESPACE_ROOT, "kept"));
+        assert_eq!(id, SYNC_ROOT);
+        server
+    }
+
+    fn changed(&mut self, id: u64) {
+        self.sequence += 1;
+        self.clock_ms += 1;
+        let (sequence, clock_ms) = (self.sequence, self.clock_ms);
+        self.journal.retain(|_, entry| *entry != id);
+        self.journal.insert(sequence, id);
+        for map in [&mut self.entries, &mut self.trashed] {
+            if let Some(entry) = map.get_mut(&id) {
+                entry.sequence = sequence;
+                entry.changed_ms = clock_ms;
+            }
+        }
+    }
+
+    fn create(&mut self, mut entry: v1::Entry) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        entry.id = id;
+        entry.created_ms = self.clock_ms + 1;
+        self.entries.insert(id, entry);
+        self.changed(id);
+        id
+    }
+
+    /// Whether walking up from an entry ends at `root`, through what is not trashed.
+    fn is_below(&self, id: u64, root: u64) -> bool {
+        let mut at = id;
+        while at != root {
+            match self.entries.get(&at) {
+                Some(entry) if entry.parent != 0 => at = entry.parent,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn live(&self) -> Vec<u64> {
+        self.entries.keys().copied().filter(|id| self.is_below(*id, NAMESPACE_ROOT)).collect()
+    }
+
+    fn folders(&self) -> Vec<u64> {
+        let is_folder = |id: &u64| self.entries[id].kind() == v1::EntryKind::Folder;
+        self.live().into_iter().filter(is_folder).collect()
+    }
+
+    /// A name that is free in a folder.
+    fn free_name(&self, parent: u64, random: &mut SmallRng) -> String {
+        loop {
+            let name = format!("n{}", random.random_range(0..1_000));
+            if !self.entries.values().any(|entry| entry.parent == parent && entry.name == name) {
+                return name;
+            }
+        }
+    }
+
+    fn random_change(&mut self, random: &mut SmallRng) {
+        let folders = self.folders();
+        let parent = *folders.choose(random).unwrap();
+        let name = self.free_name(parent, random);
+        let movable: Vec<u64> = self.live().into_iter().filter(|id| *id > SYNC_ROOT).collect();
+        match (random.random_range(0..10), movable.choose(random).copied()) {
+            (0..=2, _) => drop(self.create(entry(0, parent, &name, random.random()))),
+            (3, _) => drop(self.create(folder_entry(0, parent, &name))),
+            (4..=5, Some(id)) if !self.is_below(parent, id) => {
+                let entry = self.entries.get_mut(&id).unwrap();
+                entry.parent = parent;
+                entry.name = name;
+                self.changed(id);
+            }
+            (6, Some(id)) => {
+                let trashed = self.entries.remove(&id).unwrap();
+                self.trashed.insert(id, trashed);
+                self.changed(id);
+            }
+            (7, _) => {
+                if let Some(id) = self.trashed.keys().copied().collect::<Vec<_>>().choose(random).copied() {
+                    let mut entry = self.trashed.remove(&id).unwrap();
+                    entry.parent = parent;
+                    entry.name = name;
+                    self.entries.insert(id, entry);
+                    self.changed(id);
+                    self.arrived.insert(id, self.sequence);
+                }
+            }
+            (_, Some(id)) => {
+                let entry = self.entries.get_mut(&id).unwrap();
+                if entry.kind() == v1::EntryKind::File {
+                    entry.version += 1;
+                    entry.content = Bytes::copy_from_slice(&[random.random(); 32]);
+                } else {
+                    entry.mode ^= 0o100;
+                }
+                self.changed(id);
+            }
+            _ => {}
+        }
+    }
+
+    /// A page after a number: changes, the number it reaches, whether there is more.
+    fn page(&self, after: u64, count: usize) -> RemotePage {
+        let rows: Vec<(u64, u64)> =
+            self.journal.range(after + 1..).take(count).map(|(sequence, id)| (*sequence, *id)).collect();
+        let reached = rows.last().map_or(after, |(sequence, _)| *sequence);
+        let more = self.journal.range(reached + 1..).next().is_some();
+        let changes = rows.into_iter().map(|(_, id)| {
+            let live = self.is_below(id, NAMESPACE_ROOT);
+            // Out of a folder that came back, as well.
+            let mut at = id;
+            let mut list_below = false;
+            while live && at != 0 {
+                list_below |= self.arrived.get(&at).is_some_and(|arrived| *arrived > after);
+                at = self.entries[&at].parent;
+            }
+            v1::Change {
+                entry_id: id,
+                entry: self.entries.get(&id).filter(|_| live).cloned(),
+                list_below: live && list_below,
+            }
+        });
+        RemotePage {
+            changes: changes.collect(),
+            cursor: reached.to_be_bytes().to_vec(),
+            more,
+            sequence: reached,
+        }
+    }
+
+    fn below(&self, folder: u64) -> Vec<v1::Entry> {
+        self.entries
+            .values()
+            .filter(|entry| entry.id != folder && self.is_below(entry.id, folder))
+            .cloned()
+            .collect()
+    }
+}
+
+fn position(state: &State) -> u64 {
+    let cursor = state.remote_position().unwrap().cursor;
+    cursor.try_into().map_or(0, u64::from_be_bytes)
+}
+
+/// Follows to the present, the server changing on the way; `crash`: the state is closed and opened at any point.
+fn catch_up(state: &mut State, folder: &std::path::Path, server: &mut Server, random: &mut SmallRng) {
+    if state.remote_position().unwrap().cursor.is_empty() {
+        state.begin_relist().unwrap();
+    }
+    loop {
+        if random.random_bool(0.1) {
+            *state = State::open(folder).unwrap().state;
+        }
+        let page = server.page(position(state), random.random_range(1..6));
+        state.apply_changes(&page).unwrap();
+        if page.more {
+            if random.random_bool(0.2) {
+                server.random_change(random);
+            }
+            continue;
+        }
+        break;
+    }
+    for wanted in state.listings_wanted().unwrap() {
+        let entries = server.below(wanted);
+        let half = entries.len() / 2;
+        state.apply_listing(wanted, &entries[..half], false).unwrap();
+        state.apply_listing(wanted, &entries[half..], true).unwrap();
+    }
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+}
+
+fn compare(state: &State, server: &Server, seed: u64) {
+    let mut pending = vec![(ROOT, SYNC_ROOT)];
+    let mut seen = 0;
+    while let Some((node, id)) = pending.pop() {
+        let known = state.side_children(Side::Remote, node).unwrap();
+        let there: Vec<&v1::Entry> = server.entries.values().filter(|entry| entry.parent == id).collect();
+        assert_eq!(known.len(), there.len(), "seed {seed}: in {}", server.entries[&id].name);
+        for entry in there {
+            let child = state.side_at(Side::Remote, node, &entry.name).unwrap();
+            let child = child.unwrap_or_else(|| panic!("seed {seed}: {} is missing", entry.name));
+            assert_eq!(state.node_of_entry(entry.id).unwrap(), Some(child), "seed {seed}");
+            let facts = state.remote_facts(child).unwrap().unwrap();
+            assert_eq!((facts.version, facts.sequence), (entry.version, entry.sequence), "seed {seed}");
+            pending.push((child, entry.id));
+            seen += 1;
+        }
+    }
+    let rows: i64 = state.connection.query_row("SELECT COUNT(*) FROM nodes", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, seen + 1, "seed {seed}: rows of what is not there");
+}
+
+#[test]
+fn following_in_any_pages_ends_at_the_servers_tree() {
+    for round in 0..12 {
+        let seed = seed().wrapping_add(round);
+        let mut random = SmallRng::seed_from_u64(seed);
+        let (folder, mut state) = fresh();
+        let mut server = Server::new();
+        state.set_root_entry(SYNC_ROOT).unwrap();
+        for _ in 0..25 {
+            for _ in 0..random.random_range(1..12) {
+                server.random_change(&mut random);
+            }
+            if random.random_bool(0.05) {
+                state.begin_relist().unwrap();
+            }
+            catch_up(&mut state, folder.path(), &mut server, &mut random);
+            catch_up(&mut state, folder.path(), &mut server, &mut random);
+            compare(&state, &server, seed);
+        }
+    }
+}
+
+#[test]
+fn a_page_read_before_a_call_does_not_undo_it() {
+    let (_folder, mut state) = fresh();
+    let mut server = Server::new();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    let kept = server.create(entry(0, SYNC_ROOT, "f", 1));
+    let removed = server.create(entry(0, SYNC_ROOT, "g", 1));
+    let stale = server.page(0, 100);
+    // A call of this device changes one and deletes the other, and is recorded before the page is taken in.
+    let mut first = server.entries[&kept].clone();
+    state.apply_changes(&stale).unwrap();
+    state.finish_batch().unwrap();
+    let (node, gone) =
+        (state.node_of_entry(kept).unwrap().unwrap(), state.node_of_entry(removed).unwrap().unwrap());
+    first.version = 2;
+    first.name = "renamed".to_owned();
+    first.sequence = server.sequence + 1;
+    state.record(&[Outcome::Remote { node, entry: first.clone(), part: Part::Place }]).unwrap();
+    let was = server.entries[&removed].clone();
+    state.record(&[Outcome::RemoteGone { node: gone, entry: Some(was) }]).unwrap();
+    state.apply_changes(&stale).unwrap();
+    state.finish_batch().unwrap();
+    assert_eq!(state.side_at(Side::Remote, ROOT, "renamed").unwrap(), Some(node));
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap(), [node]);
+    assert_eq!(state.remote_facts(node).unwrap().unwrap().version, 2);
+}
+
+#[test]
+fn news_of_an_own_creation_before_its_answer_make_one_node() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    let made = folder_entry(70, SYNC_ROOT, "d");
+    let inside = entry(71, 70, "x", 1);
+    follow(&mut state, vec![made.clone(), inside]);
+    let mine = NodeId(5_000);
+    state.record(&[Outcome::Remote { node: mine, entry: made, part: Part::Whole }]).unwrap();
+    assert_eq!(state.node_of_entry(70).unwrap(), Some(mine));
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap(), [mine]);
+    assert_eq!(state.side_children(Side::Remote, mine).unwrap().len(), 1);
+}
+
+#[test]
+fn a_remote_root_that_is_gone_changes_nothing() {
+    let (_folder, mut state) = fresh();
+    let mut server = Server::new();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    server.create(entry(0, SYNC_ROOT, "f", 1));
+    let page = server.page(0, 100);
+    state.apply_changes(&page).unwrap();
+    state.finish_batch().unwrap();
+    let root = server.entries.remove(&SYNC_ROOT).unwrap();
+    server.trashed.insert(SYNC_ROOT, root);
+    server.changed(SYNC_ROOT);
+    let page = server.page(position(&state), 100);
+    state.apply_changes(&page).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
+    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
+    assert!(state.remote_position().unwrap().batch_open, "nothing is planned meanwhile");
+}

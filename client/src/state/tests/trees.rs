@@ -1,0 +1,315 @@
+//! The three trees, kept as one and two sets of differences, against three maps.
+
+use std::collections::BTreeMap;
+
+use engine::cutter::Cutter;
+use engine::ids::ContentId;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::{fresh, seed};
+use crate::local::model::{Identity, LocalIndex, LocalRecord, LocalUpdate, Stamp};
+use crate::planner::model::{Attributes, FileContent, Kind, Node, NodeId, Place, ROOT};
+use crate::state::database::State;
+use crate::state::error::StateError;
+use crate::state::local::Touched;
+use crate::state::record::{Outcome, Part};
+use crate::state::row::root_node;
+use crate::state::trees::Side;
+
+fn file(content: u8) -> Kind {
+    let content = ContentId::from_bytes([content; 32]);
+    Kind::File(FileContent { content, size: 1 + u64::from(content.as_bytes()[0]), cutter: Cutter::Cdc64k })
+}
+
+fn node(parent: u64, name: &str, kind: Kind) -> Node {
+    Node {
+        place: Place { parent: NodeId(parent), name: name.to_owned() },
+        kind,
+        attributes: Attributes { mode: 0o644, mtime_ns: 0 },
+    }
+}
+
+fn random_node(random: &mut SmallRng) -> Option<Node> {
+    if random.random_bool(0.3) {
+        return None;
+    }
+    let kind = match random.random_range(0..4) {
+        0 => Kind::Folder,
+        1 => Kind::Symlink(vec![random.random_range(0..3)]),
+        _ => file(random.random_range(0..3)),
+    };
+    let mut node = node(random.random_range(1..6), ["a", "b", "c"][random.random_range(0..3)], kind);
+    match node.kind {
+        Kind::Symlink(_) => node.attributes.mode = 0,
+        Kind::File(_) => node.attributes.mtime_ns = random.random_range(0..2),
+        Kind::Folder => {}
+    }
+    Some(node)
+}
+
+#[derive(Default)]
+struct Model {
+    synced: BTreeMap<NodeId, Node>,
+    sides: [BTreeMap<NodeId, Node>; 2],
+}
+
+fn put(map: &mut BTreeMap<NodeId, Node>, node: NodeId, value: Option<Node>) {
+    match value {
+        Some(value) => drop(map.insert(node, value)),
+        None => drop(map.remove(&node)),
+    }
+}
+
+fn compare(state: &State, model: &Model, seed: u64) {
+    let mut dirty = Vec::new();
+    for number in 1..40 {
+        let id = NodeId(number);
+        assert_eq!(state.synced(id).unwrap().as_ref(), model.synced.get(&id), "seed {seed} {id:?}");
+        for (side, map) in [Side::Remote, Side::Local].into_iter().zip(&model.sides) {
+            assert_eq!(state.side(side, id).unwrap().as_ref(), map.get(&id), "seed {seed} {side:?} {id:?}");
+        }
+        if model.sides.iter().any(|map| map.get(&id) != model.synced.get(&id)) {
+            dirty.push(id);
+        }
+    }
+    assert_eq!(state.dirty().unwrap(), dirty, "seed {seed}");
+    assert_eq!(state.synced_count().unwrap() + 1, model.synced.len() as u64);
+    for parent in (1..6).map(NodeId) {
+        for (side, map) in [Side::Remote, Side::Local].into_iter().zip(&model.sides) {
+            let below: Vec<NodeId> =
+                map.iter().filter(|(_, node)| node.place.parent == parent).map(|(id, _)| *id).collect();
+            assert_eq!(state.side_children(side, parent).unwrap(), below, "seed {seed}");
+            for name in ["a", "b", "c"] {
+                let there: Vec<NodeId> =
+                    below.iter().copied().filter(|id| map[id].place.name == name).collect();
+                match state.side_at(side, parent, name).unwrap() {
+                    Some(found) => assert!(there.contains(&found), "seed {seed}"),
+                    None => assert!(there.is_empty(), "seed {seed}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn differences_say_the_same_as_three_whole_trees() {
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let (folder, mut state) = fresh();
+    let mut model = Model::default();
+    model.synced.insert(ROOT, root_node());
+    model.sides.iter_mut().for_each(|map| drop(map.insert(ROOT, root_node())));
+    for step in 0..1_500 {
+        let id = NodeId(random.random_range(2..40));
+        let value = random_node(&mut random);
+        let which = random.random_range(0..3);
+        let keep = random.random_bool(0.8);
+        let done = state.transaction(|state| {
+            match which {
+                0 => state.set_side(Side::Remote, id, value.clone())?,
+                1 => state.set_side(Side::Local, id, value.clone())?,
+                // Only what is somewhere has a row to be agreed on.
+                _ if state.side(Side::Remote, id)?.is_some() => state.set_synced(id, value.clone())?,
+                _ => {}
+            }
+            // A crash before the commit is a transaction that never was.
+            if keep { Ok(()) } else { Err(StateError::Full) }
+        });
+        assert_eq!(done.is_ok(), keep);
+        if keep {
+            match which {
+                0 | 1 => put(&mut model.sides[which], id, value),
+                _ if model.sides[0].contains_key(&id) => put(&mut model.synced, id, value),
+                _ => {}
+            }
+        }
+        if step % 50 == 0 {
+            compare(&state, &model, seed);
+        }
+        if step % 500 == 499 {
+            drop(state);
+            state = State::open(folder.path()).unwrap().state;
+        }
+    }
+    compare(&state, &model, seed);
+}
+
+#[test]
+fn what_is_nowhere_leaves_no_row() {
+    let (_folder, mut state) = fresh();
+    let done = state.transaction(|state| {
+        for id in (2..20).map(NodeId) {
+            state.set_side(Side::Local, id, Some(node(1, &format!("n{}", id.0), file(1))))?;
+            state.set_side(Side::Remote, id, Some(node(1, &format!("n{}", id.0), file(2))))?;
+            state.set_synced(id, Some(node(1, &format!("n{}", id.0), file(3))))?;
+        }
+        for id in (2..20).map(NodeId) {
+            state.set_synced(id, None)?;
+            state.set_side(Side::Remote, id, None)?;
+            state.set_side(Side::Local, id, None)?;
+        }
+        Ok(())
+    });
+    done.unwrap();
+    for (table, left) in [("nodes", 1), ("differences", 0)] {
+        let count: i64 = state
+            .connection
+            .query_row(&format!("SELECT COUNT(*) FROM {table}"), [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(count, left, "{table}");
+    }
+}
+
+#[test]
+fn numbers_of_nodes_are_never_given_twice() {
+    let (folder, mut state) = fresh();
+    let mut given = std::collections::BTreeSet::new();
+    for _ in 0..5 {
+        for _ in 0..10 {
+            assert!(given.insert(state.number_for_split()));
+        }
+        state.transaction(|_state| Ok(())).unwrap();
+        drop(state);
+        state = State::open(folder.path()).unwrap().state;
+    }
+}
+
+fn stamp(inode: u64) -> Stamp {
+    Stamp { identity: Identity { inode, born_ns: 5 }, size: 2, mtime_ns: 0, ctime_ns: 0, mode: 0o644 }
+}
+
+fn record(id: u64, parent: u64, name: &str, kind: Kind) -> LocalRecord {
+    let value = node(parent, name, kind);
+    LocalRecord {
+        node: NodeId(id),
+        place: value.place,
+        kind: value.kind,
+        attributes: value.attributes,
+        stamp: stamp(id * 100),
+    }
+}
+
+struct Untouched;
+
+impl Touched for Untouched {
+    fn node(&self, _node: NodeId) -> bool {
+        false
+    }
+
+    fn place(&self, _parent: NodeId, _name: &str) -> bool {
+        false
+    }
+}
+
+struct TouchedNode(NodeId);
+
+impl Touched for TouchedNode {
+    fn node(&self, node: NodeId) -> bool {
+        node == self.0
+    }
+
+    fn place(&self, _parent: NodeId, _name: &str) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_folder_that_is_gone_takes_along_all_but_what_was_moved_out() {
+    let (_folder, mut state) = fresh();
+    let updates = vec![
+        LocalUpdate::Put(record(2, 1, "d", Kind::Folder)),
+        LocalUpdate::Put(record(3, 2, "x", file(1))),
+        LocalUpdate::Put(record(4, 2, "y", file(2))),
+    ];
+    assert_eq!(state.apply_local(updates, &Untouched).unwrap().changed.len(), 3);
+    let updates = vec![LocalUpdate::Gone(NodeId(2)), LocalUpdate::Put(record(4, 1, "y", file(2)))];
+    let applied = state.apply_local(updates, &Untouched).unwrap();
+    assert!(applied.again.is_empty());
+    assert_eq!(state.side_children(Side::Local, ROOT).unwrap(), [NodeId(4)]);
+    assert_eq!(state.dirty().unwrap(), [NodeId(4)]);
+}
+
+#[test]
+fn what_was_touched_during_a_scan_is_looked_at_again_instead_of_believed() {
+    let (_folder, mut state) = fresh();
+    let updates =
+        vec![LocalUpdate::Put(record(2, 1, "d", Kind::Folder)), LocalUpdate::Put(record(3, 2, "x", file(1)))];
+    state.apply_local(updates, &Untouched).unwrap();
+    let gone = vec![LocalUpdate::Gone(NodeId(2))];
+    let applied = state.apply_local(gone, &TouchedNode(NodeId(3))).unwrap();
+    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), [ROOT]);
+    assert!(state.local_record(NodeId(3)).unwrap().is_some(), "a file put into it meanwhile is not gone");
+    // Another file was recorded at the place in the meantime: the scan's find is not put over it.
+    let found = vec![LocalUpdate::Put(record(9, 2, "x", file(2)))];
+    let applied = state.apply_local(found, &Untouched).unwrap();
+    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), [NodeId(2)]);
+    assert_eq!(state.side_at(Side::Local, NodeId(2), "x").unwrap(), Some(NodeId(3)));
+}
+
+#[test]
+fn a_swap_of_two_names_is_taken_in_whole() {
+    let (_folder, mut state) = fresh();
+    let updates =
+        vec![LocalUpdate::Put(record(2, 1, "a", file(1))), LocalUpdate::Put(record(3, 1, "b", file(2)))];
+    state.apply_local(updates, &Untouched).unwrap();
+    let updates =
+        vec![LocalUpdate::Put(record(2, 1, "b", file(1))), LocalUpdate::Put(record(3, 1, "a", file(2)))];
+    assert!(state.apply_local(updates, &Untouched).unwrap().again.is_empty());
+    assert_eq!(state.side_at(Side::Local, ROOT, "a").unwrap(), Some(NodeId(3)));
+    assert_eq!(state.side_at(Side::Local, ROOT, "b").unwrap(), Some(NodeId(2)));
+}
+
+#[test]
+fn a_scan_is_answered_as_the_trees_are() {
+    let (_folder, mut state) = fresh();
+    let mut index = state.scan_index().unwrap();
+    let updates =
+        vec![LocalUpdate::Put(record(2, 1, "d", Kind::Folder)), LocalUpdate::Put(record(3, 2, "x", file(1)))];
+    state.apply_local(updates, &Untouched).unwrap();
+    // One of them is in synced, the other is not.
+    state.transaction(|state| state.set_synced(NodeId(2), state.side(Side::Local, NodeId(2))?)).unwrap();
+    let folder = record(2, 1, "d", Kind::Folder);
+    assert_eq!(index.at(ROOT, "d").map(|found| found.stamp), Some(folder.stamp));
+    assert_eq!(index.by_identity(stamp(300).identity), Some(record(3, 2, "x", file(1))));
+    assert_eq!(index.children(NodeId(2)), [record(3, 2, "x", file(1))]);
+    let given = index.new_node();
+    assert_ne!(given, state.number_for_split());
+    index.check().unwrap();
+}
+
+#[test]
+fn an_edit_during_an_upload_is_one_sides_edit() {
+    let (_folder, mut state) = fresh();
+    let local = record(2, 1, "f", file(1));
+    state.set_root_entry(1_000).unwrap();
+    state.apply_local(vec![LocalUpdate::Put(local)], &Untouched).unwrap();
+    // While the first content goes up, the file is saved again.
+    state.apply_local(vec![LocalUpdate::Put(record(2, 1, "f", file(2)))], &Untouched).unwrap();
+    let entry = super::journal::entry(7, 1_000, "f", 1);
+    state.record(&[Outcome::Remote { node: NodeId(2), entry, part: Part::Whole }]).unwrap();
+    assert_eq!(state.synced(NodeId(2)).unwrap(), state.side(Side::Remote, NodeId(2)).unwrap());
+    assert_eq!(state.side(Side::Local, NodeId(2)).unwrap().unwrap().kind, file(2));
+}
+
+#[test]
+fn linked_nodes_keep_what_is_in_them() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(1_000).unwrap();
+    let updates = vec![
+        LocalUpdate::Put(record(1_002, 1, "d", Kind::Folder)),
+        LocalUpdate::Put(record(1_003, 1_002, "x", file(1))),
+    ];
+    state.apply_local(updates, &Untouched).unwrap();
+    let folder = super::journal::folder_entry(50, 1_000, "d");
+    let inside = super::journal::entry(51, 50, "y", 2);
+    super::journal::follow(&mut state, vec![folder, inside]);
+    let remote = state.node_of_entry(50).unwrap().unwrap();
+    let below = state.node_of_entry(51).unwrap().unwrap();
+    state.record(&[Outcome::Linked { keep: NodeId(1_002), gone: remote }]).unwrap();
+    assert_eq!(state.node_of_entry(50).unwrap(), Some(NodeId(1_002)));
+    assert_eq!(state.side_children(Side::Remote, NodeId(1_002)).unwrap(), [below]);
+    assert_eq!(state.side_children(Side::Local, NodeId(1_002)).unwrap(), [NodeId(1_003)]);
+    assert!(state.side(Side::Remote, remote).unwrap().is_none());
+    assert!(state.synced(NodeId(1_002)).unwrap().is_some());
+}

@@ -1,0 +1,503 @@
+//! The three trees: asked as the planner asks, and changed node by node.
+//!
+//! Changes are to be made within a transaction.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::database::State;
+use super::error::StateError;
+use super::row::{id, normalized, read_node, read_stamp, signed, unsigned, with_node};
+use super::schema::node_columns;
+use crate::local::model::{LocalRecord, Stamp};
+use crate::planner::model::{Node, NodeId, ROOT, Tree};
+use crate::planner::transition::settled;
+
+/// One of the trees that are kept as differences from `synced`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The server's.
+    Remote,
+    /// The disk's.
+    Local,
+}
+
+impl Side {
+    pub(super) fn number(self) -> i64 {
+        match self {
+            Self::Remote => 1,
+            Self::Local => 2,
+        }
+    }
+
+    fn select(self) -> &'static str {
+        match self {
+            Self::Remote => concat!("SELECT remote, ", node_columns!(), " FROM nodes WHERE id = ?"),
+            Self::Local => concat!("SELECT local, ", node_columns!(), " FROM nodes WHERE id = ?"),
+        }
+    }
+
+    fn select_at(self) -> &'static str {
+        match self {
+            Self::Remote => {
+                "SELECT id FROM nodes WHERE parent = ? AND name = ? AND kind IS NOT NULL AND remote = 0"
+            }
+            Self::Local => {
+                "SELECT id FROM nodes WHERE parent = ? AND name = ? AND kind IS NOT NULL AND local = 0"
+            }
+        }
+    }
+
+    fn select_children(self) -> &'static str {
+        match self {
+            Self::Remote => "SELECT id FROM nodes WHERE parent = ? AND kind IS NOT NULL AND remote = 0",
+            Self::Local => "SELECT id FROM nodes WHERE parent = ? AND kind IS NOT NULL AND local = 0",
+        }
+    }
+
+    fn mark(self) -> &'static str {
+        match self {
+            Self::Remote => "UPDATE nodes SET remote = ? WHERE id = ?",
+            Self::Local => "UPDATE nodes SET local = ? WHERE id = ?",
+        }
+    }
+}
+
+/// What is known of a node on the server beside its place in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteFacts {
+    /// Its id there.
+    pub entry: u64,
+    /// The current version, of a file.
+    pub version: u64,
+    /// Its latest number in the journal.
+    pub sequence: u64,
+    /// Its modification time, of whatever kind it is.
+    pub mtime_ns: i64,
+}
+
+/// Deletes that are not carried out yet: files that were on both sides and are gone from one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PendingDeletes {
+    /// Gone from the server, still here.
+    pub remote: u64,
+    /// Gone from here, still on the server.
+    pub local: u64,
+}
+
+impl PendingDeletes {
+    /// The larger of the two: a mass delete comes from one side.
+    #[must_use]
+    pub fn max_of_sides(self) -> u64 {
+        self.remote.max(self.local)
+    }
+}
+
+/// `synced`, as the planner asks for it.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncedTree<'a>(pub &'a State);
+
+/// `remote` or `local`, as the planner asks for it.
+#[derive(Clone, Copy, Debug)]
+pub struct SideTree<'a>(pub &'a State, pub Side);
+
+impl Tree for SyncedTree<'_> {
+    fn node(&self, id: NodeId) -> Option<Node> {
+        self.0.answer(self.0.synced(id))
+    }
+
+    fn at(&self, parent: NodeId, name: &str) -> Option<NodeId> {
+        self.0.answer(self.0.synced_at(parent, name))
+    }
+
+    fn children(&self, parent: NodeId) -> Vec<NodeId> {
+        self.0.answer(self.0.synced_children(parent))
+    }
+}
+
+impl Tree for SideTree<'_> {
+    fn node(&self, id: NodeId) -> Option<Node> {
+        self.0.answer(self.0.side(self.1, id))
+    }
+
+    fn at(&self, parent: NodeId, name: &str) -> Option<NodeId> {
+        self.0.answer(self.0.side_at(self.1, parent, name))
+    }
+
+    fn children(&self, parent: NodeId) -> Vec<NodeId> {
+        self.0.answer(self.0.side_children(self.1, parent))
+    }
+}
+
+impl State {
+    /// A node as both sides last agreed on it.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn synced(&self, node: NodeId) -> Result<Option<Node>, StateError> {
+        let mut statement = self.connection.prepare_cached(concat!(
+            "SELECT ",
+            node_columns!(),
+            " FROM nodes WHERE id = ?"
+        ))?;
+        Ok(statement.query_row([id(node)], |row| read_node(row, 0)).optional()?.flatten())
+    }
+
+    fn synced_at(&self, parent: NodeId, name: &str) -> Result<Option<NodeId>, StateError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id FROM nodes WHERE parent = ? AND name = ? AND kind IS NOT NULL")?;
+        let found = statement.query_row(params![id(parent), name], |row| row.get::<_, i64>(0)).optional()?;
+        Ok(found.map(|node| NodeId(unsigned(node))))
+    }
+
+    fn synced_children(&self, parent: NodeId) -> Result<Vec<NodeId>, StateError> {
+        self.ids("SELECT id FROM nodes WHERE parent = ? AND kind IS NOT NULL", &[id(parent)])
+    }
+
+    /// A node as it is on one side.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn side(&self, side: Side, node: NodeId) -> Result<Option<Node>, StateError> {
+        let mut statement = self.connection.prepare_cached(side.select())?;
+        let found = statement
+            .query_row([id(node)], |row| Ok((row.get::<_, i64>(0)? != 0, read_node(row, 1)?)))
+            .optional()?;
+        match found {
+            None => Ok(None),
+            Some((false, synced)) => Ok(synced),
+            Some((true, _)) => self.difference(side, node),
+        }
+    }
+
+    fn difference(&self, side: Side, node: NodeId) -> Result<Option<Node>, StateError> {
+        let mut statement = self.connection.prepare_cached(concat!(
+            "SELECT ",
+            node_columns!(),
+            " FROM differences WHERE node = ? AND tree = ?"
+        ))?;
+        let found = statement.query_row([id(node), side.number()], |row| read_node(row, 0)).optional()?;
+        found.ok_or_else(|| StateError::Damaged(format!("node {} lacks its difference", node.0)))
+    }
+
+    /// What is at a place on one side.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn side_at(&self, side: Side, parent: NodeId, name: &str) -> Result<Option<NodeId>, StateError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT node FROM differences WHERE parent = ? AND name = ? AND tree = ? AND kind IS NOT NULL",
+        )?;
+        let parameters = params![id(parent), name, side.number()];
+        let own = statement.query_row(parameters, |row| row.get::<_, i64>(0)).optional()?;
+        if let Some(node) = own {
+            return Ok(Some(NodeId(unsigned(node))));
+        }
+        let mut statement = self.connection.prepare_cached(side.select_at())?;
+        let found = statement.query_row(params![id(parent), name], |row| row.get::<_, i64>(0)).optional()?;
+        Ok(found.map(|node| NodeId(unsigned(node))))
+    }
+
+    /// What is in a folder on one side.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn side_children(&self, side: Side, parent: NodeId) -> Result<Vec<NodeId>, StateError> {
+        let mut all = self.ids(side.select_children(), &[id(parent)])?;
+        all.extend(self.ids(
+            "SELECT node FROM differences WHERE parent = ? AND tree = ? AND kind IS NOT NULL",
+            &[id(parent), side.number()],
+        )?);
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    pub(super) fn ids(&self, sql: &str, parameters: &[i64]) -> Result<Vec<NodeId>, StateError> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let rows = statement.query_map(rusqlite::params_from_iter(parameters), |row| row.get::<_, i64>(0))?;
+        let ids: Result<Vec<_>, _> = rows.map(|node| node.map(|node| NodeId(unsigned(node)))).collect();
+        Ok(ids?)
+    }
+
+    /// The nodes that are not the same in all three trees, ascending.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn dirty(&self) -> Result<Vec<NodeId>, StateError> {
+        self.ids("SELECT DISTINCT node FROM differences ORDER BY node", &[])
+    }
+
+    /// Deletes of files that are not carried out yet.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn deletes(&self) -> Result<PendingDeletes, StateError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT COUNT(*) FROM differences d JOIN nodes n ON n.id = d.node \
+             WHERE d.tree = ?1 AND d.kind IS NULL AND n.kind = 1 AND (n.remote = 0 OR n.local = 0 OR EXISTS \
+             (SELECT 1 FROM differences o WHERE o.node = d.node AND o.tree <> ?1 AND o.kind IS NOT NULL))",
+        )?;
+        let mut count =
+            |side: Side| statement.query_row([side.number()], |row| row.get::<_, i64>(0)).map(unsigned);
+        Ok(PendingDeletes { remote: count(Side::Remote)?, local: count(Side::Local)? })
+    }
+
+    /// What is at a path below the root on one side, names with `/` between.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn node_at_path(&self, side: Side, path: &str) -> Result<Option<NodeId>, StateError> {
+        let mut at = ROOT;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            match self.side_at(side, at, name)? {
+                Some(next) => at = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// How many nodes both sides agree on, but for the root.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn synced_count(&self) -> Result<u64, StateError> {
+        if let Some(count) = self.synced_counted.get() {
+            return Ok(count);
+        }
+        let count: i64 = self.connection.query_row(
+            "SELECT COUNT(*) FROM nodes INDEXED BY nodes_place WHERE kind IS NOT NULL",
+            [],
+            |row| row.get(0),
+        )?;
+        let count = unsigned(count).saturating_sub(1);
+        self.synced_counted.set(Some(count));
+        Ok(count)
+    }
+
+    /// Says how a node is on one side. Its row is made if there is none, and goes once it is nowhere.
+    pub(super) fn set_side(&self, side: Side, node: NodeId, value: Option<Node>) -> Result<(), StateError> {
+        let value = value.map(|value| normalized(node, value));
+        let mut statement = self.connection.prepare_cached("INSERT OR IGNORE INTO nodes (id) VALUES (?)")?;
+        statement.execute([id(node)])?;
+        self.write_side(side, node, value.as_ref(), self.synced(node)?.as_ref())?;
+        if value.is_none() {
+            if side == Side::Local {
+                self.write_stamp(node, None)?;
+            }
+            self.forget_if_nowhere(node)?;
+        }
+        Ok(())
+    }
+
+    fn write_side(
+        &self,
+        side: Side,
+        node: NodeId,
+        value: Option<&Node>,
+        synced: Option<&Node>,
+    ) -> Result<(), StateError> {
+        let differs = value != synced;
+        if differs {
+            let mut statement = self.connection.prepare_cached(concat!(
+                "INSERT OR REPLACE INTO differences (node, tree, ",
+                node_columns!(),
+                ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            ))?;
+            statement.execute(with_node(&[id(node), side.number()], value))?;
+        } else {
+            let mut statement =
+                self.connection.prepare_cached("DELETE FROM differences WHERE node = ? AND tree = ?")?;
+            statement.execute([id(node), side.number()])?;
+        }
+        self.connection.prepare_cached(side.mark())?.execute([i64::from(differs), id(node)])?;
+        Ok(())
+    }
+
+    /// Says how both sides last agreed on a node; what the sides themselves are stays.
+    pub(super) fn set_synced(&self, node: NodeId, value: Option<Node>) -> Result<(), StateError> {
+        let value = value.map(|value| normalized(node, value));
+        if let Some(count) = self.synced_counted.get() {
+            let before = u64::from(self.synced(node)?.is_some());
+            self.synced_counted.set(Some(count + u64::from(value.is_some()) - before));
+        }
+        let remote = self.side(Side::Remote, node)?;
+        let local = self.side(Side::Local, node)?;
+        let mut statement = self.connection.prepare_cached(
+            "UPDATE nodes SET parent = ?2, name = ?3, kind = ?4, content = ?5, size = ?6, cutter = ?7, \
+             target = ?8, mode = ?9, mtime = ?10 WHERE id = ?1",
+        )?;
+        statement.execute(with_node(&[id(node)], value.as_ref()))?;
+        self.write_side(Side::Remote, node, remote.as_ref(), value.as_ref())?;
+        self.write_side(Side::Local, node, local.as_ref(), value.as_ref())?;
+        self.forget_if_nowhere(node)
+    }
+
+    /// Makes `synced` say what both sides agree on of this node, part by part.
+    pub(super) fn settle(&self, node: NodeId) -> Result<(), StateError> {
+        let remote = self.side(Side::Remote, node)?;
+        let local = self.side(Side::Local, node)?;
+        let synced = self.synced(node)?;
+        let settled = settled(remote.as_ref(), local.as_ref(), synced.as_ref());
+        if settled == synced { self.forget_if_nowhere(node) } else { self.set_synced(node, settled) }
+    }
+
+    /// Removes what is on one side at and below a node; gives all nodes that it was.
+    pub(super) fn remove_below(&self, side: Side, node: NodeId) -> Result<Vec<NodeId>, StateError> {
+        let mut removed = Vec::new();
+        let mut pending = vec![node];
+        while let Some(next) = pending.pop() {
+            if next == ROOT {
+                return Err(StateError::Damaged("the root lies below another node".to_owned()));
+            }
+            pending.extend(self.side_children(side, next)?);
+            self.set_side(side, next, None)?;
+            removed.push(next);
+        }
+        Ok(removed)
+    }
+
+    fn forget_if_nowhere(&self, node: NodeId) -> Result<(), StateError> {
+        // Not in synced, and absent or the same (so absent as well) on each side.
+        let mut statement = self.connection.prepare_cached(
+            "DELETE FROM nodes WHERE id = ?1 AND kind IS NULL AND NOT EXISTS \
+             (SELECT 1 FROM differences WHERE node = ?1 AND kind IS NOT NULL)",
+        )?;
+        if statement.execute([id(node)])? > 0 {
+            self.connection.prepare_cached("DELETE FROM differences WHERE node = ?")?.execute([id(node)])?;
+            self.connection.prepare_cached("DELETE FROM uploads WHERE node = ?")?.execute([id(node)])?;
+        }
+        Ok(())
+    }
+
+    /// What is known of a node on the server.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn remote_facts(&self, node: NodeId) -> Result<Option<RemoteFacts>, StateError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT entry, version, sequence, remote_mtime FROM nodes WHERE id = ?")?;
+        let facts = statement
+            .query_row([id(node)], |row| {
+                let Some(entry) = row.get::<_, Option<i64>>(0)? else { return Ok(None) };
+                Ok(Some(RemoteFacts {
+                    entry: unsigned(entry),
+                    version: unsigned(row.get(1)?),
+                    sequence: unsigned(row.get(2)?),
+                    mtime_ns: row.get(3)?,
+                }))
+            })
+            .optional()?;
+        Ok(facts.flatten())
+    }
+
+    pub(super) fn set_remote_facts(
+        &self,
+        node: NodeId,
+        facts: Option<RemoteFacts>,
+    ) -> Result<(), StateError> {
+        let mut statement = self.connection.prepare_cached(
+            "UPDATE nodes SET entry = ?, version = ?, sequence = ?, remote_mtime = ? WHERE id = ?",
+        )?;
+        let (entry, version, sequence, mtime_ns) = match facts {
+            Some(facts) => {
+                (Some(signed(facts.entry)), signed(facts.version), signed(facts.sequence), facts.mtime_ns)
+            }
+            None => (None, 0, 0, 0),
+        };
+        statement.execute(params![entry, version, sequence, mtime_ns, id(node)])?;
+        Ok(())
+    }
+
+    /// The node of an entry of the server.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn node_of_entry(&self, entry: u64) -> Result<Option<NodeId>, StateError> {
+        let mut statement = self.connection.prepare_cached("SELECT id FROM nodes WHERE entry = ?")?;
+        let found = statement.query_row([signed(entry)], |row| row.get::<_, i64>(0)).optional()?;
+        Ok(found.map(|node| NodeId(unsigned(node))))
+    }
+
+    /// A node as it was last seen on the disk.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn local_record(&self, node: NodeId) -> Result<Option<LocalRecord>, StateError> {
+        let Some(value) = self.side(Side::Local, node)? else { return Ok(None) };
+        let mut statement = self.connection.prepare_cached(
+            "SELECT inode, born, stamp_size, stamp_mtime, stamp_ctime, stamp_mode FROM nodes WHERE id = ?",
+        )?;
+        let stamp = statement.query_row([id(node)], |row| read_stamp(row, 0)).optional()?.flatten();
+        let record = |stamp| LocalRecord {
+            node,
+            place: value.place,
+            kind: value.kind,
+            attributes: value.attributes,
+            stamp,
+        };
+        Ok(stamp.map(record))
+    }
+
+    pub(super) fn write_stamp(&self, node: NodeId, stamp: Option<Stamp>) -> Result<(), StateError> {
+        let mut statement = self.connection.prepare_cached(
+            "UPDATE nodes SET inode = ?, born = ?, stamp_size = ?, stamp_mtime = ?, stamp_ctime = ?, \
+             stamp_mode = ? WHERE id = ?",
+        )?;
+        match stamp {
+            Some(stamp) => statement.execute(params![
+                signed(stamp.identity.inode),
+                stamp.identity.born_ns,
+                signed(stamp.size),
+                stamp.mtime_ns,
+                stamp.ctime_ns,
+                stamp.mode,
+                id(node)
+            ])?,
+            None => {
+                let none = Option::<i64>::None;
+                statement.execute(params![none, none, none, none, none, none, id(node)])?
+            }
+        };
+        Ok(())
+    }
+
+    /// A node's path below the root on one side, names with `/` between; `None` if it is not there.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn path(&self, side: Side, node: NodeId) -> Result<Option<String>, StateError> {
+        let mut names = Vec::new();
+        let mut next = node;
+        while next != ROOT {
+            let Some(node) = self.side(side, next)? else { return Ok(None) };
+            if names.len() >= DEPTH_MAX {
+                return Err(StateError::Damaged("folders form a loop".to_owned()));
+            }
+            names.push(node.place.name);
+            next = node.place.parent;
+        }
+        names.reverse();
+        Ok(Some(names.join("/")))
+    }
+
+    /// A node's path on whichever side has it, for people to read.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn shown_path(&self, node: NodeId) -> Result<String, StateError> {
+        for side in [Side::Local, Side::Remote] {
+            if let Some(path) = self.path(side, node)? {
+                return Ok(path);
+            }
+        }
+        Ok(match self.synced(node)? {
+            Some(synced) => synced.place.name,
+            None => String::new(),
+        })
+    }
+}
+
+/// Folders within one another. The server has at most 256; a local tree may be deeper.
+const DEPTH_MAX: usize = 4_096;

@@ -1,0 +1,240 @@
+//! What the session shows: its status, and the log of what it did.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{broadcast, watch};
+
+use super::config::Limits;
+use super::planning::PlanStep;
+use super::shared::{DirectionCounters, Shared};
+use super::state_thread::StateThread;
+use super::status::{Done, LogEntry, Phase, Status, Traffic, WAITING_LISTED_MAX, Waiting};
+use super::task::Line;
+use super::throttle::Throttle;
+use crate::planner::model::NodeId;
+
+/// Lines that are written at once; more wait for the next time.
+const LINES_MAX: usize = 2_000;
+/// Time between writes of lines.
+const FLUSH_INTERVAL: std::time::Duration = std::time::Duration::from_millis(150);
+
+/// How the session is, as its loop sees it.
+pub(crate) struct View<'a> {
+    pub(crate) online: bool,
+    pub(crate) paused: bool,
+    pub(crate) looking: bool,
+    pub(crate) trouble: Option<String>,
+    pub(crate) at_rest: bool,
+    pub(crate) running: bool,
+    pub(crate) step: &'a PlanStep,
+}
+
+enum Waited {
+    Line(Line),
+    /// A failure, whose path is not known yet.
+    Failed(NodeId, String),
+}
+
+pub(crate) struct Board {
+    status: watch::Sender<Status>,
+    events: broadcast::Sender<LogEntry>,
+    lines: Vec<(u64, Waited)>,
+    flushed: tokio::time::Instant,
+    skipped: BTreeMap<String, String>,
+    offline: String,
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Board {
+    pub(crate) fn new(status: watch::Sender<Status>, events: broadcast::Sender<LogEntry>) -> Self {
+        Self {
+            status,
+            events,
+            lines: Vec::new(),
+            flushed: tokio::time::Instant::now(),
+            skipped: BTreeMap::new(),
+            offline: String::new(),
+        }
+    }
+
+    pub(crate) fn line(&mut self, line: Line) {
+        self.lines.push((now_ms(), Waited::Line(line)));
+    }
+
+    pub(crate) fn session(&mut self, detail: String) {
+        self.line(Line { what: Done::Session, path: String::new(), detail });
+    }
+
+    pub(crate) fn failed(&mut self, node: NodeId, reason: String) {
+        self.lines.push((now_ms(), Waited::Failed(node, reason)));
+    }
+
+    pub(crate) fn has_lines(&self) -> bool {
+        !self.lines.is_empty()
+    }
+
+    pub(crate) fn limits(&mut self, limits: Limits) {
+        self.status.send_modify(|status| status.limits = limits);
+    }
+
+    pub(crate) fn watching(&mut self, watching: bool) {
+        self.status.send_if_modified(|status| {
+            let changed = status.watching != watching;
+            status.watching = watching;
+            changed
+        });
+    }
+
+    pub(crate) fn excluded(&mut self, excluded: Vec<String>) {
+        self.status.send_if_modified(|status| {
+            let changed = status.excluded != excluded;
+            status.excluded = excluded;
+            changed
+        });
+    }
+
+    pub(crate) fn offline(&mut self, reason: String) {
+        if self.offline != reason {
+            self.session(reason.clone());
+        }
+        self.offline = reason;
+    }
+
+    pub(crate) fn offline_reason(&self) -> String {
+        if self.offline.is_empty() { "the gateway does not answer".to_owned() } else { self.offline.clone() }
+    }
+
+    /// What a scan left out; of a scan of everything that is all there is.
+    pub(crate) fn skipped(&mut self, skipped: Vec<Waiting>, all: bool) {
+        if all {
+            self.skipped.clear();
+        }
+        for waiting in skipped {
+            if self.skipped.len() < WAITING_LISTED_MAX {
+                self.skipped.insert(waiting.path, waiting.why);
+            }
+        }
+    }
+
+    /// Says how things are, if that has changed.
+    pub(crate) fn publish(&mut self, view: &View<'_>, shared: &Shared) {
+        if view.online {
+            self.offline.clear();
+        }
+        let (phase, message) = phase_of(view, &self.offline);
+        let step = view.step;
+        let pending = step.dirty.len() as u64;
+        let skipped = self.skipped.iter();
+        let skipped = skipped.map(|(path, why)| Waiting { path: path.clone(), why: why.clone() }).collect();
+        self.status.send_if_modified(|status| {
+            let next = Status {
+                root: status.root.clone(),
+                remote_path: status.remote_path.clone(),
+                phase,
+                message,
+                online: view.online,
+                paused: view.paused,
+                watching: status.watching,
+                agreed_count: step.synced_count.saturating_sub(pending.min(step.synced_count)),
+                pending_count: pending,
+                waiting_count: step.waiting_count,
+                waiting: step.waiting.clone(),
+                skipped,
+                deletes_to_confirm: step.deletes_to_confirm,
+                transfers: shared.counters.transfers(),
+                up: traffic(&shared.counters.up, &shared.up),
+                down: traffic(&shared.counters.down, &shared.down),
+                limits: status.limits,
+                excluded: status.excluded.clone(),
+            };
+            let changed = *status != next;
+            *status = next;
+            changed
+        });
+    }
+
+    /// Says that the session has ended.
+    pub(crate) fn stopped(&mut self, message: &str) {
+        self.status.send_modify(|status| {
+            status.phase = Phase::Stopped;
+            status.online = false;
+            message.clone_into(&mut status.message);
+        });
+    }
+
+    /// Writes the lines that wait, and tells them to those who listen.
+    pub(crate) async fn flush(&mut self, state: &StateThread, at_once: bool) {
+        let due = self.lines.len() >= LINES_MAX || self.flushed.elapsed() >= FLUSH_INTERVAL;
+        if self.lines.is_empty() || !(due || at_once) {
+            return;
+        }
+        self.flushed = tokio::time::Instant::now();
+        let lines = std::mem::take(&mut self.lines);
+        let written = state.ask(move |state| {
+            let mut entries = Vec::with_capacity(lines.len());
+            for (time_ms, waited) in lines {
+                let line = match waited {
+                    Waited::Line(line) => line,
+                    Waited::Failed(node, detail) => {
+                        Line { what: Done::Failed, path: state.shown_path(node)?, detail }
+                    }
+                };
+                let Line { what, path, detail } = line;
+                entries.push(LogEntry { number: 0, time_ms, what, path, detail });
+            }
+            state.log(&mut entries)?;
+            Ok(entries)
+        });
+        match written.await {
+            // Nobody may be listening.
+            Ok(entries) => entries.into_iter().for_each(|entry| drop(self.events.send(entry))),
+            Err(error) => tracing::warn!(%error, "lines of the log are lost"),
+        }
+    }
+}
+
+fn traffic(counters: &DirectionCounters, throttle: &Throttle) -> Traffic {
+    Traffic {
+        files: counters.files.load(Ordering::Relaxed),
+        bytes: counters.bytes.load(Ordering::Relaxed),
+        bytes_on_wire: counters.wire.load(Ordering::Relaxed),
+        bytes_per_second: throttle.rate_now(),
+    }
+}
+
+fn phase_of(view: &View<'_>, offline: &str) -> (Phase, String) {
+    if let Some(trouble) = &view.trouble {
+        return (Phase::Waiting, trouble.clone());
+    }
+    if view.paused {
+        return (Phase::Paused, String::new());
+    }
+    if !view.online {
+        let phase = if view.looking && offline.is_empty() { Phase::Looking } else { Phase::Offline };
+        return (phase, offline.to_owned());
+    }
+    if view.looking {
+        return (Phase::Looking, String::new());
+    }
+    if view.running || !view.at_rest {
+        return (Phase::Syncing, String::new());
+    }
+    if view.step.deletes_to_confirm > 0 {
+        let message = format!(
+            "{} files would be deleted at once: confirm with `keepstone sync confirm`, or bring them back",
+            view.step.deletes_to_confirm
+        );
+        return (Phase::Waiting, message);
+    }
+    if view.step.dirty.is_empty() {
+        (Phase::UpToDate, String::new())
+    } else {
+        (Phase::Waiting, String::new())
+    }
+}

@@ -1,0 +1,87 @@
+//! What a session is told when it starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::connection::ConnectOptions;
+use crate::path::RemotePath;
+
+/// How often the whole folder is scanned if nothing is said.
+pub const SCAN_INTERVAL_DEFAULT: Duration = Duration::from_secs(30 * 60);
+
+/// What is kept the same with what, and how.
+#[derive(Clone, Debug)]
+pub struct SyncConfig {
+    /// The local folder. It must exist.
+    pub root: PathBuf,
+    /// The remote folder. It is made if it is not there.
+    pub remote_path: RemotePath,
+    /// Where the state is kept; absent: `ROOT/.keepstone`.
+    pub state_dir: Option<PathBuf>,
+    /// How the gateway is reached, with the device's token.
+    pub connect: ConnectOptions,
+    /// Whose conflicted copies they are; absent: the device's name.
+    pub name: Option<String>,
+    /// Bandwidth.
+    pub limits: Limits,
+    /// When deletes wait for a confirmation.
+    pub delete_guard: DeleteGuard,
+    /// Time from one scan of everything to the next.
+    pub scan_interval: Duration,
+}
+
+impl SyncConfig {
+    /// With defaults for all but what has none.
+    #[must_use]
+    pub fn new(root: PathBuf, remote_path: RemotePath, connect: ConnectOptions) -> Self {
+        Self {
+            root,
+            remote_path,
+            state_dir: None,
+            connect,
+            name: None,
+            limits: Limits::default(),
+            delete_guard: DeleteGuard::default(),
+            scan_interval: SCAN_INTERVAL_DEFAULT,
+        }
+    }
+}
+
+/// How much of the line may be used in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rate {
+    /// All of it.
+    #[default]
+    Unlimited,
+    /// So many bytes a second.
+    BytesPerSecond(u64),
+    /// 80% of what is measured.
+    Auto,
+}
+
+/// Bandwidth in both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// To the server.
+    pub up: Rate,
+    /// From the server.
+    pub down: Rate,
+}
+
+/// More deletes at once than either of the two wait for a confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteGuard {
+    /// So many files.
+    pub count_max: u64,
+    /// So many of a hundred of all files.
+    pub percent_max: u32,
+}
+
+impl Default for DeleteGuard {
+    fn default() -> Self {
+        Self { count_max: 1_000, percent_max: 50 }
+    }
+}

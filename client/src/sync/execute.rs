@@ -1,0 +1,8 @@
+//! Carries tasks out, each kind in its own way. What was done is recorded before a task counts as ended.
+
+pub(crate) mod download_large;
+pub(crate) mod download_small;
+pub(crate) mod local;
+pub(crate) mod remote;
+pub(crate) mod upload_large;
+pub(crate) mod upload_small;

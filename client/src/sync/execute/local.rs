@@ -1,0 +1,345 @@
+//! Work on the disk that moves no content.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use engine::ids::ContentId;
+
+use super::remote::record;
+use super::upload_small::end_of_read;
+use crate::local::disk::{DiskError, Durability};
+use crate::local::model::{LocalRecord, Stamp};
+use crate::local::rel::Rel;
+use crate::local::replace::Replaced;
+use crate::local::root::Root;
+use crate::planner::model::{FileContent, Kind, NodeId, Place};
+use crate::state::record::{Outcome, Part};
+use crate::state::scan_index::ScanIndex;
+use crate::state::uploads::SplitIntent;
+use crate::sync::shared::Shared;
+use crate::sync::status::Done;
+use crate::sync::task::{Again, End, Ended, LocalTask, LocalWork};
+use crate::upload::read::cut_file;
+
+/// Tasks carried out, and recorded, together.
+pub(crate) const BATCH_MAX: usize = 256;
+
+/// What was done on disk.
+struct Performed {
+    outcome: Outcome,
+    what: Done,
+    path: String,
+    detail: String,
+    /// Whose entries are to be made durable.
+    folders: Vec<Rel>,
+}
+
+/// Carries the tasks out and records what came of them.
+pub(crate) async fn run(shared: &Shared, tasks: Vec<LocalTask>) -> Vec<Ended> {
+    let nodes: Vec<NodeId> = tasks.iter().flat_map(nodes_of).collect();
+    let places = tasks.iter().flat_map(places_of).collect();
+    let effect = shared.effects.begin(nodes, places);
+    let mut ended = Vec::with_capacity(tasks.len());
+    let mut ready = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        match intend(shared, &task).await {
+            Ok(()) => ready.push(task),
+            Err(end) => ended.push(Ended::quietly(task.node, end)),
+        }
+    }
+    let (root, index, rules) = (shared.root.clone(), shared.index.clone(), shared.rules.clone());
+    let stop = shared.stop.clone();
+    let running: Vec<NodeId> = ready.iter().map(|task| task.node).collect();
+    let work = tokio::task::spawn_blocking(move || {
+        let disk = Disk { root: &root, index: &index, rules: &rules, stop: &stop };
+        let done: Vec<_> = ready.into_iter().map(|task| (task.node, disk.perform(&task))).collect();
+        sync_folders(&root, done)
+    });
+    let Ok(done) = work.await else {
+        let failed = |node| Ended::failed(node, "work on the disk panicked", Again::Later);
+        ended.extend(running.into_iter().map(failed));
+        return ended;
+    };
+    let mut outcomes = Vec::with_capacity(done.len());
+    for (node, result) in done {
+        match result {
+            Ok(performed) => {
+                ended.push(Ended::done(node, performed.what, &performed.path, performed.detail));
+                outcomes.push(performed.outcome);
+            }
+            Err(end) => ended.push(Ended::quietly(node, end)),
+        }
+    }
+    let ended = record(shared, outcomes, ended).await;
+    drop(effect);
+    ended
+}
+
+fn nodes_of(task: &LocalTask) -> Vec<NodeId> {
+    match &task.work {
+        LocalWork::Split { new_node, .. } => vec![task.node, *new_node],
+        _ => vec![task.node],
+    }
+}
+
+fn places_of(task: &LocalTask) -> Vec<Place> {
+    match &task.work {
+        LocalWork::Create { place, .. } => vec![place.clone()],
+        LocalWork::Move { record, place, .. } => vec![record.place.clone(), place.clone()],
+        LocalWork::Split { record, name, .. } => {
+            let renamed = name.clone().map(|name| Place { parent: record.place.parent, name });
+            std::iter::once(record.place.clone()).chain(renamed).collect()
+        }
+        LocalWork::Retarget { record, .. }
+        | LocalWork::Delete { record }
+        | LocalWork::Attributes { record, .. }
+        | LocalWork::Recut { record, .. } => vec![record.place.clone()],
+    }
+}
+
+/// Writes down what could not be told after a crash: a split that renames.
+async fn intend(shared: &Shared, task: &LocalTask) -> Result<(), End> {
+    let LocalWork::Split { record, new_node, name: Some(name) } = &task.work else { return Ok(()) };
+    let intent = SplitIntent {
+        node: task.node,
+        new_node: *new_node,
+        parent: record.place.parent,
+        name_before: record.place.name.clone(),
+        name_after: name.clone(),
+        identity: record.stamp.identity,
+    };
+    let intended = shared.state.ask(move |state| state.intend_split(&intent)).await;
+    intended.map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })
+}
+
+type Performing = (NodeId, Result<Performed, End>);
+
+/// Makes names durable, each folder once; what cannot be made so counts as failed.
+fn sync_folders(root: &Root, mut done: Vec<Performing>) -> Vec<Performing> {
+    let folders: BTreeSet<Rel> = done
+        .iter()
+        .filter_map(|(_node, result)| result.as_ref().ok())
+        .flat_map(|performed| performed.folders.iter().cloned())
+        .collect();
+    let mut failed: BTreeMap<Rel, End> = BTreeMap::new();
+    for folder in folders {
+        match root.sync_folder(&folder) {
+            // It was itself moved or removed meanwhile, by an operation of this batch or by the user.
+            Ok(()) | Err(DiskError::Vanished(_) | DiskError::Changed(_)) => {}
+            Err(error) => {
+                failed.insert(folder, End::of_disk(&error));
+            }
+        }
+    }
+    if !failed.is_empty() {
+        for (_node, result) in &mut done {
+            let end = result
+                .as_ref()
+                .ok()
+                .and_then(|performed| performed.folders.iter().find_map(|folder| failed.get(folder)));
+            if let Some(end) = end.cloned() {
+                *result = Err(end);
+            }
+        }
+    }
+    done
+}
+
+/// What the work needs.
+struct Disk<'a> {
+    root: &'a Root,
+    index: &'a Mutex<ScanIndex>,
+    rules: &'a crate::local::ignore_rules::IgnoreRules,
+    stop: &'a tokio_util::sync::CancellationToken,
+}
+
+impl Disk<'_> {
+    fn perform(&self, task: &LocalTask) -> Result<Performed, End> {
+        let later = Durability::Later;
+        let rel = &task.rel;
+        let disk = |error: DiskError| End::of_disk(&error);
+        match &task.work {
+            LocalWork::Create { place, kind, attributes } => {
+                let stamp = match kind {
+                    Kind::Folder => self.root.create_folder(rel, attributes.mode, later),
+                    Kind::Symlink(target) => {
+                        self.root.create_symlink(rel, target, attributes.mtime_ns, later)
+                    }
+                    Kind::File(_) => return Err(End::LocalChanged),
+                };
+                let record = LocalRecord {
+                    node: task.node,
+                    place: place.clone(),
+                    kind: kind.clone(),
+                    attributes: *attributes,
+                    stamp: stamp.map_err(disk)?,
+                };
+                Ok(local(record, Part::Whole, rel, rel.parent(), "made"))
+            }
+            LocalWork::Retarget { record, target, mtime_ns } => {
+                let stamp = self
+                    .root
+                    .replace_by_symlink(rel, target, *mtime_ns, &record.stamp, Replaced::Removed, later)
+                    .map_err(disk)?;
+                let record = LocalRecord { kind: Kind::Symlink(target.clone()), stamp, ..record.clone() };
+                Ok(local(record, Part::Target, rel, rel.parent(), "points elsewhere"))
+            }
+            LocalWork::Move { record, to, place, part } => {
+                let performed = self.rename(rel, record, to, place)?;
+                Ok(with_part(performed, *part))
+            }
+            LocalWork::Delete { record } => self.delete(rel, record),
+            LocalWork::Attributes { record, attributes } => {
+                let stamp = self
+                    .root
+                    .set_attributes(rel, &record.stamp, attributes.mode, attributes.mtime_ns)
+                    .map_err(disk)?;
+                let record = LocalRecord { attributes: *attributes, stamp, ..record.clone() };
+                Ok(local(record, Part::Attributes, rel, None, "attributes"))
+            }
+            LocalWork::Recut { record, cutter } => self.recut(rel, record, *cutter),
+            LocalWork::Split { record, new_node, name } => {
+                self.split(rel, task.node, record, *new_node, name.as_deref())
+            }
+        }
+    }
+
+    fn rename(&self, from: &Rel, record: &LocalRecord, to: &Rel, place: &Place) -> Result<Performed, End> {
+        let stamp = self
+            .root
+            .move_entry(from, to, record.stamp.identity, Durability::Later)
+            .map_err(|error| End::of_disk(&error))?;
+        let stamp = moved_stamp(&record.stamp, stamp);
+        let record = LocalRecord { place: place.clone(), stamp, ..record.clone() };
+        let mut performed =
+            local(record, Part::Place, to, to.parent(), &format!("moved from {}", from.as_str()));
+        performed.folders.extend(from.parent());
+        Ok(performed)
+    }
+
+    fn delete(&self, rel: &Rel, record: &LocalRecord) -> Result<Performed, End> {
+        let trashed = if record.kind == Kind::Folder {
+            let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+            let trashed = self.root.trash_folder(rel, record.node, &*index, self.rules, Durability::Later);
+            index.check().map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
+            trashed
+        } else {
+            self.root.trash(rel, &record.stamp, Durability::Later)
+        };
+        Ok(Performed {
+            outcome: Outcome::LocalGone { node: record.node },
+            what: Done::LocalDeleted,
+            path: rel.as_str().to_owned(),
+            detail: trashed.map_err(|error| End::of_disk(&error))?,
+            folders: rel.parent().into_iter().collect(),
+        })
+    }
+
+    fn recut(
+        &self,
+        rel: &Rel,
+        record: &LocalRecord,
+        cutter: engine::cutter::Cutter,
+    ) -> Result<Performed, End> {
+        let (file, stamp) = self.root.open_for_read(rel).map_err(|error| End::of_disk(&error))?;
+        if stamp != record.stamp {
+            return Err(End::LocalChanged);
+        }
+        let mut go_on = || !self.stop.is_cancelled();
+        let entries = cut_file(&file, stamp.size, cutter, &mut go_on);
+        if self.stop.is_cancelled() {
+            return Err(End::Stopped);
+        }
+        let content = ContentId::of(&entries.map_err(end_of_read)?);
+        match self.root.stat(rel) {
+            Ok(Some(object)) if object.stamp == stamp => {}
+            Ok(_) => return Err(End::LocalChanged),
+            Err(error) => return Err(End::of_disk(&error)),
+        }
+        let kind = Kind::File(FileContent { content, size: stamp.size, cutter });
+        Ok(Performed {
+            outcome: Outcome::Recut { record: LocalRecord { kind, ..record.clone() } },
+            what: Done::LocalChanged,
+            path: rel.as_str().to_owned(),
+            detail: "read again to compare".to_owned(),
+            folders: Vec::new(),
+        })
+    }
+
+    fn split(
+        &self,
+        rel: &Rel,
+        node: NodeId,
+        record: &LocalRecord,
+        new_node: NodeId,
+        name: Option<&str>,
+    ) -> Result<Performed, End> {
+        let mut record = LocalRecord { node: new_node, ..record.clone() };
+        let mut at = rel.clone();
+        if let Some(name) = name {
+            let refused = |error: crate::local::rel::RelError| End::Failed {
+                reason: error.to_string(),
+                again: Again::Later,
+            };
+            at = rel.parent().unwrap_or_default().join(name).map_err(refused)?;
+            let stamp = self
+                .root
+                .move_entry(rel, &at, record.stamp.identity, Durability::Later)
+                .map_err(|error| End::of_disk(&error))?;
+            record.stamp = moved_stamp(&record.stamp, stamp);
+            name.clone_into(&mut record.place.name);
+        }
+        Ok(Performed {
+            outcome: Outcome::Split { node, record },
+            what: Done::Conflict,
+            path: at.as_str().to_owned(),
+            detail: format!("{} was changed here and elsewhere; both are kept", rel.as_str()),
+            folders: at.parent().into_iter().collect(),
+        })
+    }
+}
+
+/// The stamp after a rename: what the rename itself changes is taken over; if anything else has changed, the stamp
+/// stays as it was, so that the next scan sees that.
+fn moved_stamp(before: &Stamp, after: Stamp) -> Stamp {
+    if (Stamp { ctime_ns: before.ctime_ns, ..after }) == *before { after } else { *before }
+}
+
+fn with_part(performed: Performed, part: Part) -> Performed {
+    let outcome = match performed.outcome {
+        Outcome::Local { record, part: _ } => Outcome::Local { record, part },
+        other => other,
+    };
+    Performed { outcome, ..performed }
+}
+
+fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail: &str) -> Performed {
+    Performed {
+        outcome: Outcome::Local { record, part },
+        what: Done::LocalChanged,
+        path: rel.as_str().to_owned(),
+        detail: detail.to_owned(),
+        folders: folder.into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::model::Identity;
+
+    #[test]
+    fn an_edit_during_a_rename_stays_visible_to_the_next_scan() {
+        let before = Stamp {
+            identity: Identity { inode: 1, born_ns: 0 },
+            size: 1,
+            mtime_ns: 1,
+            ctime_ns: 1,
+            mode: 0o644,
+        };
+        let renamed = Stamp { ctime_ns: 2, ..before };
+        assert_eq!(moved_stamp(&before, renamed), renamed);
+        let edited = Stamp { ctime_ns: 2, mtime_ns: 2, ..before };
+        assert_eq!(moved_stamp(&before, edited), before);
+    }
+}

@@ -1,0 +1,52 @@
+//! Actions on the server that move no content, many in one call.
+
+use proto::v1;
+
+use crate::state::record::Outcome;
+use crate::sync::shared::Shared;
+use crate::sync::status::Done;
+use crate::sync::task::{Again, Ended, RemoteTask};
+
+/// Actions in one call.
+pub(crate) const ACTIONS_MAX: usize = 1_000;
+
+/// Carries the actions out and records what came of them.
+pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
+    let actions: Vec<v1::Action> = tasks.iter().map(|task| task.action.clone()).collect();
+    let results = match shared.api.apply(actions).await {
+        Ok(results) => results,
+        Err(error) => return tasks.iter().map(|task| Ended::call(task.node, &error)).collect(),
+    };
+    let mut outcomes = Vec::with_capacity(tasks.len());
+    let mut ended = Vec::with_capacity(tasks.len());
+    for (task, result) in tasks.into_iter().zip(results) {
+        match result {
+            Ok(entry) => {
+                let (outcome, what) = match task.part {
+                    Some(part) => (Outcome::Remote { node: task.node, entry, part }, Done::RemoteChanged),
+                    None => {
+                        (Outcome::RemoteGone { node: task.node, entry: Some(entry) }, Done::RemoteDeleted)
+                    }
+                };
+                outcomes.push(outcome);
+                ended.push(Ended::done(task.node, what, &task.path, task.detail));
+            }
+            Err(error) => ended.push(Ended::call(task.node, &error)),
+        }
+    }
+    record(shared, outcomes, ended).await
+}
+
+/// Records outcomes; if that fails, everything that was done counts as failed.
+pub(crate) async fn record(shared: &Shared, outcomes: Vec<Outcome>, ended: Vec<Ended>) -> Vec<Ended> {
+    if outcomes.is_empty() {
+        return ended;
+    }
+    match shared.state.ask(move |state| state.record(&outcomes)).await {
+        Ok(()) => ended,
+        Err(error) => {
+            let reason = format!("done, but it cannot be recorded: {error}");
+            ended.into_iter().map(|ended| Ended::failed(ended.node, reason.as_str(), Again::Soon)).collect()
+        }
+    }
+}

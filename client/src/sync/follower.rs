@@ -1,0 +1,342 @@
+//! Follows the server: takes in its journal, batch by batch, and learns of new changes as they happen.
+//!
+//! Changes are told by a stream; where that cannot be held, by long polls; where those fail too, by asking at
+//! intervals. Whatever breaks is tried again, ever slower, for as long as the session lives.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::v1;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Streaming};
+
+use super::state_thread::{AskError, StateThread};
+use crate::call_error::CallError;
+use crate::connection::{ApiClient, random_16};
+use crate::path::RemotePath;
+use crate::state::database::State;
+use crate::state::remote::{Finished, RemotePage};
+
+/// Waits between tries of a gateway that does not answer.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Long polls, where the stream cannot be held.
+const POLL_TIME: Duration = Duration::from_secs(55);
+/// Asking at intervals, where those cannot be had either.
+const ASK_INTERVAL: Duration = Duration::from_secs(5);
+/// Streams that end sooner than this, so many in a row, are given up for long polls, for a time.
+const STREAM_TIME_MIN: Duration = Duration::from_secs(2);
+const STREAM_FAILURES_MAX: u32 = 3;
+const POLL_INSTEAD_TIME: Duration = Duration::from_secs(10 * 60);
+/// Even a stream that tells nothing is checked upon.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Pages of one listing, whatever the server says.
+const LISTING_PAGES_MAX: usize = 100_000;
+
+/// What the follower tells the session.
+#[derive(Debug)]
+pub(crate) enum FollowerEvent {
+    /// The gateway answers.
+    Online,
+    /// It does not; it is tried again.
+    Offline(String),
+    /// A batch came in whole, with so many changes.
+    Whole(usize),
+    /// It cannot go on.
+    Ended(String),
+}
+
+/// A request to ask the server now; answered once all of its changes are taken in.
+pub(crate) type CheckNow = oneshot::Sender<()>;
+
+/// Why a round ended.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("{0}")]
+    Never(String),
+}
+
+pub(crate) struct Follower {
+    pub(crate) api: ApiClient,
+    pub(crate) state: StateThread,
+    pub(crate) remote_path: RemotePath,
+    pub(crate) events: mpsc::Sender<FollowerEvent>,
+    pub(crate) checks: mpsc::Receiver<CheckNow>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// How the server is listened to.
+struct Listening {
+    stream: Option<Streaming<v1::WatchResponse>>,
+    opened: Instant,
+    failures: u32,
+    poll_until: Option<Instant>,
+}
+
+impl Follower {
+    /// Follows until it is stopped, or cannot go on.
+    pub(crate) async fn run(mut self) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.follow() => {}
+        }
+    }
+
+    async fn follow(&mut self) {
+        let mut wait = RETRY_FIRST;
+        loop {
+            let begun = Instant::now();
+            let Err(error) = self.round().await;
+            if begun.elapsed() > RETRY_MAX {
+                wait = RETRY_FIRST;
+            }
+            match &error {
+                FollowError::Ask(AskError::Closed) => return,
+                FollowError::Call(CallError::Token { .. } | CallError::Setup { .. })
+                | FollowError::Ask(_)
+                | FollowError::Never(_) => {
+                    drop(self.events.send(FollowerEvent::Ended(error.to_string())).await);
+                    return;
+                }
+                FollowError::Call(call) => {
+                    drop(self.events.send(FollowerEvent::Offline(call.to_string())).await);
+                }
+            }
+            self.pause(jittered(wait)).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Waits before the next try; a check is answered by that one.
+    async fn pause(&mut self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    /// Takes in what there is, then listens, until something fails.
+    async fn round(&mut self) -> Result<std::convert::Infallible, FollowError> {
+        self.find_root().await?;
+        self.catch_up().await?;
+        drop(self.events.send(FollowerEvent::Online).await);
+        let mut listening = Listening { stream: None, opened: Instant::now(), failures: 0, poll_until: None };
+        loop {
+            let check = self.wait_for_news(&mut listening).await?;
+            self.catch_up().await?;
+            if let Some(check) = check {
+                let _nobody = check.send(());
+            }
+        }
+    }
+
+    /// Finds, or makes, the remote folder, once; afterwards it is followed by its id.
+    async fn find_root(&self) -> Result<(), FollowError> {
+        if self.state.ask(|state| state.root_entry()).await?.is_some() {
+            return Ok(());
+        }
+        let entry = match self.api.find_entry(&self.remote_path).await? {
+            Some(entry) => entry,
+            None => self.make_root().await?,
+        };
+        if entry.kind() != v1::EntryKind::Folder {
+            return Err(FollowError::Never(format!("{} on the server is no folder", self.remote_path)));
+        }
+        let id = entry.id;
+        self.state.ask(move |state| state.set_root_entry(id)).await?;
+        Ok(())
+    }
+
+    async fn make_root(&self) -> Result<v1::Entry, FollowError> {
+        let wanted = v1::CreateEntry {
+            path: self.remote_path.to_string(),
+            kind: v1::EntryKind::Folder.into(),
+            mode: 0o755,
+            parents: true,
+            ..v1::CreateEntry::default()
+        };
+        let made = self.api.create_entries(vec![wanted]).await?.pop();
+        Ok(made.ok_or_else(|| CallError::protocol("no answer"))??)
+    }
+
+    /// Takes in all changes up to now. Nothing of a batch counts before all of it is in.
+    async fn catch_up(&mut self) -> Result<(), FollowError> {
+        let position = self.state.ask(|state| state.remote_position()).await?;
+        if position.cursor.is_empty() && !position.batch_open {
+            self.state.ask(State::begin_relist).await?;
+        }
+        let mut cursor = Bytes::from(position.cursor);
+        let mut count = 0;
+        let mut open = position.batch_open || cursor.is_empty();
+        loop {
+            let answer = self.api.changes(cursor.clone()).await?;
+            if answer.cursor_reset {
+                if cursor.is_empty() {
+                    return Err(CallError::protocol("a reset of no cursor").into());
+                }
+                self.state.ask(State::begin_relist).await?;
+                cursor = Bytes::new();
+                open = true;
+                continue;
+            }
+            let more = answer.more;
+            if more && answer.changes.is_empty() && answer.cursor == cursor {
+                return Err(CallError::protocol("an empty page with more to come").into());
+            }
+            cursor = answer.cursor.clone();
+            if !open && !more && answer.changes.is_empty() && answer.sequence > position.sequence {
+                // Nothing for this device, but deletes are judged by how far it has seen.
+                let (cursor, sequence) = (answer.cursor.to_vec(), answer.sequence);
+                self.state.ask(move |state| state.set_remote_position(&cursor, sequence)).await?;
+            }
+            if open || more || !answer.changes.is_empty() {
+                open = true;
+                count += answer.changes.len();
+                let page = RemotePage {
+                    changes: answer.changes,
+                    cursor: answer.cursor.to_vec(),
+                    more,
+                    sequence: answer.sequence,
+                };
+                self.state.ask(move |state| state.apply_changes(&page)).await?;
+            }
+            if !more {
+                break;
+            }
+        }
+        if open {
+            self.finish(count).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self, count: usize) -> Result<(), FollowError> {
+        for folder in self.state.ask(|state| state.listings_wanted()).await? {
+            self.list_below(folder).await?;
+        }
+        match self.state.ask(State::finish_batch).await? {
+            Finished::Whole => {
+                drop(self.events.send(FollowerEvent::Whole(count)).await);
+                Ok(())
+            }
+            Finished::RootGone => Err(FollowError::Never(format!(
+                "the remote folder {} was deleted on the server; nothing is deleted here. Restore it from the trash, \
+                 or remove this folder from synchronisation",
+                self.remote_path
+            ))),
+        }
+    }
+
+    async fn list_below(&self, folder: u64) -> Result<(), FollowError> {
+        let mut page = Bytes::new();
+        for _ in 0..LISTING_PAGES_MAX {
+            let answer = match self.api.list_below(folder, page).await {
+                Ok(answer) => answer,
+                // It has gone again: later changes say so.
+                Err(error) if error.is_not_found() => v1::ListBelowResponse::default(),
+                Err(error) => return Err(error.into()),
+            };
+            page = answer.next_page;
+            let last = page.is_empty();
+            let entries = answer.entries;
+            self.state.ask(move |state| state.apply_listing(folder, &entries, last)).await?;
+            if last {
+                return Ok(());
+            }
+        }
+        Err(CallError::protocol("a listing without end").into())
+    }
+
+    /// Waits until there may be changes, or somebody asks for a check.
+    async fn wait_for_news(&mut self, listening: &mut Listening) -> Result<Option<CheckNow>, FollowError> {
+        if listening.poll_until.is_some_and(|until| Instant::now() > until) {
+            *listening = Listening { stream: None, opened: Instant::now(), failures: 0, poll_until: None };
+        }
+        if listening.poll_until.is_some() {
+            return self.poll().await;
+        }
+        if listening.stream.is_none() {
+            listening.opened = Instant::now();
+            match self.api.watch().await {
+                Ok(stream) => listening.stream = Some(stream),
+                Err(error) => return self.stream_failed(listening, error).await,
+            }
+        }
+        let Some(stream) = &mut listening.stream else { return Ok(None) };
+        let known = self.state.ask(|state| state.remote_position()).await?.sequence;
+        loop {
+            let message = tokio::select! {
+                message = stream.message() => message,
+                Some(check) = self.checks.recv() => return Ok(Some(check)),
+                () = tokio::time::sleep(CHECK_INTERVAL) => return Ok(None),
+            };
+            match message {
+                Ok(Some(news)) if news.sequence > known => return Ok(None),
+                Ok(Some(_old)) => {}
+                Ok(None) => {
+                    let ended = CallError::Unreachable {
+                        endpoint: self.api.endpoint().to_owned(),
+                        reason: "it ended the stream of changes".to_owned(),
+                    };
+                    return self.stream_failed(listening, ended).await;
+                }
+                Err(status) => {
+                    let error = self.api.status(&status);
+                    return self.stream_failed(listening, error).await;
+                }
+            }
+        }
+    }
+
+    /// A stream that broke is opened again at once; one that never holds is given up for long polls.
+    async fn stream_failed(
+        &self,
+        listening: &mut Listening,
+        error: CallError,
+    ) -> Result<Option<CheckNow>, FollowError> {
+        tracing::debug!(%error, "the stream of changes broke");
+        listening.stream = None;
+        if matches!(error, CallError::Token { .. } | CallError::Setup { .. } | CallError::Certificate { .. })
+        {
+            return Err(error.into());
+        }
+        let short = listening.opened.elapsed() < STREAM_TIME_MIN;
+        listening.failures = if short { listening.failures + 1 } else { 0 };
+        if listening.failures >= STREAM_FAILURES_MAX || error.code() == Some(Code::Unimplemented) {
+            listening.poll_until = Some(Instant::now() + POLL_INSTEAD_TIME);
+        } else if short {
+            tokio::time::sleep(jittered(RETRY_FIRST * listening.failures)).await;
+        }
+        // Whether the gateway is gone altogether shows when it is asked for changes.
+        Ok(None)
+    }
+
+    async fn poll(&mut self) -> Result<Option<CheckNow>, FollowError> {
+        let cursor = Bytes::from(self.state.ask(|state| state.remote_position()).await?.cursor);
+        let answer = tokio::select! {
+            answer = self.api.wait_for_change(cursor, POLL_TIME) => answer,
+            Some(check) = self.checks.recv() => return Ok(Some(check)),
+        };
+        match answer {
+            Ok(_changed) => Ok(None),
+            Err(error) if error.is_transient() || error.is_fatal() => Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, "long polls cannot be had either");
+                tokio::select! {
+                    () = tokio::time::sleep(ASK_INTERVAL) => Ok(None),
+                    Some(check) = self.checks.recv() => Ok(Some(check)),
+                }
+            }
+        }
+    }
+}
+
+/// Between half and all of `wait`, so that many clients do not come back at one moment.
+fn jittered(wait: Duration) -> Duration {
+    let random = random_16().map_or(128, |bytes| u32::from(bytes[0]));
+    wait / 2 + wait / 2 * random / 255
+}

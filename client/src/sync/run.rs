@@ -1,0 +1,290 @@
+//! The session's loop: it alone decides what is done next. Others tell it what happened; it plans, hands out work, and
+//! tells those who watch.
+//!
+//! Invariants:
+//! - A node is worked on by at most one task at a time.
+//! - Nothing is planned before the disk was scanned whole and the server's tree is known whole; nothing is deleted
+//!   while either is in doubt, or the deletes are so many that they wait for a confirmation.
+
+mod hear;
+mod quiet;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::board::Board;
+use super::config::DeleteGuard;
+use super::execute::{download_large, download_small, local, remote, upload_large, upload_small};
+use super::follower::{CheckNow, FollowerEvent};
+use super::handle::Command;
+use super::planning::{PlanInput, PlanStep, plan_step};
+use super::queues::{Lane, Portion, Queues};
+use super::scanner::{ScanEvent, ScanRequest};
+use super::shared::Shared;
+use super::status::Quiet;
+use super::task::Ended;
+use super::waits::Waits;
+use crate::planner::Rules;
+use crate::planner::model::NodeId;
+
+/// While tasks run, planning anew takes at most this share of the time: one part in five.
+const PLAN_PAUSE_FACTOR: u32 = 4;
+/// How often the status is told while something is going on.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+/// A gateway that stays away for so long is not waited for by who asks for quiet.
+const OFFLINE_QUIET: Duration = Duration::from_secs(20);
+
+/// What the loop needs of the parts that run beside it.
+pub(crate) struct Channels {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) follower: mpsc::Receiver<FollowerEvent>,
+    pub(crate) checks: mpsc::Sender<CheckNow>,
+    pub(crate) scanner: mpsc::Receiver<ScanEvent>,
+    pub(crate) scans: mpsc::Sender<ScanRequest>,
+}
+
+pub(crate) struct Run {
+    shared: Shared,
+    /// Ends all that is under way, at the end of the session.
+    stop: CancellationToken,
+    channels: Channels,
+    board: Board,
+    guard: DeleteGuard,
+    rules: Box<dyn Fn() -> Rules + Send>,
+    queues: Queues,
+    tasks: JoinSet<Vec<Ended>>,
+    running: HashMap<tokio::task::Id, (Lane, Vec<NodeId>)>,
+    busy: HashSet<NodeId>,
+    waits: Waits,
+    want_plan: bool,
+    plan_not_before: Instant,
+    last: PlanStep,
+    online: bool,
+    offline_since: Instant,
+    paused: bool,
+    /// The server's tree is known whole; the disk was scanned whole, once; the last whole scan left nothing out.
+    remote_known: bool,
+    scanned: bool,
+    complete: bool,
+    unquiet: usize,
+    trouble: Option<String>,
+    confirmed: u64,
+    quiet: Vec<oneshot::Sender<Quiet>>,
+    /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
+    checking: Option<oneshot::Receiver<()>>,
+    disturbed: bool,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RunEnd {
+    /// It was told to.
+    Stopped,
+    /// It cannot go on.
+    Failed(String),
+    /// The state is damaged: begin anew with a new one.
+    Damaged,
+}
+
+enum Event {
+    Command(Option<Command>),
+    Follower(Option<FollowerEvent>),
+    Scan(Option<ScanEvent>),
+    Task(Result<(tokio::task::Id, Vec<Ended>), tokio::task::JoinError>),
+    Checked,
+    Time,
+}
+
+impl Run {
+    pub(crate) fn new(
+        shared: Shared,
+        stop: CancellationToken,
+        channels: Channels,
+        board: Board,
+        guard: DeleteGuard,
+        rules: Box<dyn Fn() -> Rules + Send>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            stop,
+            channels,
+            board,
+            guard,
+            rules,
+            queues: Queues::default(),
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            busy: HashSet::new(),
+            waits: Waits::default(),
+            want_plan: true,
+            plan_not_before: now,
+            last: PlanStep::default(),
+            online: false,
+            offline_since: now,
+            paused: false,
+            remote_known: false,
+            scanned: false,
+            complete: false,
+            unquiet: 0,
+            trouble: None,
+            confirmed: 0,
+            quiet: Vec::new(),
+            checking: None,
+            disturbed: false,
+        }
+    }
+
+    /// Runs until it is told to stop, or cannot go on; all tasks have ended then. Gives the commands' receiver back.
+    pub(crate) async fn run(mut self) -> (RunEnd, mpsc::Receiver<Command>, Board) {
+        self.show_excluded().await;
+        let end = loop {
+            if let Some(end) = self.plan_if_due().await {
+                break end;
+            }
+            self.dispatch();
+            self.look_for_quiet();
+            self.tell(false).await;
+            let event = self.next_event().await;
+            if let Some(end) = self.handle(event).await {
+                break end;
+            }
+        };
+        self.stop.cancel();
+        self.shared.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        self.tell(true).await;
+        (end, self.channels.commands, self.board)
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let due = self.next_due();
+        let checking = async {
+            match &mut self.checking {
+                Some(checking) => drop(checking.await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            command = self.channels.commands.recv() => Event::Command(command),
+            event = self.channels.follower.recv() => Event::Follower(event),
+            event = self.channels.scanner.recv() => Event::Scan(event),
+            Some(ended) = self.tasks.join_next_with_id() => Event::Task(ended),
+            () = checking => Event::Checked,
+            () = tokio::time::sleep_until(due) => Event::Time,
+        }
+    }
+
+    fn next_due(&self) -> Instant {
+        let now = Instant::now();
+        let mut due = now + Duration::from_secs(30);
+        if let Some(next) = self.waits.next() {
+            due = due.min(next);
+        }
+        if self.want_plan && self.may_plan() {
+            due = due.min(self.plan_not_before);
+        }
+        if !self.running.is_empty() || self.board.has_lines() {
+            due = due.min(now + STATUS_INTERVAL);
+        }
+        if !self.online && !self.quiet.is_empty() {
+            due = due.min(self.offline_since + OFFLINE_QUIET);
+        }
+        due.max(now + Duration::from_millis(1))
+    }
+
+    fn may_plan(&self) -> bool {
+        !self.paused && self.scanned && self.remote_known && self.trouble.is_none()
+    }
+
+    async fn plan_if_due(&mut self) -> Option<RunEnd> {
+        let now = Instant::now();
+        let due = self.running.is_empty() || now >= self.plan_not_before;
+        if !self.want_plan || !self.may_plan() || !due {
+            return None;
+        }
+        self.want_plan = false;
+        let waiting: Vec<(NodeId, String)> =
+            self.waits.waiting().map(|(node, wait)| (node, wait.reason.clone())).collect();
+        let busy = self.busy.iter().copied().chain(waiting.iter().map(|(node, _why)| *node)).collect();
+        let input = PlanInput {
+            busy,
+            rules: (self.rules)(),
+            guard: self.guard,
+            confirmed: self.confirmed,
+            withheld: !self.complete,
+            named: waiting,
+        };
+        let begun = Instant::now();
+        let step = match self.shared.state.ask(move |state| plan_step(state, input)).await {
+            Ok(step) => step,
+            Err(error) => return Some(self.state_failed(error.to_string())),
+        };
+        self.plan_not_before = Instant::now() + begun.elapsed() * PLAN_PAUSE_FACTOR;
+        self.take_step(step).await
+    }
+
+    async fn take_step(&mut self, mut step: PlanStep) -> Option<RunEnd> {
+        if step.torn {
+            return None;
+        }
+        if step.deletes == 0 {
+            self.confirmed = 0;
+        }
+        self.want_plan |= step.more;
+        self.waits.drop_over(|node| step.dirty.contains(&node));
+        for task in step.tasks.drain(..) {
+            self.busy.insert(task.node());
+            self.queues.push(task);
+        }
+        let failed = std::mem::take(&mut step.failed);
+        self.last = step;
+        if failed.is_empty() { None } else { self.take_ended(failed.into_iter()).await }
+    }
+
+    fn dispatch(&mut self) {
+        if self.paused || self.trouble.is_some() {
+            return;
+        }
+        for lane in Lane::ALL {
+            while !lane.is_remote() || self.online {
+                let Some(portion) = self.queues.take(lane) else { break };
+                let nodes = portion.nodes();
+                let shared = self.shared.clone();
+                let handle = self.tasks.spawn(async move { carry_out(&shared, portion).await });
+                self.running.insert(handle.id(), (lane, nodes));
+            }
+        }
+    }
+
+    /// Tells how things are; log lines go to the state now and then, or at once.
+    async fn tell(&mut self, at_once: bool) {
+        let view = super::board::View {
+            online: self.online,
+            paused: self.paused,
+            looking: !self.scanned || !self.remote_known,
+            trouble: self.trouble.clone(),
+            at_rest: self.is_at_rest(),
+            running: !self.running.is_empty(),
+            step: &self.last,
+        };
+        self.board.publish(&view, &self.shared);
+        self.board.flush(&self.shared.state, at_once).await;
+    }
+}
+
+async fn carry_out(shared: &Shared, portion: Portion) -> Vec<Ended> {
+    match portion {
+        Portion::Remote(tasks) => remote::run(shared, tasks).await,
+        Portion::Local(tasks) => local::run(shared, tasks).await,
+        Portion::UploadSmall(tasks) => upload_small::run(shared, tasks).await,
+        Portion::DownloadSmall(tasks) => download_small::run(shared, tasks).await,
+        Portion::UploadLarge(task) => vec![upload_large::run(shared, task).await],
+        Portion::DownloadLarge(task) => vec![download_large::run(shared, task).await],
+    }
+}

@@ -1,0 +1,293 @@
+//! What the loop makes of what it hears: commands, news of both sides, and how tasks ended.
+
+use std::collections::{BTreeMap, HashSet};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Event, Run, RunEnd};
+use crate::planner::model::{Kind, NodeId, ROOT};
+use crate::state::trees::Side;
+use crate::sync::config::Limits;
+use crate::sync::follower::FollowerEvent;
+use crate::sync::handle::{Command, ExcludeError};
+use crate::sync::scanner::{ScanEvent, ScanRequest};
+use crate::sync::status::Done;
+use crate::sync::task::{Again, End, Ended, Line};
+use crate::sync::waits::Until;
+
+impl Run {
+    pub(super) async fn handle(&mut self, event: Event) -> Option<RunEnd> {
+        match event {
+            Event::Command(Some(command)) => return self.command(command).await,
+            Event::Command(None) => return Some(RunEnd::Stopped),
+            Event::Follower(Some(event)) => return self.follower(event),
+            Event::Scan(Some(event)) => return self.scan(event),
+            Event::Follower(None) | Event::Scan(None) => {
+                return Some(RunEnd::Failed("a part of the session has ended".to_owned()));
+            }
+            Event::Task(ended) => return self.ended(ended).await,
+            Event::Checked => {
+                self.checking = None;
+                self.answer_quiet(false);
+            }
+            Event::Time => {
+                if self.waits.wake(None, Instant::now()) {
+                    self.want_plan = true;
+                }
+            }
+        }
+        None
+    }
+
+    async fn command(&mut self, command: Command) -> Option<RunEnd> {
+        match command {
+            Command::Stop => return Some(RunEnd::Stopped),
+            Command::Pause(true) => self.pause(),
+            Command::Pause(false) => self.resume(),
+            Command::ConfirmDeletes => {
+                self.confirmed = self.last.deletes_to_confirm;
+                self.disturb();
+            }
+            Command::SetLimits(limits) => self.set_limits(limits),
+            Command::SetExcluded { path, excluded, done } => {
+                let set = self.set_excluded(path, excluded).await;
+                self.show_excluded().await;
+                drop(done.send(set));
+                self.disturb();
+            }
+            Command::Rescan => self.request_scan(ScanRequest::Whole).await,
+            Command::LogTail { count, done } => {
+                self.tell(true).await;
+                let tail = self.shared.state.ask(move |state| state.log_tail(count)).await;
+                drop(done.send(tail.unwrap_or_default()));
+            }
+            Command::Quiet { done } => self.quiet.push(done),
+        }
+        None
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+        self.shared.stop.cancel();
+        for node in self.queues.clear() {
+            self.busy.remove(&node);
+        }
+    }
+
+    fn resume(&mut self) {
+        if self.paused {
+            self.paused = false;
+            self.shared.stop = self.stop.child_token();
+            self.disturb();
+        }
+    }
+
+    fn set_limits(&mut self, limits: Limits) {
+        self.shared.up.set(limits.up);
+        self.shared.down.set(limits.down);
+        self.board.limits(limits);
+    }
+
+    async fn set_excluded(&mut self, path: String, excluded: bool) -> Result<(), ExcludeError> {
+        let asked = path.clone();
+        let done = self.shared.state.ask(move |state| {
+            if !excluded {
+                let known = state.excluded()?.into_iter().find(|(_, known)| *known == asked);
+                return match known {
+                    Some((entry, _path)) => state.include(entry).map(|_| Ok(())),
+                    None => Ok(Err("it is not excluded")),
+                };
+            }
+            let Some(node) = state.node_at_path(Side::Remote, &asked)? else {
+                return Ok(Err("there is no such folder on the server"));
+            };
+            let is_folder = state.side(Side::Remote, node)?.is_some_and(|value| value.kind == Kind::Folder);
+            match state.remote_facts(node)? {
+                Some(facts) if is_folder && node != ROOT => {
+                    state.exclude(facts.entry, &asked).map(|()| Ok(()))
+                }
+                _ => Ok(Err("only folders can be excluded")),
+            }
+        });
+        let refused = |reason: String| ExcludeError::Refused { path: path.clone(), reason };
+        match done.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(reason)) => Err(refused(reason.to_owned())),
+            Err(error) => Err(refused(error.to_string())),
+        }
+    }
+
+    pub(super) async fn show_excluded(&mut self) {
+        if let Ok(excluded) = self.shared.state.ask(|state| state.excluded()).await {
+            self.board.excluded(excluded.into_iter().map(|(_entry, path)| path).collect());
+        }
+    }
+
+    /// Something happened that may change what is to be done.
+    fn disturb(&mut self) {
+        self.want_plan = true;
+        self.disturbed = true;
+    }
+
+    fn follower(&mut self, event: FollowerEvent) -> Option<RunEnd> {
+        match event {
+            FollowerEvent::Online => {
+                self.online = true;
+                self.remote_known = true;
+                self.waits.wake(Some(Until::Online), Instant::now());
+                self.disturb();
+            }
+            FollowerEvent::Offline(reason) => {
+                if self.online {
+                    self.offline_since = Instant::now();
+                }
+                self.online = false;
+                self.board.offline(reason);
+            }
+            FollowerEvent::Whole(count) => {
+                self.waits.wake(Some(Until::RemoteNews), Instant::now());
+                if count > 0 {
+                    self.disturb();
+                } else {
+                    self.want_plan = true;
+                }
+            }
+            FollowerEvent::Ended(reason) => return Some(RunEnd::Failed(reason)),
+        }
+        None
+    }
+
+    fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
+        match event {
+            ScanEvent::Applied { changed, whole, complete, skipped, unquiet } => {
+                self.trouble = None;
+                self.unquiet = unquiet;
+                if whole {
+                    self.scanned = true;
+                    self.complete = complete;
+                    self.board.skipped(skipped, true);
+                } else {
+                    self.board.skipped(skipped, false);
+                }
+                changed.iter().for_each(|node| self.waits.forget(*node));
+                let woken = self.waits.wake(Some(Until::Scanned), Instant::now());
+                if whole || woken || !changed.is_empty() {
+                    self.disturb();
+                }
+            }
+            ScanEvent::Trouble(reason) => {
+                if self.trouble.as_ref() != Some(&reason) {
+                    self.board.session(reason.clone());
+                }
+                self.trouble = Some(reason);
+                for node in self.queues.clear() {
+                    self.busy.remove(&node);
+                }
+            }
+            ScanEvent::Failed(reason) => {
+                self.complete = false;
+                self.board.line(Line { what: Done::Failed, path: String::new(), detail: reason });
+            }
+            ScanEvent::Watching(trouble) => {
+                self.board.watching(trouble.is_none());
+                if let Some(trouble) = trouble {
+                    self.board.session(trouble);
+                }
+            }
+            ScanEvent::State(reason) => return Some(self.state_failed(reason)),
+        }
+        None
+    }
+
+    pub(super) fn state_failed(&self, reason: String) -> RunEnd {
+        if self.shared.state.is_damaged() { RunEnd::Damaged } else { RunEnd::Failed(reason) }
+    }
+
+    async fn ended(
+        &mut self,
+        ended: Result<(tokio::task::Id, Vec<Ended>), tokio::task::JoinError>,
+    ) -> Option<RunEnd> {
+        let (id, ended) = match ended {
+            Ok((id, ended)) => (id, ended),
+            Err(error) => {
+                tracing::error!(%error, "a task panicked");
+                (error.id(), Vec::new())
+            }
+        };
+        let (lane, nodes) = self.running.remove(&id)?;
+        self.queues.ended(lane);
+        for node in &nodes {
+            self.busy.remove(node);
+        }
+        let told: HashSet<NodeId> = ended.iter().map(|ended| ended.node).collect();
+        let lost = nodes.into_iter().filter(|node| !told.contains(node));
+        let lost: Vec<Ended> =
+            lost.map(|node| Ended::failed(node, "an error in the program", Again::Later)).collect();
+        if self.shared.state.is_damaged() {
+            return Some(RunEnd::Damaged);
+        }
+        self.take_ended(ended.into_iter().chain(lost)).await
+    }
+
+    pub(super) async fn take_ended(&mut self, all: impl Iterator<Item = Ended>) -> Option<RunEnd> {
+        let now = Instant::now();
+        let mut rescan = Vec::new();
+        let mut check = false;
+        for ended in all {
+            if let End::Failed { reason, again: Again::Never } = &ended.end {
+                return Some(RunEnd::Failed(reason.clone()));
+            }
+            match &ended.end {
+                End::LocalChanged => rescan.push(ended.node),
+                End::RemoteChanged => check = true,
+                _ => {}
+            }
+            let fresh = self.waits.ended(ended.node, &ended.end, now);
+            if let End::Failed { reason, .. } = &ended.end
+                && fresh
+            {
+                self.board.failed(ended.node, reason.clone());
+            }
+            if let Some(line) = ended.line {
+                self.board.line(line);
+            }
+        }
+        self.disturb();
+        if !rescan.is_empty() {
+            self.rescan_around(rescan).await;
+        }
+        if check {
+            let (answer, _nobody) = oneshot::channel();
+            // When it is full, somebody asks already.
+            drop(self.channels.checks.try_send(answer));
+        }
+        None
+    }
+
+    /// Has the folders looked at that nodes are in, or are to come to.
+    async fn rescan_around(&mut self, nodes: Vec<NodeId>) {
+        let folders = self.shared.state.ask(move |state| {
+            let mut folders = BTreeMap::new();
+            for node in nodes {
+                for side in [Side::Local, Side::Remote] {
+                    let Some(value) = state.side(side, node)? else { continue };
+                    folders.entry(value.place.parent).or_insert(false);
+                    if side == Side::Local && value.kind == Kind::Folder {
+                        // Something below it may be what is not as it was known.
+                        folders.insert(node, true);
+                    }
+                }
+            }
+            Ok(folders)
+        });
+        if let Ok(folders) = folders.await {
+            self.request_scan(ScanRequest::Nodes(folders.into_iter().collect())).await;
+        }
+    }
+
+    async fn request_scan(&mut self, request: ScanRequest) {
+        self.disturbed = true;
+        drop(self.channels.scans.send(request).await);
+    }
+}

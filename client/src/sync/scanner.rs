@@ -1,0 +1,411 @@
+//! Follows the disk: scans all of it at the start, at intervals and when it is told to, and single folders when the
+//! watcher hints at them.
+//!
+//! Invariants:
+//! - One scan at a time; its updates are taken in before the next begins.
+//! - What this program did to the disk meanwhile is not believed, and looked at again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::effects::Effects;
+use super::state_thread::StateThread;
+use super::status::Waiting;
+use crate::local::ignore_rules::IgnoreRules;
+use crate::local::model::LocalUpdate;
+use crate::local::rel::Rel;
+use crate::local::root::{Root, RootError};
+use crate::local::scan::{ScanError, ScanOptions, Scope, ScopeFolder, Skipped, scan};
+use crate::local::watch::{Notice, Watcher};
+use crate::planner::model::NodeId;
+use crate::state::error::StateError;
+use crate::state::local::LocalApplied;
+use crate::state::scan_index::ScanIndex;
+use crate::state::trees::Side;
+
+/// Looks in a row after which something that is never quiet is not waited for any more.
+const UNQUIET_MAX: u32 = 6;
+/// Folders hinted at; more make it a scan of everything.
+const FOLDERS_MAX: usize = 2_000;
+/// What was not quiet, or not believed, is looked at again after this, then ever later.
+const AGAIN_FIRST: Duration = Duration::from_millis(100);
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Before the next scan of everything, when something could not be read.
+const INCOMPLETE_INTERVAL: Duration = Duration::from_secs(60);
+/// Between scans of everything where nothing tells of changes.
+const UNWATCHED_INTERVAL: Duration = Duration::from_secs(60);
+/// A root that is not what it was is looked at again after this.
+const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the scanner is told.
+#[derive(Debug)]
+pub(crate) enum ScanRequest {
+    /// Everything.
+    Whole,
+    /// These folders, and whether all that is below: something in them is not as it was known.
+    Nodes(Vec<(NodeId, bool)>),
+    /// Answered once nothing is left to be scanned.
+    Settled(oneshot::Sender<()>),
+}
+
+/// What the scanner tells.
+#[derive(Debug)]
+pub(crate) enum ScanEvent {
+    /// Updates were taken in.
+    Applied {
+        /// Nodes that are otherwise now.
+        changed: Vec<NodeId>,
+        /// Whether it was of everything, and nothing was left out.
+        whole: bool,
+        complete: bool,
+        /// Left out, and why; of a scan of everything, all of it.
+        skipped: Vec<Waiting>,
+        /// Files that are still being written.
+        unquiet: usize,
+    },
+    /// The root is not what it was: nothing may be deleted, or done here at all.
+    Trouble(String),
+    /// The scan could not be made this time.
+    Failed(String),
+    /// Whether all of the folder is watched; if not, why.
+    Watching(Option<String>),
+    /// The state failed.
+    State(String),
+}
+
+pub(crate) struct Scanner {
+    pub(crate) root: Arc<Root>,
+    /// Tells where to look; none: scans at intervals have to do.
+    pub(crate) watcher: Option<Watcher>,
+    pub(crate) state: StateThread,
+    pub(crate) effects: Effects,
+    pub(crate) rules: Arc<IgnoreRules>,
+    pub(crate) interval: Duration,
+    pub(crate) requests: mpsc::Receiver<ScanRequest>,
+    pub(crate) events: mpsc::Sender<ScanEvent>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What is to be scanned.
+#[derive(Debug, Default)]
+struct Pending {
+    whole: bool,
+    /// By folder: whether with all below it.
+    folders: BTreeMap<Rel, bool>,
+    /// Not before this.
+    later: BTreeMap<Rel, (Instant, bool, u32)>,
+    settled: Vec<oneshot::Sender<()>>,
+}
+
+impl Pending {
+    fn add(&mut self, folder: ScopeFolder) {
+        *self.folders.entry(folder.folder).or_default() |= folder.deep;
+        if self.folders.len() > FOLDERS_MAX {
+            self.folders.clear();
+            self.whole = true;
+        }
+    }
+
+    /// To be looked at again, after longer each time in a row.
+    fn add_later(&mut self, folder: ScopeFolder, times: &BTreeMap<Rel, u32>, now: Instant) {
+        let count = times.get(&folder.folder).copied().unwrap_or(0);
+        let wait = (AGAIN_FIRST * 2_u32.saturating_pow(count.min(16))).min(AGAIN_MAX);
+        let at = now + wait;
+        let entry = self.later.entry(folder.folder).or_insert((at, folder.deep, count + 1));
+        entry.1 |= folder.deep;
+    }
+
+    /// Takes what is due: what to scan, and how often in a row each was looked at before.
+    fn take(&mut self, now: Instant) -> Option<(Scope, BTreeMap<Rel, u32>)> {
+        let mut times = BTreeMap::new();
+        let due: Vec<Rel> =
+            self.later.iter().filter(|(_, (at, _, _))| *at <= now).map(|(rel, _)| rel.clone()).collect();
+        for rel in due {
+            if let Some((_at, deep, count)) = self.later.remove(&rel) {
+                times.insert(rel.clone(), count);
+                self.add(ScopeFolder { folder: rel, deep });
+            }
+        }
+        if self.whole {
+            self.whole = false;
+            self.folders.clear();
+            return Some((Scope::Whole, times));
+        }
+        if self.folders.is_empty() {
+            return None;
+        }
+        let folders = std::mem::take(&mut self.folders);
+        let scope = folders.into_iter().map(|(folder, deep)| ScopeFolder { folder, deep }).collect();
+        Some((Scope::Folders(scope), times))
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.later.values().map(|(at, _, _)| *at).min()
+    }
+
+    /// Whether nothing is left that is worth waiting for.
+    fn is_settled(&self) -> bool {
+        let soon = self.later.values().any(|(_at, _deep, count)| *count < UNQUIET_MAX);
+        !self.whole && self.folders.is_empty() && !soon
+    }
+}
+
+impl Scanner {
+    /// Scans until it is stopped.
+    pub(crate) async fn run(mut self) {
+        let mut pending = Pending { whole: true, ..Pending::default() };
+        let mut index = match self.state.ask(|state| state.scan_index()).await {
+            Ok(index) => Some(index),
+            Err(error) => {
+                drop(self.events.send(ScanEvent::State(error.to_string())).await);
+                return;
+            }
+        };
+        let interval = if self.watcher.is_some() { self.interval } else { UNWATCHED_INTERVAL };
+        let mut next_whole = Instant::now() + interval;
+        while !self.stop.is_cancelled() {
+            if let Some((scope, times)) = pending.take(Instant::now()) {
+                if scope == Scope::Whole {
+                    next_whole = Instant::now() + interval;
+                }
+                let Some(owned) = index.take() else { return };
+                let whole = scope == Scope::Whole;
+                let (returned, complete) = self.scan(owned, scope, &times, &mut pending).await;
+                index = returned;
+                if whole && !complete {
+                    next_whole = Instant::now() + INCOMPLETE_INTERVAL;
+                }
+                continue;
+            }
+            if pending.is_settled() {
+                for settled in pending.settled.drain(..) {
+                    let _nobody = settled.send(());
+                }
+            }
+            let due = pending.next_due().map_or(next_whole, |due| due.min(next_whole));
+            let stop = self.stop.clone();
+            let notice = async {
+                match &mut self.watcher {
+                    Some(watcher) => watcher.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                notice = notice => self.take_notice(notice, &mut pending).await,
+                request = self.requests.recv() => match request {
+                    Some(request) => self.take_request(request, &mut pending).await,
+                    None => break,
+                },
+                () = tokio::time::sleep_until(due) => {
+                    if Instant::now() >= next_whole {
+                        pending.whole = true;
+                    }
+                }
+            }
+            while let Ok(request) = self.requests.try_recv() {
+                self.take_request(request, &mut pending).await;
+            }
+        }
+        if let Some(watcher) = self.watcher.take() {
+            watcher.stop().await;
+        }
+    }
+
+    async fn take_notice(&mut self, notice: Option<Notice>, pending: &mut Pending) {
+        let watching = match notice {
+            Some(Notice::Scan(Scope::Whole)) => {
+                pending.whole = true;
+                return;
+            }
+            Some(Notice::Scan(Scope::Folders(folders))) => {
+                folders.into_iter().for_each(|folder| pending.add(folder));
+                return;
+            }
+            Some(Notice::LimitReached { watched }) => format!(
+                "only {watched} folders can be watched, for the system allows no more; changes in the others are \
+                 found by scans: raise fs.inotify.max_user_watches"
+            ),
+            Some(Notice::RootGone) => {
+                pending.whole = true;
+                "the folder was moved or removed".to_owned()
+            }
+            None => {
+                self.watcher = None;
+                "the folder is not watched any more; changes are found by scans".to_owned()
+            }
+        };
+        drop(self.events.send(ScanEvent::Watching(Some(watching))).await);
+    }
+
+    async fn take_request(&self, request: ScanRequest, pending: &mut Pending) {
+        match request {
+            ScanRequest::Whole => pending.whole = true,
+            ScanRequest::Nodes(nodes) => {
+                let (nodes, deep): (Vec<NodeId>, Vec<bool>) = nodes.into_iter().unzip();
+                for (folder, deep) in self.rels_of(nodes).await.into_iter().zip(deep) {
+                    // A folder that is not known here stands for the root, which is only looked at itself.
+                    let deep = deep && !folder.is_root();
+                    pending.add(ScopeFolder { folder, deep });
+                }
+            }
+            ScanRequest::Settled(done) => pending.settled.push(done),
+        }
+    }
+
+    /// Where folders are on the disk, as far as that is known.
+    async fn rels_of(&self, nodes: Vec<NodeId>) -> Vec<Rel> {
+        let paths = self.state.ask(move |state| {
+            nodes.into_iter().map(|node| state.path(Side::Local, node)).collect::<Result<Vec<_>, _>>()
+        });
+        let paths = paths.await.unwrap_or_default();
+        paths
+            .into_iter()
+            .map(|path| path.and_then(|path| Rel::parse(&path).ok()).unwrap_or_default())
+            .collect()
+    }
+
+    /// Scans, and takes in what that says. Gives the index back (`None` if it is lost), and whether nothing was left
+    /// out.
+    async fn scan(
+        &self,
+        index: ScanIndex,
+        scope: Scope,
+        times: &BTreeMap<Rel, u32>,
+        pending: &mut Pending,
+    ) -> (Option<ScanIndex>, bool) {
+        let under_way = self.effects.begin_scan();
+        let (root, rules, stop) = (self.root.clone(), self.rules.clone(), self.stop.clone());
+        let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
+        let whole = scope == Scope::Whole;
+        let work = tokio::task::spawn_blocking(move || {
+            let mut index = index;
+            let mut options = ScanOptions::new((*rules).clone(), stop);
+            options.unquiet = unquiet;
+            let result = scan(&root, &mut index, &scope, &options);
+            (index, scope, result)
+        });
+        let Ok((index, scope, result)) = work.await else {
+            drop(self.events.send(ScanEvent::State("the scan panicked".to_owned())).await);
+            return (None, false);
+        };
+        if let Err(error) = index.check() {
+            drop(self.events.send(ScanEvent::State(error.to_string())).await);
+            return (Some(index), false);
+        }
+        let found = match result {
+            Ok(found) => found,
+            Err(error) => {
+                self.failed(error, scope, pending).await;
+                return (Some(index), false);
+            }
+        };
+        // What has not been quiet for long is not waited for.
+        let still =
+            |folder: &&ScopeFolder| times.get(&folder.folder).is_none_or(|count| *count < UNQUIET_MAX);
+        let unquiet = found.again.iter().filter(still).count();
+        for folder in found.again {
+            pending.add_later(folder, times, Instant::now());
+        }
+        let complete = found.complete;
+        let applied = self.apply(found.updates, under_way).await;
+        match applied {
+            Ok(applied) => {
+                for rel in self.rels_of(applied.again.into_iter().collect()).await {
+                    pending.add_later(ScopeFolder { folder: rel, deep: false }, times, Instant::now());
+                }
+                let event = ScanEvent::Applied {
+                    changed: applied.changed,
+                    whole,
+                    complete,
+                    skipped: found.skipped.into_iter().map(shown).collect(),
+                    unquiet,
+                };
+                drop(self.events.send(event).await);
+            }
+            Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
+        }
+        (Some(index), complete)
+    }
+
+    async fn apply(
+        &self,
+        updates: Vec<LocalUpdate>,
+        under_way: super::effects::ScanUnderWay,
+    ) -> Result<LocalApplied, String> {
+        let applied = self
+            .state
+            .ask(move |state| -> Result<LocalApplied, StateError> { state.apply_local(updates, &under_way) });
+        applied.await.map_err(|error| error.to_string())
+    }
+
+    async fn failed(&self, error: ScanError, scope: Scope, pending: &mut Pending) {
+        let event = match &error {
+            ScanError::Stopped => return,
+            ScanError::Root(RootError::Io { .. }) | ScanError::Disk(_) => {
+                ScanEvent::Failed(error.to_string())
+            }
+            ScanError::Root(_) => ScanEvent::Trouble(error.to_string()),
+        };
+        match scope {
+            Scope::Whole => pending.whole = true,
+            Scope::Folders(folders) => folders.into_iter().for_each(|folder| pending.add(folder)),
+        }
+        drop(self.events.send(event).await);
+        tokio::select! {
+            () = tokio::time::sleep(TROUBLE_INTERVAL) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+}
+
+fn shown(skipped: Skipped) -> Waiting {
+    Waiting { path: skipped.path, why: skipped.why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(path: &str, deep: bool) -> ScopeFolder {
+        ScopeFolder { folder: Rel::parse(path).unwrap(), deep }
+    }
+
+    #[test]
+    fn many_hints_become_one_scan_of_everything() {
+        let mut pending = Pending::default();
+        (0..=FOLDERS_MAX).for_each(|number| pending.add(folder(&format!("f{number}"), false)));
+        assert_eq!(pending.take(Instant::now()).unwrap().0, Scope::Whole);
+        assert!(pending.take(Instant::now()).is_none() && pending.is_settled());
+    }
+
+    #[test]
+    fn hints_of_one_folder_are_one_and_as_deep_as_the_deepest() {
+        let mut pending = Pending::default();
+        pending.add(folder("a", true));
+        pending.add(folder("a", false));
+        assert_eq!(pending.take(Instant::now()).unwrap().0, Scope::Folders(vec![folder("a", true)]));
+    }
+
+    #[test]
+    fn what_is_never_quiet_is_looked_at_ever_more_rarely() {
+        let mut pending = Pending::default();
+        let mut times = BTreeMap::new();
+        let mut now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            pending.add_later(folder("a", false), &times, now);
+            assert!(pending.take(now).is_none());
+            let due = pending.next_due().unwrap();
+            waits.push(due.duration_since(now).as_millis());
+            now = due;
+            times = pending.take(now).unwrap().1;
+        }
+        assert_eq!(waits, [100, 200, 400, 800]);
+    }
+}

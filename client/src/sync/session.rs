@@ -1,0 +1,395 @@
+//! One folder kept the same as one remote folder: what belongs to it is opened, its parts are started, and joined at
+//! the end.
+//!
+//! Order of the end: nothing new begins, what is under way is broken off and recorded, all parts are joined, the state
+//! is closed, the root is let go.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::board::Board;
+use super::config::SyncConfig;
+use super::effects::Effects;
+use super::follower::Follower;
+use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
+use super::recover::recover;
+use super::run::{Channels, Run, RunEnd};
+use super::scanner::Scanner;
+use super::shared::{Counters, Shared};
+use super::state_thread::StateThread;
+use super::status::{Phase, Status, Traffic};
+use super::throttle::Throttle;
+use crate::call_error::CallError;
+use crate::connection::ApiClient;
+use crate::local::ignore_rules::IgnoreRules;
+use crate::local::root::{Root, RootError};
+use crate::local::watch::Watcher;
+use crate::planner::{Deletes, NameRules, Rules};
+use crate::state::database::{Opened, State};
+use crate::state::error::StateError;
+use crate::upload::chunk_stream::ChunkSender;
+
+/// How long a call of a session is repeated by itself; afterwards the session does, and says so.
+const CALL_RETRY_TIME_MAX: Duration = Duration::from_secs(4);
+/// Events between the parts.
+const EVENTS_MAX: usize = 64;
+/// Days that the local trash keeps what synchronisation removed.
+const TRASH_DAYS: u32 = 30;
+/// Damaged states in one session, before it gives up: the disk itself is bad then.
+const REBUILDS_MAX: u32 = 3;
+
+/// Why a session cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The folder cannot be used.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// The state cannot be opened.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// It is kept the same as another remote folder.
+    #[error(
+        "this folder is kept the same as {known} on the server, not {asked}: remove it from synchronisation first"
+    )]
+    OtherRemote {
+        /// As the state says.
+        known: String,
+        /// As was asked.
+        asked: String,
+    },
+    /// The profile cannot be used.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The system has no thread to give.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// See [`Session::start`].
+#[derive(Debug)]
+pub struct Session;
+
+impl Session {
+    /// Starts to keep a folder the same. A gateway that does not answer is waited for; a folder or a state that
+    /// cannot be used is an error at once. What ends the session later is in its status.
+    ///
+    /// # Errors
+    /// If the folder, the state or the profile cannot be used.
+    pub async fn start(config: SyncConfig) -> Result<Handle, StartError> {
+        let api = ApiClient::connect_lazily(&config.connect)?.with_retry_time_max(CALL_RETRY_TIME_MAX);
+        let opening = config.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&opening)).await;
+        let (root, opened) = opened.map_err(|error| StateError::Unusable(error.to_string()))??;
+        let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
+        let (status_sender, status) = watch::channel(first_status(&config));
+        let (events, _nobody) = broadcast::channel(EVENTS_QUEUED_MAX);
+        let board = Board::new(status_sender, events.clone());
+        let keeper = Keeper { config, api, root: Arc::new(root) };
+        let task = tokio::spawn(keeper.keep(opened, board, receiver));
+        Ok(Handle { commands, status, events, task: Arc::new(Mutex::new(Some(task))) })
+    }
+}
+
+/// Opens the root and its state, and settles what a crash left. Blocks.
+fn open(config: &SyncConfig) -> Result<(Root, Opened), StartError> {
+    let root = match Root::open(&config.root, config.state_dir.as_deref()) {
+        Err(RootError::MarkerMissing(_)) if is_new(config) => {
+            Root::create(&config.root, config.state_dir.as_deref(), &[])?
+        }
+        opened => opened?,
+    };
+    let mut opened = State::open(root.state_path())?;
+    bind(&mut opened.state, &root, config)?;
+    Ok((root, opened))
+}
+
+/// Whether the folder was never kept the same: there is no state of it. With a state and without a marker, it is not
+/// the folder that the state knows.
+fn is_new(config: &SyncConfig) -> bool {
+    let folder =
+        config.state_dir.clone().unwrap_or_else(|| config.root.join(crate::local::rel::STATE_FOLDER));
+    !folder.join(crate::state::database::FILE_NAME).exists()
+}
+
+/// Ties a new state to its root and remote folder; refuses one that is tied to others.
+fn bind(state: &mut State, root: &Root, config: &SyncConfig) -> Result<(), StartError> {
+    let asked = config.remote_path.to_string();
+    match state.bytes("root_id")? {
+        None => state.transaction(|state| {
+            state.set_bytes("root_id", &root.id().0)?;
+            state.set_bytes("remote_path", asked.as_bytes())
+        })?,
+        Some(known) if known == root.id().0 => {}
+        Some(_other) => return Err(RootError::OtherRoot(config.root.clone()).into()),
+    }
+    let known = state.bytes("remote_path")?.unwrap_or_default();
+    if known != asked.as_bytes() {
+        let known = String::from_utf8_lossy(&known).into_owned();
+        return Err(StartError::OtherRemote { known, asked });
+    }
+    Ok(())
+}
+
+fn first_status(config: &SyncConfig) -> Status {
+    Status {
+        root: config.root.clone(),
+        remote_path: config.remote_path.to_string(),
+        phase: Phase::Starting,
+        message: String::new(),
+        online: false,
+        paused: false,
+        watching: false,
+        agreed_count: 0,
+        pending_count: 0,
+        waiting_count: 0,
+        waiting: Vec::new(),
+        skipped: Vec::new(),
+        deletes_to_confirm: 0,
+        transfers: Vec::new(),
+        up: Traffic::default(),
+        down: Traffic::default(),
+        limits: config.limits,
+        excluded: Vec::new(),
+    }
+}
+
+/// Runs a session from its start to its end, with a new state if the old one is found damaged on the way.
+struct Keeper {
+    config: SyncConfig,
+    api: ApiClient,
+    root: Arc<Root>,
+}
+
+impl Keeper {
+    async fn keep(self, mut opened: Opened, mut board: Board, mut commands: mpsc::Receiver<Command>) {
+        let mut rebuilds = 0;
+        let message = loop {
+            if let Some((reason, aside)) = &opened.rebuilt {
+                let shown = aside.display();
+                board.session(format!(
+                    "the state was damaged ({reason}); it is kept as {shown}, and built anew from disk and server"
+                ));
+            }
+            let end;
+            (end, commands, board) = self.run_once(opened.state, board, commands).await;
+            match end {
+                RunEnd::Stopped => break "it was stopped".to_owned(),
+                RunEnd::Failed(reason) => break reason,
+                RunEnd::Damaged if rebuilds >= REBUILDS_MAX => {
+                    break "the state is damaged again and again: check the disk".to_owned();
+                }
+                RunEnd::Damaged => rebuilds += 1,
+            }
+            let (config, root) = (self.config.clone(), self.root.clone());
+            let reopened = tokio::task::spawn_blocking(move || {
+                let mut opened = State::open_anew(root.state_path())?;
+                bind(&mut opened.state, &root, &config)?;
+                Ok::<_, StartError>(opened)
+            });
+            match reopened.await {
+                Ok(Ok(anew)) => opened = anew,
+                Ok(Err(error)) => break error.to_string(),
+                Err(error) => break error.to_string(),
+            }
+        };
+        board.stopped(&message);
+    }
+
+    async fn run_once(
+        &self,
+        state: State,
+        board: Board,
+        commands: mpsc::Receiver<Command>,
+    ) -> (RunEnd, mpsc::Receiver<Command>, Board) {
+        let (state, owner) = match StateThread::start(state) {
+            Ok(started) => started,
+            Err(error) => return (RunEnd::Failed(StartError::Thread(error).to_string()), commands, board),
+        };
+        let stop = CancellationToken::new();
+        let (chunks, chunk_task) = ChunkSender::start(self.api.clone());
+        let ran = match self.shared(&state, chunks, &stop).await {
+            Ok(shared) => self.run_parts(shared, stop, board, commands).await,
+            Err(reason) => (RunEnd::Failed(reason), commands, board),
+        };
+        drop(state);
+        for joined in [chunk_task.await, tokio::task::spawn_blocking(move || close(owner)).await] {
+            if let Err(error) = joined {
+                tracing::error!(%error, "a part of the session panicked");
+            }
+        }
+        ran
+    }
+
+    /// What all parts share, once what a crash left is settled.
+    async fn shared(
+        &self,
+        state: &StateThread,
+        chunks: ChunkSender,
+        stop: &CancellationToken,
+    ) -> Result<Shared, String> {
+        let rules = Arc::new(IgnoreRules::default());
+        recover(state, &self.root).await?;
+        let index = state.ask(|state| state.scan_index()).await.map_err(|error| error.to_string())?;
+        Ok(Shared {
+            api: self.api.clone(),
+            root: self.root.clone(),
+            state: state.clone(),
+            chunks,
+            index: Arc::new(Mutex::new(index)),
+            rules,
+            effects: Effects::default(),
+            up: Throttle::new(self.config.limits.up),
+            down: Throttle::new(self.config.limits.down),
+            counters: Arc::new(Counters::default()),
+            stop: stop.child_token(),
+        })
+    }
+
+    async fn run_parts(
+        &self,
+        shared: Shared,
+        stop: CancellationToken,
+        mut board: Board,
+        commands: mpsc::Receiver<Command>,
+    ) -> (RunEnd, mpsc::Receiver<Command>, Board) {
+        let (follower_events, follower) = mpsc::channel(EVENTS_MAX);
+        let (checks, checks_asked) = mpsc::channel(EVENTS_MAX);
+        let (scanner_events, scanner) = mpsc::channel(EVENTS_MAX);
+        let (scans, scans_asked) = mpsc::channel(EVENTS_MAX);
+        let watcher = self.watch(&mut board).await;
+        let parts = [
+            self.follow(&shared, follower_events, checks_asked, &stop),
+            self.scan(&shared, watcher, scanner_events, scans_asked, &stop),
+            tokio::spawn(empty_trash(self.root.clone(), stop.clone())),
+        ];
+        let channels = Channels { commands, follower, checks, scanner, scans };
+        let rules = self.rules().await;
+        let run = Run::new(shared, stop.clone(), channels, board, self.config.delete_guard, rules);
+        let ran = run.run().await;
+        stop.cancel();
+        for part in parts {
+            if let Err(error) = part.await {
+                tracing::error!(%error, "a part of the session panicked");
+            }
+        }
+        ran
+    }
+
+    fn follow(
+        &self,
+        shared: &Shared,
+        events: mpsc::Sender<super::follower::FollowerEvent>,
+        checks: mpsc::Receiver<super::follower::CheckNow>,
+        stop: &CancellationToken,
+    ) -> JoinHandle<()> {
+        let follower = Follower {
+            api: self.api.clone(),
+            state: shared.state.clone(),
+            remote_path: self.config.remote_path.clone(),
+            events,
+            checks,
+            stop: stop.clone(),
+        };
+        tokio::spawn(follower.run())
+    }
+
+    /// Watches the folder, so that a scan that begins then misses nothing.
+    async fn watch(&self, board: &mut Board) -> Option<Watcher> {
+        let root = self.root.clone();
+        let started = tokio::task::spawn_blocking(move || Watcher::start(&root)).await;
+        let trouble = match started {
+            Ok(Ok(watcher)) => {
+                board.watching(true);
+                return Some(watcher);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        board.session(format!("{trouble}; changes are found by scans"));
+        None
+    }
+
+    fn scan(
+        &self,
+        shared: &Shared,
+        watcher: Option<Watcher>,
+        events: mpsc::Sender<super::scanner::ScanEvent>,
+        requests: mpsc::Receiver<super::scanner::ScanRequest>,
+        stop: &CancellationToken,
+    ) -> JoinHandle<()> {
+        let scanner = Scanner {
+            root: self.root.clone(),
+            watcher,
+            state: shared.state.clone(),
+            effects: shared.effects.clone(),
+            rules: shared.rules.clone(),
+            interval: self.config.scan_interval,
+            requests,
+            events,
+            stop: stop.clone(),
+        };
+        tokio::spawn(scanner.run())
+    }
+
+    /// What planning goes by: whose copies conflict, today's date, and which names this disk can hold.
+    async fn rules(&self) -> Box<dyn Fn() -> Rules + Send> {
+        let name = match &self.config.name {
+            Some(name) => name.clone(),
+            None => self.api.who_am_i().await.map_or_else(|_| host_name(), |who| who.device_name),
+        };
+        let root = self.root.clone();
+        let probed = tokio::task::spawn_blocking(move || root.probe_names()).await;
+        let names = match probed {
+            Ok(Ok(names)) => NameRules {
+                case_blind: names.case_blind,
+                normalising: names.normalising,
+                windows: cfg!(windows),
+            },
+            Ok(Err(_)) | Err(_) => NameRules::default(),
+        };
+        Box::new(move || Rules {
+            name: name.clone(),
+            date: today(),
+            names,
+            deletes: Deletes::Allowed,
+            operations_max: 0,
+        })
+    }
+}
+
+/// What this machine calls itself: for when the gateway cannot be asked for the device's name.
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "this device".to_owned() } else { name }
+}
+
+fn close(owner: super::state_thread::StateOwner) {
+    if let Err(error) = owner.join() {
+        tracing::warn!(%error, "the state was not closed cleanly; its log is read at the next start");
+    }
+}
+
+/// Removes what has been in the local trash for long, now and once a day.
+async fn empty_trash(root: Arc<Root>, stop: CancellationToken) {
+    loop {
+        let emptied = root.clone();
+        match tokio::task::spawn_blocking(move || emptied.empty_trash(TRASH_DAYS)).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(days)) => tracing::info!(days, "old trash removed"),
+            Ok(Err(error)) => tracing::warn!(%error, "the trash cannot be emptied"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(24 * 60 * 60)) => {}
+        }
+    }
+}
+
+/// The date here, as conflicted copies have it.
+fn today() -> String {
+    jiff::Timestamp::now().to_zoned_datetime(jiff::tz::TimeZone::system()).date().to_string()
+}

@@ -1,0 +1,102 @@
+//! What all parts of a session share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::effects::Effects;
+use super::state_thread::StateThread;
+use super::status::{Direction, Transfer};
+use super::throttle::Throttle;
+use crate::connection::ApiClient;
+use crate::local::ignore_rules::IgnoreRules;
+use crate::local::root::Root;
+use crate::planner::model::NodeId;
+use crate::state::scan_index::ScanIndex;
+use crate::upload::chunk_stream::ChunkSender;
+
+/// Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) api: ApiClient,
+    pub(crate) root: Arc<Root>,
+    pub(crate) state: StateThread,
+    pub(crate) chunks: ChunkSender,
+    /// For checks of whole folders before they go.
+    pub(crate) index: Arc<Mutex<ScanIndex>>,
+    pub(crate) rules: Arc<IgnoreRules>,
+    pub(crate) effects: Effects,
+    pub(crate) up: Throttle,
+    pub(crate) down: Throttle,
+    pub(crate) counters: Arc<Counters>,
+    /// Cancelled when what is under way is to be broken off: a pause, or the end.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Sums and transfers under way, for the status.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) up: DirectionCounters,
+    pub(crate) down: DirectionCounters,
+    transfers: Mutex<BTreeMap<NodeId, Transfer>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct DirectionCounters {
+    pub(crate) files: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) wire: AtomicU64,
+}
+
+impl DirectionCounters {
+    pub(crate) fn file(&self, bytes: u64) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn wire(&self, bytes: u64) {
+        self.wire.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A transfer shown in the status, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    counters: Arc<Counters>,
+    node: NodeId,
+}
+
+impl Counters {
+    pub(crate) fn show(
+        self: &Arc<Self>,
+        node: NodeId,
+        path: String,
+        direction: Direction,
+        bytes_total: u64,
+    ) -> Shown {
+        let transfer = Transfer { path, direction, bytes_done: 0, bytes_total };
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner).insert(node, transfer);
+        Shown { counters: self.clone(), node }
+    }
+
+    pub(crate) fn transfers(&self) -> Vec<Transfer> {
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+impl Shown {
+    pub(crate) fn advance(&self, bytes: u64) {
+        let mut transfers = self.counters.transfers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(transfer) = transfers.get_mut(&self.node) {
+            transfer.bytes_done = (transfer.bytes_done + bytes).min(transfer.bytes_total);
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.counters.transfers.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.node);
+    }
+}

@@ -1,0 +1,209 @@
+//! What the executor is given, and what it gives back. A task holds all that its work needs, as the trees were when it
+//! was planned; the server and the disk refuse it if that is no longer so.
+
+use std::time::Duration;
+
+use engine::cutter::Cutter;
+use proto::v1;
+
+use super::status::Done;
+use crate::call_error::CallError;
+use crate::local::disk::DiskError;
+use crate::local::model::{LocalRecord, Stamp};
+use crate::local::rel::Rel;
+use crate::planner::model::{Attributes, FileContent, Kind, NodeId, Place};
+use crate::state::record::Part;
+
+/// Files up to this size go many at once.
+pub(crate) const SMALL_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// An action on the server that moves no content.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteTask {
+    pub(crate) node: NodeId,
+    pub(crate) action: v1::Action,
+    /// What is then the same on both sides; none for a delete.
+    pub(crate) part: Option<Part>,
+    pub(crate) path: String,
+    /// Where it was, for a move.
+    pub(crate) detail: String,
+}
+
+/// A file to be sent.
+#[derive(Clone, Debug)]
+pub(crate) struct UploadTask {
+    pub(crate) node: NodeId,
+    pub(crate) rel: Rel,
+    pub(crate) content: FileContent,
+    pub(crate) attributes: Attributes,
+    pub(crate) stamp: Stamp,
+    /// The file on the server: its id and the version that the new one follows; none: it is new there.
+    pub(crate) base: Option<(u64, u64)>,
+    /// The folder there, and the name in it.
+    pub(crate) parent: u64,
+    pub(crate) name: String,
+}
+
+/// A file to be fetched.
+#[derive(Clone, Debug)]
+pub(crate) struct DownloadTask {
+    pub(crate) node: NodeId,
+    pub(crate) rel: Rel,
+    pub(crate) place: Place,
+    pub(crate) entry: u64,
+    pub(crate) version: u64,
+    pub(crate) content: FileContent,
+    pub(crate) attributes: Attributes,
+    /// The local file that it replaces, as it was last seen.
+    pub(crate) replaces: Option<LocalRecord>,
+}
+
+/// Work on the disk that moves no content.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalTask {
+    pub(crate) node: NodeId,
+    pub(crate) rel: Rel,
+    pub(crate) work: LocalWork,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum LocalWork {
+    Create { place: Place, kind: Kind, attributes: Attributes },
+    Retarget { record: LocalRecord, target: Vec<u8>, mtime_ns: i64 },
+    Move { record: LocalRecord, to: Rel, place: Place, part: Part },
+    Delete { record: LocalRecord },
+    Attributes { record: LocalRecord, attributes: Attributes },
+    Recut { record: LocalRecord, cutter: Cutter },
+    Split { record: LocalRecord, new_node: NodeId, name: Option<String> },
+}
+
+/// Something to be done.
+#[derive(Clone, Debug)]
+pub(crate) enum Task {
+    Remote(RemoteTask),
+    Upload(UploadTask),
+    Download(DownloadTask),
+    Local(LocalTask),
+}
+
+impl Task {
+    pub(crate) fn node(&self) -> NodeId {
+        match self {
+            Self::Remote(task) => task.node,
+            Self::Upload(task) => task.node,
+            Self::Download(task) => task.node,
+            Self::Local(task) => task.node,
+        }
+    }
+}
+
+/// What came of a task.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    pub(crate) node: NodeId,
+    pub(crate) end: End,
+    /// For the log.
+    pub(crate) line: Option<Line>,
+}
+
+/// A line of the log, without time and number.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pub(crate) what: Done,
+    pub(crate) path: String,
+    pub(crate) detail: String,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// Done and recorded.
+    Done,
+    /// The disk is not as it was known: its folder is to be scanned.
+    LocalChanged,
+    /// The server's tree is not as it was known: its news are to be waited for.
+    RemoteChanged,
+    /// It was broken off.
+    Stopped,
+    /// It failed; to be tried again after a while.
+    Failed { reason: String, again: Again },
+}
+
+/// When something that failed is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// Soon, then ever later: it may pass by itself.
+    Soon,
+    /// Once the gateway answers again.
+    Online,
+    /// After a long time, or when the file changes: somebody must do something about it.
+    Later,
+    /// Never: the session ends.
+    Never,
+}
+
+impl Again {
+    /// How long to wait after so many failures in a row.
+    pub(crate) fn wait(self, failures: u32) -> Duration {
+        let doubled = |first: u64, most: u64| {
+            Duration::from_millis((first << failures.min(16).saturating_sub(1)).min(most))
+        };
+        match self {
+            Self::Soon => doubled(250, 60_000),
+            Self::Online => doubled(500, 30_000),
+            Self::Later => doubled(15_000, 600_000),
+            Self::Never => Duration::MAX,
+        }
+    }
+}
+
+impl Ended {
+    pub(crate) fn done(node: NodeId, what: Done, path: &str, detail: impl Into<String>) -> Self {
+        let line = Line { what, path: path.to_owned(), detail: detail.into() };
+        Self { node, end: End::Done, line: Some(line) }
+    }
+
+    pub(crate) fn quietly(node: NodeId, end: End) -> Self {
+        Self { node, end, line: None }
+    }
+
+    pub(crate) fn failed(node: NodeId, reason: impl Into<String>, again: Again) -> Self {
+        Self { node, end: End::Failed { reason: reason.into(), again }, line: None }
+    }
+
+    pub(crate) fn call(node: NodeId, error: &CallError) -> Self {
+        Self { node, end: End::of_call(error), line: None }
+    }
+}
+
+impl End {
+    pub(crate) fn of_call(error: &CallError) -> Self {
+        let failed = |again| Self::Failed { reason: error.to_string(), again };
+        match error {
+            CallError::Unreachable { .. } => failed(Again::Online),
+            CallError::Token { .. } | CallError::Setup { .. } | CallError::Certificate { .. } => {
+                failed(Again::Never)
+            }
+            CallError::Protocol { .. } => failed(Again::Later),
+            CallError::Refused { .. } if error.is_transient() => failed(Again::Soon),
+            CallError::Refused { code, .. } => match code {
+                tonic::Code::Aborted
+                | tonic::Code::NotFound
+                | tonic::Code::AlreadyExists
+                | tonic::Code::FailedPrecondition => Self::RemoteChanged,
+                tonic::Code::Internal | tonic::Code::Unknown | tonic::Code::Cancelled => failed(Again::Soon),
+                _ => failed(Again::Later),
+            },
+        }
+    }
+
+    pub(crate) fn of_disk(error: &DiskError) -> Self {
+        let failed = |again| Self::Failed { reason: error.to_string(), again };
+        match error {
+            DiskError::Changed(_) | DiskError::Vanished(_) | DiskError::Exists(_) => Self::LocalChanged,
+            DiskError::NoSpace(_) | DiskError::Denied(_) | DiskError::NotSupported { .. } => {
+                failed(Again::Later)
+            }
+            DiskError::Io { .. } => failed(Again::Soon),
+        }
+    }
+}

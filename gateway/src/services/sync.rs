@@ -1,0 +1,121 @@
+//! `keepstone.v1.Sync`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use proto::v1;
+use proto::v1::sync_server::Sync as SyncApi;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::auth::{self, Caller};
+use crate::convert;
+use crate::core::Core;
+use crate::failure::Failure;
+use crate::sync;
+
+/// Messages of a manifest that wait to be taken.
+const MESSAGES_MAX: usize = 2;
+
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+pub(crate) struct SyncService {
+    core: Arc<Core>,
+}
+
+impl SyncService {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Failure> {
+        auth::caller(&self.core.meta, metadata).await
+    }
+
+    /// Who waits costs little, and is counted apart from who works.
+    fn admit_waiter(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.core.waiters).try_acquire_owned().map_err(|_full| Failure::busy("too many watchers"))
+    }
+}
+
+#[tonic::async_trait]
+impl SyncApi for SyncService {
+    async fn changes(
+        &self,
+        request: Request<v1::ChangesRequest>,
+    ) -> Result<Response<v1::ChangesResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(sync::changes::changes(&self.core, &caller, &request.into_inner()).await?))
+    }
+
+    async fn list_below(
+        &self,
+        request: Request<v1::ListBelowRequest>,
+    ) -> Result<Response<v1::ListBelowResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        Ok(Response::new(sync::changes::list_below(&self.core, &caller, &request.into_inner()).await?))
+    }
+
+    type WatchStream = Messages<v1::WatchResponse>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let waiter = self.admit_waiter()?;
+        let caller = self.caller(request.metadata()).await?;
+        let (sink, messages) = mpsc::channel(1);
+        let core = Arc::clone(&self.core);
+        self.core.tasks.spawn(async move {
+            sync::watch::serve(&core, caller, sink).await;
+            drop(waiter);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn wait_for_change(
+        &self,
+        request: Request<v1::WaitForChangeRequest>,
+    ) -> Result<Response<v1::WaitForChangeResponse>, Status> {
+        let _waiter = self.admit_waiter()?;
+        let mut caller = self.caller(request.metadata()).await?;
+        let changed = sync::watch::wait_for_change(&self.core, &mut caller, &request.into_inner()).await?;
+        Ok(Response::new(v1::WaitForChangeResponse { changed }))
+    }
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let _admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        let applied = sync::apply::apply(&self.core, &caller, request, message.actions).await?;
+        let results = applied.into_iter().map(|result| {
+            let result = match result {
+                Ok(row) => v1::apply_result::Result::Entry(convert::entry_to_wire(row, None)),
+                Err(failure) => v1::apply_result::Result::Error(failure.into_item()),
+            };
+            v1::ApplyResult { result: Some(result) }
+        });
+        Ok(Response::new(v1::ApplyResponse { results: results.collect() }))
+    }
+
+    type GetManifestStream = Messages<v1::GetManifestResponse>;
+
+    async fn get_manifest(
+        &self,
+        request: Request<v1::GetManifestRequest>,
+    ) -> Result<Response<Self::GetManifestStream>, Status> {
+        let admitted = self.core.admit()?;
+        let caller = self.caller(request.metadata()).await?;
+        let manifest = sync::manifest::find(&self.core, &caller, &request.into_inner()).await?;
+        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let core = Arc::clone(&self.core);
+        self.core.tasks.spawn(async move {
+            sync::manifest::serve(core, caller, manifest, sink).await;
+            drop(admitted);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}

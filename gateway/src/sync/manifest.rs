@@ -1,0 +1,96 @@
+//! The chunk list of a version, as a stream of its pieces.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use engine::manifest::{ManifestEntry, TreeWalk, WalkStep};
+use proto::v1;
+use tokio::sync::mpsc;
+use tonic::{Code, Status};
+
+use crate::auth::Caller;
+use crate::core::Core;
+use crate::downloads::stream::{FileVersion, find_version};
+use crate::failure::Failure;
+use crate::limits::{DOWNLOAD_STALL_MAX, MANIFEST_MESSAGE_ENTRIES};
+
+/// Where the stream's messages go.
+pub(crate) type Sink = mpsc::Sender<Result<v1::GetManifestResponse, Status>>;
+
+/// What is to be listed.
+pub(crate) struct Manifest {
+    file: FileVersion,
+}
+
+/// Finds the version that a request names, if the caller may read it.
+pub(crate) async fn find(
+    core: &Core,
+    caller: &Caller,
+    request: &v1::GetManifestRequest,
+) -> Result<Manifest, Failure> {
+    let file = find_version(core, caller, "", request.entry_id, request.version).await?;
+    Ok(Manifest { file })
+}
+
+/// Sends the list to the end, or ends the stream with an error.
+pub(crate) async fn serve(core: Arc<Core>, caller: Caller, manifest: Manifest, sink: Sink) {
+    if let Err(failure) = send_all(&core, caller, manifest, &sink).await {
+        // The client may have gone; and a stalled one is not waited for again.
+        drop(sink.try_send(Err(failure.into())));
+    }
+}
+
+async fn send(sink: &Sink, message: v1::GetManifestResponse) -> Result<bool, Failure> {
+    match tokio::time::timeout(DOWNLOAD_STALL_MAX, sink.send(Ok(message))).await {
+        Ok(sent) => Ok(sent.is_ok()),
+        Err(_stalled) => {
+            let message = "nothing was taken from the stream for too long";
+            Err(Failure::new(Code::DeadlineExceeded, "stalled", message))
+        }
+    }
+}
+
+fn chunk_list(entries: &[ManifestEntry]) -> Result<v1::ChunkList, Failure> {
+    let mut ids = BytesMut::with_capacity(entries.len() * 32);
+    let mut sizes = Vec::with_capacity(entries.len());
+    for entry in entries {
+        ids.extend_from_slice(entry.id.as_bytes());
+        sizes.push(
+            u32::try_from(entry.size).map_err(|_large| Failure::internal("manifest", &"a chunk's size"))?,
+        );
+    }
+    Ok(v1::ChunkList { ids: Bytes::from(ids), sizes })
+}
+
+async fn send_all(core: &Core, mut caller: Caller, manifest: Manifest, sink: &Sink) -> Result<(), Failure> {
+    let FileVersion { entry, state, .. } = manifest.file;
+    let mut entry = Some(entry);
+    let mut waiting: Vec<ManifestEntry> = Vec::new();
+    if state.size > 0 {
+        let bad = |error| Failure::internal("manifest", &error);
+        let row = core.content(state.content).await?;
+        let mut walk = TreeWalk::new(row.list, 0).map_err(bad)?;
+        loop {
+            match walk.step() {
+                WalkStep::Done => break,
+                WalkStep::Fetch { entry } => {
+                    let bytes = core.source.read_node(entry.id).await?;
+                    walk.feed(&bytes).map_err(bad)?;
+                }
+                WalkStep::Chunk { entry, .. } => waiting.push(entry),
+            }
+            if waiting.len() >= MANIFEST_MESSAGE_ENTRIES {
+                let chunks = Some(chunk_list(&std::mem::take(&mut waiting))?);
+                if !send(sink, v1::GetManifestResponse { entry: entry.take(), chunks }).await? {
+                    return Ok(());
+                }
+                caller.recheck(&core.meta).await?;
+            }
+        }
+    }
+    if entry.is_some() || !waiting.is_empty() {
+        let chunks = Some(chunk_list(&waiting)?);
+        send(sink, v1::GetManifestResponse { entry, chunks }).await?;
+    }
+    Ok(())
+}

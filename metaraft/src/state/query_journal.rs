@@ -1,0 +1,243 @@
+//! Queries of those who follow a namespace: its journal, what is below a folder, entries by id.
+//!
+//! Pages make batches: `since` is the number up to which the caller had everything when the batch began, and goes along
+//! from page to page. Below a folder that came back after it lies what the caller does not have, whichever page tells
+//! of the folder. A listing of all there is is a batch that begins at the present number, with the journal from its
+//! beginning: what was gone by then is left out, for its caller never saw it, and pruning that does not end it.
+//!
+//! Invariants:
+//! - A page costs at most as many rows as it may have changes, and a walk up that is remembered within the page.
+//! - A page after `position` has every entry whose latest number is in its range, as it is now or as gone.
+
+use std::collections::{HashMap, VecDeque};
+
+use engine::ids::{EntryId, NamespaceId};
+
+use super::keys;
+use super::query::{Reader, Refusal, check_count};
+use super::query_tree::{PATH_NAMES_MAX, page};
+use super::rows::{JournalRow, PlaceRow};
+use super::txn::decode_row;
+use crate::kv::KeyRange;
+use crate::model::PAGE_BYTES_MAX;
+use crate::model::query::{BelowFrame, BelowPage, Query, Reply};
+use crate::model::row::{ChangeRow, EntryKind, EntryRow, NamespaceRow, ROOT_ENTRY};
+
+/// Children of a folder that are read at once.
+const CHILDREN_ROWS: usize = 256;
+
+/// Frames of a position, more than any tree is deep.
+const FRAMES_MAX: usize = PATH_NAMES_MAX as usize + 1;
+
+/// Bytes of a row but for its name and target, about.
+const ROW_BYTES: usize = 128;
+
+/// Whether folders are in the tree, as far as it was looked up.
+type Live = HashMap<EntryId, bool>;
+
+/// A folder that is being listed.
+struct Open {
+    folder: EntryId,
+    after: String,
+    children: VecDeque<EntryRow>,
+    /// Whether all its further children are in `children`.
+    ended: bool,
+}
+
+fn row_bytes(row: &EntryRow) -> usize {
+    let target = match &row.kind {
+        EntryKind::Symlink(target) => target.len(),
+        EntryKind::File(_) | EntryKind::Folder => 0,
+    };
+    ROW_BYTES + row.name.len() + target
+}
+
+impl Reader<'_> {
+    pub(super) fn answer_journal(&self, query: Query) -> Result<Reply, Refusal> {
+        match query {
+            Query::Changes { namespace, position, since, count_max } => {
+                self.changes(namespace, position, since, page(count_max).max(1))
+            }
+            Query::Below { namespace, top, position, count_max } => {
+                self.below(namespace, top, position, page(count_max).max(1))
+            }
+            Query::EntriesById { namespace, entries } => self.entries_by_id(namespace, &entries),
+            Query::Sequences { namespaces } => self.sequences(&namespaces),
+            _ => Err(Refusal::NotUnderstood),
+        }
+    }
+
+    fn changes(
+        &self,
+        namespace: NamespaceId,
+        position: u64,
+        since: u64,
+        count_max: usize,
+    ) -> Result<Reply, Refusal> {
+        let present = self.namespace(namespace)?.sequence;
+        let fresh = position == 0 && since == 0;
+        let since = if fresh { present } else { since };
+        // Up to this number the caller knows what is gone.
+        let seen = position.max(since);
+        let pruned: u64 = self.get(&keys::journal_pruned(namespace))?.unwrap_or(0);
+        if seen > present || (!fresh && pruned > seen) {
+            return Ok(Reply::ChangesGone);
+        }
+        let after = keys::journal(namespace, position);
+        let rows = self.scan(&KeyRange::prefix_after(&keys::journal_all(namespace), &after), count_max);
+        let mut reached = if rows.len() < count_max { present } else { position };
+        let (mut live, mut changes, mut bytes) = (Live::new(), Vec::new(), 0);
+        for (key, value) in &rows {
+            let sequence = keys::journal_sequence(key).ok_or(Refusal::NotUnderstood)?;
+            let latest: JournalRow = decode_row(key, value)?;
+            if latest.entry != ROOT_ENTRY {
+                let row = self.live_row(namespace, latest.entry, &mut live)?;
+                bytes += row.as_ref().map_or(ROW_BYTES, row_bytes);
+                let folder = row.as_ref().is_some_and(|row| row.kind == EntryKind::Folder);
+                let list_below = folder && latest.arrived > since;
+                if row.is_some() || sequence > since {
+                    changes.push(ChangeRow { entry: latest.entry, row, list_below });
+                }
+            }
+            if rows.len() == count_max {
+                reached = sequence;
+            }
+            if bytes >= PAGE_BYTES_MAX {
+                reached = sequence;
+                break;
+            }
+        }
+        let more = reached < present;
+        let since = if more { since } else { reached };
+        Ok(Reply::Changes { changes, position: reached, since, more })
+    }
+
+    /// An entry as it is now, if it is in the tree.
+    fn live_row(
+        &self,
+        namespace: NamespaceId,
+        entry: EntryId,
+        live: &mut Live,
+    ) -> Result<Option<EntryRow>, Refusal> {
+        let Some(row) = self.entry(namespace, entry)? else { return Ok(None) };
+        let in_tree = entry == ROOT_ENTRY || self.is_live(namespace, row.parent, live)?;
+        Ok(in_tree.then_some(row))
+    }
+
+    /// Whether a folder is in the tree.
+    fn is_live(&self, namespace: NamespaceId, folder: EntryId, live: &mut Live) -> Result<bool, Refusal> {
+        let mut path = Vec::new();
+        let mut at = folder;
+        let mut found = false;
+        for _ in 0..=PATH_NAMES_MAX {
+            if let Some(known) = live.get(&at) {
+                found = *known;
+                break;
+            }
+            path.push(at);
+            if at == ROOT_ENTRY {
+                found = true;
+                break;
+            }
+            match self.get(&keys::place(namespace, at))? {
+                Some(PlaceRow::In(parent, _)) => at = parent,
+                Some(PlaceRow::Trashed(_)) | None => break,
+            }
+        }
+        live.extend(path.into_iter().map(|folder| (folder, found)));
+        Ok(found)
+    }
+
+    fn below(
+        &self,
+        namespace: NamespaceId,
+        top: EntryId,
+        position: Vec<BelowFrame>,
+        count_max: usize,
+    ) -> Result<Reply, Refusal> {
+        self.namespace(namespace)?;
+        if position.len() > FRAMES_MAX {
+            return Err(Refusal::NotUnderstood);
+        }
+        let mut live = Live::new();
+        if self.live_row(namespace, top, &mut live)?.is_none() {
+            return Ok(Reply::Below(None));
+        }
+        let frames = if position.is_empty() {
+            vec![BelowFrame { folder: top, after: String::new() }]
+        } else {
+            position
+        };
+        let mut open = Vec::with_capacity(frames.len());
+        for BelowFrame { folder, after } in frames {
+            // What has gone since the page before is told by the journal.
+            if self.is_live(namespace, folder, &mut live)? {
+                open.push(Open { folder, after, children: VecDeque::new(), ended: false });
+            }
+        }
+        let entries = self.walk_below(namespace, &mut open, count_max)?;
+        let position = open.into_iter().map(|open| BelowFrame { folder: open.folder, after: open.after });
+        Ok(Reply::Below(Some(BelowPage { entries, position: position.collect() })))
+    }
+
+    /// Lists what is open, innermost first, until a page is full; what is left stays open.
+    fn walk_below(
+        &self,
+        namespace: NamespaceId,
+        open: &mut Vec<Open>,
+        count_max: usize,
+    ) -> Result<Vec<EntryRow>, Refusal> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while let Some(inner) = open.last_mut() {
+            let Some(child) = inner.children.pop_front() else {
+                if inner.ended {
+                    open.pop();
+                } else {
+                    self.read_children(namespace, inner)?;
+                }
+                continue;
+            };
+            if entries.len() >= count_max || bytes >= PAGE_BYTES_MAX {
+                return Ok(entries);
+            }
+            child.name.clone_into(&mut inner.after);
+            bytes += row_bytes(&child);
+            if child.kind == EntryKind::Folder {
+                let (folder, after) = (child.entry, String::new());
+                open.push(Open { folder, after, children: VecDeque::new(), ended: false });
+            }
+            entries.push(child);
+        }
+        Ok(entries)
+    }
+
+    fn read_children(&self, namespace: NamespaceId, open: &mut Open) -> Result<(), Refusal> {
+        let prefix = keys::children(namespace, open.folder);
+        let range = KeyRange::prefix_after(&prefix, &keys::entry(namespace, open.folder, &open.after));
+        let rows = self.scan(&range, CHILDREN_ROWS);
+        open.ended = rows.len() < CHILDREN_ROWS;
+        for (key, bytes) in &rows {
+            open.children.push_back(decode_row(key, bytes)?);
+        }
+        Ok(())
+    }
+
+    fn entries_by_id(&self, namespace: NamespaceId, entries: &[EntryId]) -> Result<Reply, Refusal> {
+        self.namespace(namespace)?;
+        check_count(entries.len())?;
+        let mut live = Live::new();
+        let rows = entries.iter().map(|entry| self.live_row(namespace, *entry, &mut live));
+        Ok(Reply::EntriesById(rows.collect::<Result<_, _>>()?))
+    }
+
+    fn sequences(&self, namespaces: &[NamespaceId]) -> Result<Reply, Refusal> {
+        check_count(namespaces.len())?;
+        let mut sequences = Vec::with_capacity(namespaces.len());
+        for namespace in namespaces {
+            self.own(namespace.slot())?;
+            let row: Option<NamespaceRow> = self.get(&keys::namespace(*namespace))?;
+            sequences.push(row.map(|row| row.sequence));
+        }
+        Ok(Reply::Sequences(sequences))
+    }
+}
