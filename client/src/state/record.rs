@@ -163,6 +163,14 @@ impl State {
     }
 
     fn record_remote(&self, node: NodeId, entry: &v1::Entry, part: Part) -> Result<(), StateError> {
+        // It was made anew, and the journal has told meanwhile that the old one is back: that is another thing.
+        if self.remote_facts(node)?.is_some_and(|facts| facts.entry != entry.id)
+            && self.side(Side::Remote, node)?.is_some()
+        {
+            let old = self.new_node();
+            self.ensure_row(old)?;
+            self.take_remote_from(old, node)?;
+        }
         // The journal may have told of it before this answer came: then it has a node of its own.
         match self.node_of_entry(entry.id)? {
             Some(known) if known != node => {
@@ -186,12 +194,16 @@ impl State {
     }
 
     fn record_remote_gone(&self, node: NodeId, entry: Option<&v1::Entry>) -> Result<(), StateError> {
+        let mut is_back = false;
         if let Some(entry) = entry {
             self.remember_deleted(entry.id, entry.sequence)?;
+            // The journal may have told by now that it is back.
+            let known = self.remote_facts(node)?;
+            is_back = known.is_some_and(|facts| facts.entry == entry.id && facts.sequence > entry.sequence);
         }
         let removed = match self.side(Side::Remote, node)? {
-            Some(_) => self.remove_below(Side::Remote, node)?,
-            None => vec![node],
+            Some(_) if !is_back => self.remove_below(Side::Remote, node)?,
+            _ => vec![node],
         };
         removed.into_iter().try_for_each(|node| self.forget_deleted(Side::Remote, node))
     }

@@ -455,3 +455,26 @@ fn a_folder_gone_that_is_not_known_casts_doubt_on_the_root() {
     state.finish_batch().unwrap();
     assert!(!state.is_root_doubted().unwrap(), "asked once");
 }
+
+#[test]
+fn what_came_back_before_an_answer_is_not_lost() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    let at = |id: u64, name: &str, sequence: u64| v1::Entry { sequence, ..entry(id, SYNC_ROOT, name, 1) };
+    // It was deleted on the server; while this device makes it anew, by another id, the old one is restored.
+    follow(&mut state, vec![at(80, "f", 5)]);
+    let node = state.node_of_entry(80).unwrap().unwrap();
+    state.record(&[Outcome::Remote { node, entry: at(81, "g", 6), part: Part::Whole }]).unwrap();
+    let old = state.node_of_entry(80).unwrap().expect("the old one is known");
+    assert_ne!(old, node);
+    assert_eq!(state.node_of_entry(81).unwrap(), Some(node));
+    assert_eq!(state.side_at(Side::Remote, ROOT, "f").unwrap(), Some(old));
+    assert_eq!(state.side_at(Side::Remote, ROOT, "g").unwrap(), Some(node));
+    // The answer to a delete comes after the news that it is back.
+    follow(&mut state, vec![at(80, "f", 9)]);
+    state.record(&[Outcome::RemoteGone { node: old, entry: Some(at(80, "f", 8)) }]).unwrap();
+    assert_eq!(state.side_at(Side::Remote, ROOT, "f").unwrap(), Some(old));
+    // Not so if it is not.
+    state.record(&[Outcome::RemoteGone { node: old, entry: Some(at(80, "f", 9)) }]).unwrap();
+    assert_eq!(state.side_at(Side::Remote, ROOT, "f").unwrap(), None);
+}
