@@ -295,9 +295,13 @@ fn restart(
     if sizes.restart > files {
         // Only the first device is looked at: the second one need not fetch them.
         fs::create_dir(pair.a().join("more"))?;
+        let there = pair.b().join("more");
+        wait("a new folder", Instant::now(), Duration::from_millis(100), || Ok(there.exists()))?;
         pair.settle()?;
         pair.leave_out_on_b("more")?;
+        let began = Instant::now();
         make_files(&pair.a().join("more"), sizes.restart - files, TINY, random)?;
+        eprintln!("  {} more made in {:.0} s", sizes.restart - files, began.elapsed().as_secs_f64());
         files = sizes.restart;
     }
     pair.settle()?;
