@@ -23,6 +23,10 @@ pub(super) struct Ready<'a> {
     in_use: BTreeSet<(Side, NodeId)>,
     /// Folders here whose path changes.
     moving: BTreeSet<NodeId>,
+    /// What changes its place on the server, and the folders, and those above them, that something comes to there: two
+    /// moves that are right one by one could put each other's folder within itself.
+    moving_remote: BTreeSet<NodeId>,
+    targets_remote: BTreeSet<NodeId>,
     /// Nodes that become one with another: what is in them is told by another id from then on.
     linked: BTreeSet<NodeId>,
 }
@@ -38,6 +42,8 @@ impl<'a> Ready<'a> {
             claimed: BTreeSet::new(),
             in_use: BTreeSet::new(),
             moving: BTreeSet::new(),
+            moving_remote: BTreeSet::new(),
+            targets_remote: BTreeSet::new(),
             linked: BTreeSet::new(),
         };
         for &node in busy {
@@ -150,6 +156,12 @@ impl<'a> Ready<'a> {
                 return Err(Blocked::Busy);
             }
         }
+        if let Operation::RemoteMove(_, to) = operation
+            && (self.targets_remote.contains(&node)
+                || self.on_server(to.parent).any(|folder| self.moving_remote.contains(&folder)))
+        {
+            return Err(Blocked::NotYet);
+        }
         let Some(folders) = self.paths(operation, node) else { return Ok(()) };
         for folder in folders {
             if self.busy.contains(&folder) {
@@ -173,7 +185,17 @@ impl<'a> Ready<'a> {
             self.moving.extend([*keep, *gone]);
             self.linked.extend([*keep, *gone]);
         }
+        if let Operation::RemoteMove(_, to) = operation {
+            self.moving_remote.insert(node);
+            let targets: Vec<NodeId> = self.on_server(to.parent).collect();
+            self.targets_remote.extend(targets);
+        }
         self.use_above(Side::Remote, node);
+    }
+
+    /// A folder, and those above it on the server.
+    fn on_server(&self, folder: NodeId) -> impl Iterator<Item = NodeId> + use<> {
+        std::iter::once(folder).chain(self.view.above(Side::Remote, folder))
     }
 
     /// The folders here on the paths that the operation uses.

@@ -34,10 +34,11 @@ impl MapTree {
     }
 
     pub(super) fn below(&self, id: NodeId) -> Vec<NodeId> {
-        let mut all = vec![id];
+        let (mut all, mut known) = (vec![id], BTreeSet::from([id]));
         let mut next = 0;
         while next < all.len() {
-            all.extend(self.children(all[next]));
+            // News out of order can tell of a circle, for a moment.
+            all.extend(self.children(all[next]).into_iter().filter(|child| known.insert(*child)));
             next += 1;
         }
         all
