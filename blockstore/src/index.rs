@@ -23,8 +23,8 @@ use engine::cluster::StripeLayout;
 use engine::code::Code;
 use engine::ids::{DiskId, Epoch, Position, StripeId, VolumeId};
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, IteratorMode, LogLevel, Options, ReadOptions,
-    WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, IteratorMode, LogLevel, LruCacheOptions,
+    Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -194,7 +194,11 @@ fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, IndexError> {
 
 fn options() -> Options {
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    // One shard: a table's whole filter is one block, and what is larger than a shard is never kept.
+    let mut cache = LruCacheOptions::default();
+    cache.set_capacity(BLOCK_CACHE_BYTES);
+    cache.set_num_shard_bits(0);
+    table.set_block_cache(&Cache::new_lru_cache_opts(&cache));
     table.set_cache_index_and_filter_blocks(true);
     table.set_bloom_filter(10.0, false);
     let mut options = Options::default();

@@ -55,6 +55,14 @@ impl StateMeta {
     }
 }
 
+/// Few shards: a table's whole filter is one block, of a MiB and more, and what is larger than a shard is never kept.
+fn block_cache() -> rocksdb::Cache {
+    let mut options = rocksdb::LruCacheOptions::default();
+    options.set_capacity(64 * MEBIBYTE);
+    options.set_num_shard_bits(1);
+    rocksdb::Cache::new_lru_cache_opts(&options)
+}
+
 fn options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
@@ -70,7 +78,7 @@ fn options() -> Options {
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);
     let mut blocks = rocksdb::BlockBasedOptions::default();
-    blocks.set_block_cache(&rocksdb::Cache::new_lru_cache(64 * MEBIBYTE));
+    blocks.set_block_cache(&block_cache());
     blocks.set_bloom_filter(10.0, false);
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
