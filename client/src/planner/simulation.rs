@@ -110,6 +110,17 @@ fn devices_that_do_anything_end_the_same_and_lose_nothing() {
     }
 }
 
+/// Seeds that failed once: two moves on the server, each right by itself, put a folder within itself.
+const FAILED_ONCE: [u64; 3] = [531_440, 535_470, 570_111];
+
+#[test]
+fn seeds_that_failed_once_hold() {
+    for seed in FAILED_ONCE {
+        let (setup, events) = generate(seed);
+        assert_eq!(run(&setup, &events).err(), None, "seed {seed}");
+    }
+}
+
 /// Runs in which a planted bug must show.
 const RUNS_TO_FIND: u64 = 20_000;
 
