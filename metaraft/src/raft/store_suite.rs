@@ -1,6 +1,6 @@
 //! openraft's own tests of stores, on these stores.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use engine::ids::GroupId;
 use openraft::StorageError;
@@ -13,18 +13,25 @@ use super::types::RaftTypes;
 use crate::node::databases::Databases;
 use crate::node::tests::registers::Registers;
 
-struct Builder;
+struct Builder {
+    closer: mpsc::Sender<Used>,
+}
+
+/// Databases that a test has used, with their directory.
+struct Used(Databases, TempDir);
 
 /// Keeps the databases and their directory until a test is over.
 struct Guard {
-    databases: Option<Databases>,
-    _directory: TempDir,
+    used: Option<Used>,
+    closer: mpsc::Sender<Used>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // The stores may still be there, so the writer's thread ends by itself, a little later.
-        drop(self.databases.take());
+        // The stores may still be there, so another thread waits for them.
+        if let Some(used) = self.used.take() {
+            drop(self.closer.send(used));
+        }
     }
 }
 
@@ -35,12 +42,21 @@ impl StoreBuilder<RaftTypes, LogStore, StateStore, Guard> for Builder {
         let databases = Databases::open(directory.path(), &[group]).unwrap();
         let log = databases.log_store(group);
         let state = StateStore::new(group, Arc::clone(&databases.state), Arc::new(Registers));
-        Ok((Guard { databases: Some(databases), _directory: directory }, log, state))
+        Ok((Guard { used: Some(Used(databases, directory)), closer: self.closer.clone() }, log, state))
     }
 }
 
 #[test]
 fn the_stores_pass_the_suite_of_openraft() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(Suite::test_all(Builder)).unwrap();
+    let (closer, closing) = mpsc::channel();
+    // All are closed when the test ends: a database that is open while its process ends may abort it.
+    let closed = std::thread::spawn(move || {
+        for Used(databases, _directory) in closing {
+            databases.close();
+        }
+    });
+    runtime.block_on(Suite::test_all(Builder { closer })).unwrap();
+    drop(runtime);
+    closed.join().unwrap();
 }
