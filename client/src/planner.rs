@@ -100,6 +100,8 @@ pub enum Blocked {
     DeletesWithheld,
     /// It, something in it, or what is at its place is being worked on.
     Busy,
+    /// The server has not told yet where it is now.
+    Adrift,
     /// Something else of this plan comes first.
     NotYet,
     /// It is excluded here; changes made here go to the server first.
@@ -121,6 +123,7 @@ impl fmt::Display for Blocked {
                 "is to be deleted, which waits for a confirmation or for a complete scan"
             }
             Self::Busy => "waits for what is being done to it, in it or at its place",
+            Self::Adrift => "waits for the server to tell where it is now",
             Self::NotYet => "waits for something that comes first",
             Self::Excluded => "is excluded here; waits until changes made here have gone to the server",
             Self::Kinds => "is a folder on one side and none on the other",

@@ -104,6 +104,9 @@ impl Planning<'_> {
         if self.ready.is_busy(node) {
             return Err(Blocked::Busy);
         }
+        if self.view.is_adrift(node) {
+            return Err(Blocked::Adrift);
+        }
         let triple = self.view.get(node);
         match self.fate(node) {
             Fate::Nowhere if triple.synced.is_some() => self.act(Decision::BothGone, Operation::Agree(node)),

@@ -1,7 +1,7 @@
 //! The three trees as one planning asks for them: each node once, all three together.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::Trees;
@@ -72,6 +72,7 @@ pub(super) struct View<'a> {
     tag: &'a str,
     kept: RefCell<BTreeMap<NodeId, Rc<Triple>>>,
     excluded: RefCell<BTreeMap<NodeId, bool>>,
+    adrift: RefCell<BTreeMap<NodeId, bool>>,
     /// Folders of which it was asked whether their local move is to be undone.
     undone: RefCell<BTreeMap<NodeId, bool>>,
     /// Folders here that were looked into: what is there, by the name as the file system has it.
@@ -85,6 +86,7 @@ impl<'a> View<'a> {
             tag,
             kept: RefCell::default(),
             excluded: RefCell::default(),
+            adrift: RefCell::default(),
             undone: RefCell::default(),
             folded: RefCell::default(),
         }
@@ -163,17 +165,53 @@ impl<'a> View<'a> {
     }
 
     /// The folders above a node on one side, the nearest first, without the root.
+    ///
+    /// In a circle it goes round once or a few times.
     pub(super) fn above(&self, side: Side, node: NodeId) -> Vec<NodeId> {
         let mut above = Vec::new();
         let mut next = self.get(node).side(side).map(|node| node.place.parent);
+        let mut mark = None;
         while let Some(folder) = next {
-            if folder == ROOT || above.len() >= DEPTH_MAX {
+            if folder == ROOT || above.len() >= DEPTH_MAX || mark == Some(folder) {
                 break;
             }
             above.push(folder);
+            if above.len().is_power_of_two() {
+                mark = Some(folder);
+            }
             next = self.get(folder).side(side).map(|node| node.place.parent);
         }
         above
+    }
+
+    /// Whether a node is on the server, and walking up there goes round in a circle: of two folders that were moved into
+    /// each other's place one move is known and the other is not yet.
+    pub(super) fn is_adrift(&self, node: NodeId) -> bool {
+        let mut walked = Vec::new();
+        let mut on_path = BTreeSet::new();
+        let mut next = node;
+        let found = loop {
+            if next == ROOT {
+                break false;
+            }
+            if let Some(known) = self.adrift.borrow().get(&next) {
+                break *known;
+            }
+            if !on_path.insert(next) {
+                break true;
+            }
+            walked.push(next);
+            match &self.get(next).remote {
+                Some(node) => next = node.place.parent,
+                None => break false,
+            }
+        };
+        let mut adrift = self.adrift.borrow_mut();
+        if adrift.len() >= KEPT_MAX {
+            adrift.clear();
+        }
+        adrift.extend(walked.into_iter().map(|node| (node, found)));
+        found
     }
 
     /// Whether a node is excluded, or below what is: where it is on the server, else where it is here.

@@ -171,8 +171,20 @@ impl State {
             self.ensure_row(old)?;
             self.take_remote_from(old, node)?;
         }
+        let known = self.node_of_entry(entry.id)?;
+        let is_there = match known {
+            Some(known) => self.side(Side::Remote, known)?.is_some(),
+            None => false,
+        };
+        if !is_there && entry.sequence <= self.remote_position()?.sequence {
+            // The journal has told all up to here, so it is gone already.
+            return match self.side(Side::Local, node)? {
+                Some(_) => self.agree_with(node, entry, part),
+                None => Ok(()),
+            };
+        }
         // The journal may have told of it before this answer came: then it has a node of its own.
-        match self.node_of_entry(entry.id)? {
+        match known {
             Some(known) if known != node => {
                 self.set_side(Side::Remote, node, None)?;
                 self.ensure_row(node)?;
@@ -188,6 +200,13 @@ impl State {
         }
         let taken = self.take_entry(entry)?;
         self.keep_in_batch(taken)?;
+        if entry.kind() == v1::EntryKind::Folder && part != Part::Whole {
+            self.doubt_circle(taken)?;
+        }
+        self.agree_with(node, entry, part)
+    }
+
+    fn agree_with(&self, node: NodeId, entry: &v1::Entry, part: Part) -> Result<(), StateError> {
         let parent = self.node_of_entry(entry.parent)?;
         let done = parent.and_then(|parent| super::remote::node_of(entry, parent));
         self.agree_part(node, done, part)

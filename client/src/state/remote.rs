@@ -2,9 +2,10 @@
 //!
 //! Of two statements about one entry the one with the higher number in the journal holds, in whichever order they
 //! come. A batch begins with the first page after a whole one, and is finished by [`State::finish_batch`] once all its
-//! pages, and all listings that it asks for, are in; only then is `remote` a tree again.
+//! pages, and all listings that it asks for, are in; only then is `remote` a tree again, but for folders in a circle: those
+//! wait for the next batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proto::v1;
 use rusqlite::{OptionalExtension, params};
@@ -43,6 +44,17 @@ pub enum Finished {
     Whole,
     /// The remote folder itself is gone, or was listed anew and not told of; nothing was changed.
     RootGone,
+}
+
+/// Where walking up from a node of `remote` ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Root,
+    /// Its folder is not there.
+    Nowhere,
+    /// In a circle. Of two folders that were moved into each other's place an answer tells of the one move, and a page
+    /// that was read before it not yet of the other. What is below them makes no news of its own, so it is kept.
+    Circle,
 }
 
 /// What is known of the server's journal.
@@ -192,7 +204,7 @@ impl State {
         let mut reached = HashMap::new();
         let mut wanted = Vec::new();
         for node in self.ids("SELECT node FROM arrivals WHERE list_below = 1 AND gone = 0", &[])? {
-            if self.reaches_root(node, &mut reached)?
+            if self.reach(node, &mut reached)? == Reach::Root
                 && let Some(facts) = self.remote_facts(node)?
             {
                 wanted.push(facts.entry);
@@ -240,9 +252,12 @@ impl State {
                 state.drop_remote(node)?;
             }
             let mut reached = HashMap::new();
+            let mut circling = Vec::new();
             for node in state.ids("SELECT node FROM arrivals WHERE gone = 0", &[])? {
-                if !state.reaches_root(node, &mut reached)? {
-                    state.drop_remote(node)?;
+                match state.reach(node, &mut reached)? {
+                    Reach::Root => {}
+                    Reach::Nowhere => state.drop_remote(node)?,
+                    Reach::Circle => circling.push((node, state.is_to_be_listed(node)?)),
                 }
             }
             if relist {
@@ -250,6 +265,10 @@ impl State {
             }
             state.forget_strangers()?;
             state.connection.execute_batch("DELETE FROM arrivals;")?;
+            // The next batch tells how it is.
+            for (node, list_below) in circling {
+                state.arrived(node, false, list_below)?;
+            }
             // Pages read before these deletes have been taken in, or never will be.
             let mut statement = state.connection.prepare_cached("DELETE FROM deleted WHERE at_cursor < ?")?;
             statement.execute([state.number("sequence")?.unwrap_or(0)])?;
@@ -367,27 +386,45 @@ impl State {
         Ok(())
     }
 
-    fn reaches_root(&self, node: NodeId, reached: &mut HashMap<NodeId, bool>) -> Result<bool, StateError> {
-        let mut walked = Vec::new();
+    /// Sees to it that the next batch finds out about a folder that was moved below itself: an answer of a call, which
+    /// is newer than what the journal has told, can say so for a moment.
+    pub(super) fn doubt_circle(&self, node: NodeId) -> Result<(), StateError> {
+        match self.reach(node, &mut HashMap::new())? {
+            Reach::Circle => self.arrived(node, false, false),
+            Reach::Root | Reach::Nowhere => Ok(()),
+        }
+    }
+
+    fn is_to_be_listed(&self, node: NodeId) -> Result<bool, StateError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT list_below FROM arrivals WHERE node = ?")?;
+        Ok(statement.query_row([id(node)], |row| row.get(0)).optional()?.unwrap_or(false))
+    }
+
+    /// Where walking up from a node ends.
+    fn reach(&self, node: NodeId, reached: &mut HashMap<NodeId, Reach>) -> Result<Reach, StateError> {
+        let mut walked = HashSet::new();
         let mut next = node;
-        let reaches = loop {
+        let reach = loop {
             if next == ROOT {
-                break true;
+                break Reach::Root;
             }
             if let Some(known) = reached.get(&next) {
                 break *known;
             }
-            if walked.len() >= DEPTH_MAX {
-                break false;
+            if !walked.insert(next) {
+                break Reach::Circle;
             }
-            walked.push(next);
+            if walked.len() > DEPTH_MAX {
+                break Reach::Nowhere;
+            }
             match self.side(Side::Remote, next)? {
                 Some(node) => next = node.place.parent,
-                None => break false,
+                None => break Reach::Nowhere,
             }
         };
-        reached.extend(walked.into_iter().map(|node| (node, reaches)));
-        Ok(reaches)
+        reached.extend(walked.into_iter().map(|node| (node, reach)));
+        Ok(reach)
     }
 
     fn drop_remote(&self, node: NodeId) -> Result<(), StateError> {

@@ -509,7 +509,8 @@ impl State {
         Ok(())
     }
 
-    /// A node's path below the root on one side, names with `/` between; `None` if it is not there.
+    /// A node's path below the root on one side, names with `/` between; `None` if it is not there, or on the server
+    /// in a circle.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -518,6 +519,9 @@ impl State {
         let mut next = node;
         while next != ROOT {
             let Some(node) = self.side(side, next)? else { return Ok(None) };
+            if names.len() >= DEPTH_MAX && side == Side::Remote {
+                return Ok(None);
+            }
             if names.len() >= DEPTH_MAX {
                 return Err(StateError::Damaged("folders form a loop".to_owned()));
             }

@@ -231,6 +231,9 @@ fn visible_dirty(state: &State, excluded: &HashSet<NodeId>) -> Result<Vec<NodeId
     Ok(shown)
 }
 
+/// Folders within one another that a walk up bears; the server has at most 256.
+const DEPTH_MAX: usize = 1_024;
+
 /// Whether a node is, or lies in, an excluded folder of the server.
 fn in_excluded(
     state: &State,
@@ -245,7 +248,9 @@ fn in_excluded(
             hidden.extend(walked);
             return Ok(true);
         }
-        if next == crate::planner::model::ROOT {
+        // In a circle, for a moment.
+        let is_endless = walked.len() >= DEPTH_MAX;
+        if next == crate::planner::model::ROOT || is_endless {
             return Ok(false);
         }
         walked.push(next);

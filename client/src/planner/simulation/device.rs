@@ -11,6 +11,7 @@ use super::scan::scan;
 use super::server::{Change, Entry, EntryId, Server};
 use super::state::{Intent, Local, Stamp, State};
 use crate::planner::model::{Kind, Node, NodeId, Operation, Place, ROOT};
+use crate::planner::names::swapped;
 use crate::planner::planted::{Bug, planted};
 use crate::planner::transition::{Part, node_of, part_of, same_kind};
 use crate::planner::{Blocked, Decisions, Deletes, NameRules, Plan, Rules, Trees, plan};
@@ -518,7 +519,9 @@ impl Device {
             // What was made or changed here since it was planned is known by now, but has not gone up.
             let Some(synced) = self.state.synced.get(*id) else { return Err(Failed::Changed) };
             let stayed_there = self.state.remote.get(*id).is_some_and(|remote| remote.place == synced.place);
-            let moved = *id != node && stayed_there && local.place != synced.place;
+            // A name for stepping aside is nobody's wish.
+            let is_wish = swapped(&local.place.name).is_none();
+            let moved = *id != node && stayed_there && local.place != synced.place && is_wish;
             let edited = !same_kind(&local.kind, &synced.kind);
             if *stamp != self.stamp(inode) || local.place.name != object.name || moved || edited {
                 return Err(Failed::Changed);

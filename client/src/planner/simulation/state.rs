@@ -44,6 +44,19 @@ impl MapTree {
         all
     }
 
+    /// Whether walking up from a node ends at one that is not there. In a circle, which is so for a moment, it does not.
+    fn is_torn_off(&self, id: NodeId) -> bool {
+        let mut walked = BTreeSet::new();
+        let mut next = id;
+        while next != ROOT && walked.insert(next) {
+            match self.nodes.get(&next) {
+                Some(node) => next = node.place.parent,
+                None => return true,
+            }
+        }
+        false
+    }
+
     pub(super) fn path(&self, id: NodeId) -> Option<Vec<String>> {
         let mut path = Vec::new();
         let mut next = id;
@@ -273,7 +286,7 @@ impl State {
             }
         }
         for id in self.remote.ids().collect::<Vec<_>>() {
-            if self.remote.get(id).is_some() && self.remote.path(id).is_none() {
+            if self.remote.get(id).is_some() && self.remote.is_torn_off(id) {
                 self.drop_remote(id);
             }
         }
@@ -311,7 +324,7 @@ impl State {
             attributes: entry.attributes,
         };
         self.set_synced(node, agreed(self.synced.get(node).cloned(), &done, part));
-        if self.remote.path(node).is_none() {
+        if self.remote.get(node).is_some() && self.remote.is_torn_off(node) {
             self.drop_remote(node);
         }
     }

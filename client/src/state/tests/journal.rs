@@ -49,6 +49,8 @@ pub(super) fn follow(state: &mut State, entries: Vec<v1::Entry>) {
 
 const NAMESPACE_ROOT: u64 = 1;
 const SYNC_ROOT: u64 = 2;
+/// Of a random test.
+const ROUNDS: u64 = 40;
 
 /// A namespace with a journal, as the server keeps it: one row per entry, at its latest number.
 #[derive(Default)]
@@ -274,8 +276,13 @@ fn compare(state: &State, server: &Server, seed: u64) {
             seen += 1;
         }
     }
-    let rows: i64 = state.connection.query_row("SELECT COUNT(*) FROM nodes", [], |row| row.get(0)).unwrap();
-    assert_eq!(rows, seen + 1, "seed {seed}: rows of what is not there");
+    let rows = state.ids("SELECT id FROM nodes", &[]).unwrap();
+    let nowhere: Vec<_> = rows
+        .iter()
+        .filter(|node| state.side(Side::Remote, **node).unwrap().is_none())
+        .map(|node| (node, state.remote_facts(*node).unwrap(), state.synced(*node).unwrap()))
+        .collect();
+    assert_eq!(rows.len(), seen + 1, "seed {seed}: rows of what is not there: {nowhere:?}");
 }
 
 #[test]
@@ -296,6 +303,114 @@ fn following_in_any_pages_ends_at_the_servers_tree() {
             catch_up(&mut state, folder.path(), &mut server, &mut random);
             catch_up(&mut state, folder.path(), &mut server, &mut random);
             compare(&state, &server, seed);
+        }
+    }
+}
+
+/// A call of this device, on what it knows, as far as the server takes it. Gives what is to be recorded.
+fn random_call(state: &State, server: &mut Server, random: &mut SmallRng) -> Option<Outcome> {
+    let known = |id: &u64| {
+        let node = state.node_of_entry(*id).unwrap()?;
+        let place = state.side(Side::Remote, node).unwrap()?.place;
+        let entry = &server.entries[id];
+        let parent = state.remote_facts(place.parent).unwrap()?.entry;
+        ((parent, &place.name) == (entry.parent, &entry.name)).then_some((*id, node))
+    };
+    let (folders, live) = (server.folders(), server.live());
+    let live: Vec<(u64, NodeId)> =
+        live.iter().filter(|id| !server.is_below(SYNC_ROOT, **id)).filter_map(known).collect();
+    let targets: Vec<u64> = folders
+        .into_iter()
+        .filter(|id| {
+            *id == SYNC_ROOT || server.is_below(*id, SYNC_ROOT) && live.iter().any(|(known, _)| known == id)
+        })
+        .collect();
+    let parent = *targets.choose(random)?;
+    let name = server.free_name(parent, random);
+    match (random.random_range(0..8), live.choose(random).copied()) {
+        (0..=1, _) => {
+            let made = match random.random_bool(0.5) {
+                true => folder_entry(0, parent, &name),
+                false => entry(0, parent, &name, random.random()),
+            };
+            let id = server.create(made);
+            let node = state.number_for_split();
+            Some(Outcome::Remote { node, entry: server.entries[&id].clone(), part: Part::Whole })
+        }
+        (2..=6, Some((id, node))) if !server.is_below(parent, id) => {
+            server.moved(id, parent, &name);
+            Some(Outcome::Remote { node, entry: server.entries[&id].clone(), part: Part::Place })
+        }
+        (7, Some((id, node))) => {
+            let trashed = server.entries.remove(&id).unwrap();
+            server.trashed.insert(id, trashed);
+            server.changed(id);
+            Some(Outcome::RemoteGone { node, entry: Some(server.trashed[&id].clone()) })
+        }
+        _ => None,
+    }
+}
+
+/// Answers to calls, and pages, come as late as they like, but each in their order.
+#[test]
+fn answers_and_pages_that_overtake_each_other_end_at_the_servers_tree() {
+    for round in 0..ROUNDS {
+        let seed = seed().wrapping_add(round);
+        let mut random = SmallRng::seed_from_u64(seed);
+        let (folder, mut state) = fresh();
+        let mut server = Server::new();
+        state.set_root_entry(SYNC_ROOT).unwrap();
+        relist(&mut state, &server);
+        let mut calls: Vec<Outcome> = Vec::new();
+        let mut page: Option<RemotePage> = None;
+        for step in 0..400 {
+            let last = step % 40 > 30;
+            match random.random_range(0..6) {
+                0..=1 if !last => server.random_change(&mut random),
+                // The executor works on one thing once at a time.
+                2 if !last => {
+                    let call = random_call(&state, &mut server, &mut random);
+                    let of = |outcome: &Outcome| match outcome {
+                        Outcome::Remote { node, .. } | Outcome::RemoteGone { node, .. } => Some(*node),
+                        _ => None,
+                    };
+                    calls.retain(|earlier| {
+                        let same = call.as_ref().and_then(of) == of(earlier);
+                        if same {
+                            state.record(std::slice::from_ref(earlier)).unwrap();
+                        }
+                        !same
+                    });
+                    calls.extend(call);
+                }
+                3 if !calls.is_empty() => {
+                    let answered = calls.swap_remove(random.random_range(0..calls.len()));
+                    state.record(&[answered]).unwrap();
+                }
+                _ => match page.take() {
+                    None => page = Some(server.page(position(&state), random.random_range(1..20))),
+                    Some(page) => {
+                        state.apply_changes(&page).unwrap();
+                        if !page.more {
+                            for wanted in state.listings_wanted().unwrap() {
+                                state.apply_listing(wanted, &server.below(wanted), true).unwrap();
+                            }
+                            assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+                        }
+                    }
+                },
+            }
+            if step % 40 == 39 {
+                calls.drain(..).for_each(|outcome| state.record(&[outcome]).unwrap());
+                catch_up(&mut state, folder.path(), &mut server, &mut random);
+                catch_up(&mut state, folder.path(), &mut server, &mut random);
+                page = None;
+                let gone: Vec<NodeId> = state.dirty().unwrap();
+                let gone = gone.into_iter().filter(|node| state.side(Side::Remote, *node).unwrap().is_none());
+                let gone: Vec<Outcome> = gone.map(|node| Outcome::Agreed { node }).collect();
+                state.record(&gone).unwrap();
+                compare(&state, &server, seed);
+            }
         }
     }
 }
