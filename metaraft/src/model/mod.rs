@@ -36,6 +36,9 @@ pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Journal rows that a conditional deletion of a folder looks at.
 pub const SEEN_ROWS_MAX: usize = 4096;
 
+/// Rows that all conditional deletions of one command read together, of journals and on the way up.
+pub const SEEN_COMMAND_ROWS_MAX: usize = 16 * SEEN_ROWS_MAX;
+
 /// Steps in one command.
 pub const STEPS_MAX: usize = 4096;
 
