@@ -26,6 +26,7 @@ use crate::password::Passwords;
 use crate::path::RemotePath;
 use crate::sessions::{Session, Sessions};
 use crate::sync::seal::Sealer;
+use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::Watches;
 
 /// Name of the secret that cursors are sealed by.
@@ -58,6 +59,8 @@ pub(crate) struct Core {
     pub(crate) cleanups: Arc<Semaphore>,
     /// Clients that wait for changes.
     pub(crate) waiters: Arc<Semaphore>,
+    /// The same, by device.
+    pub(crate) device_waiters: Arc<DeviceWaiters>,
     pub(crate) watches: Arc<Watches>,
     pub(crate) sealer: OnceCell<Sealer>,
     pub(crate) tasks: TaskTracker,

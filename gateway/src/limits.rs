@@ -115,6 +115,9 @@ pub(crate) const MANIFEST_MESSAGE_ENTRIES: usize = 8192;
 /// Clients that wait for changes at once.
 pub(crate) const WAITERS_MAX: usize = 16 * 1024;
 
+/// Of these, of one device: its sync client needs one, and tools beside it a few.
+pub(crate) const DEVICE_WAITERS_MAX: usize = 8;
+
 /// How old the check of a waiting client's token may be.
 pub(crate) const WATCH_TOKEN_RECHECK: Duration = Duration::from_secs(10);
 

@@ -59,6 +59,11 @@ impl Meta {
         self.api.map()
     }
 
+    /// How long an upload session lives, if nobody goes on with it.
+    pub(crate) fn session_life_ms(&self) -> u64 {
+        u64::try_from(self.api.settings().session_life().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The group that owns `slot`, by the map.
     pub(crate) fn group_of(&self, slot: SlotId) -> Result<GroupId, MetaError> {
         self.api.group_of(slot)

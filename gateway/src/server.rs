@@ -176,6 +176,7 @@ impl Gateway {
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             cleanups: Arc::new(Semaphore::new(CLEANUPS_MAX)),
             waiters: Arc::new(Semaphore::new(WAITERS_MAX)),
+            device_waiters: Arc::default(),
             watches: Arc::default(),
             sealer: OnceCell::new(),
             tasks: TaskTracker::new(),

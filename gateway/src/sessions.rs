@@ -4,10 +4,12 @@
 //!
 //! Invariants:
 //! - A session is found only under its own namespace: upload ids are chosen by clients.
+//! - A session that has ended, or whose time is over, takes nothing more; one that is gone on with lives on.
 //! - A chunk is marked durable only after a commit that pinned it for the session's holder.
 //! - At most [`SESSION_ENTRIES_MAX`] list entries and [`SESSIONS_MAX`] sessions are kept, the latest used.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,11 +17,11 @@ use engine::hash::sha256_parts;
 use engine::ids::{ChunkId, ContentId, HolderId, NamespaceId, UploadId};
 use engine::manifest::ManifestEntry;
 use metaraft::api::MetaError;
-use metaraft::model::command::StepError;
+use metaraft::model::command::{DataStep, StepError};
 use metaraft::model::row::{UploadRow, UploadState};
 
 use crate::failure::Failure;
-use crate::limits::{SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX};
+use crate::limits::{COMMAND_STEPS_MAX, SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX};
 use crate::meta::Meta;
 use crate::random;
 
@@ -38,7 +40,7 @@ pub(crate) struct Session {
     pub(crate) holder: HolderId,
     pub(crate) content: ContentId,
     pub(crate) size: u64,
-    pub(crate) expires_ms: u64,
+    expires_ms: AtomicU64,
     /// Its chunks, in order.
     pub(crate) entries: Vec<ManifestEntry>,
     /// Index of the first entry of each distinct chunk, by chunk id.
@@ -68,7 +70,7 @@ impl Session {
             holder,
             content,
             size: entries.iter().map(|entry| entry.size).sum(),
-            expires_ms,
+            expires_ms: AtomicU64::new(expires_ms),
             durable: Mutex::new(vec![false; distinct.len()]),
             distinct,
             entries,
@@ -124,8 +126,13 @@ impl Session {
         missing
     }
 
+    /// When it ends by itself, as last heard.
+    pub(crate) fn expires_ms(&self) -> u64 {
+        self.expires_ms.load(Ordering::Relaxed)
+    }
+
     fn is_fresh(&self) -> bool {
-        lock(&self.checked).elapsed() < SESSION_FRESH && random::now_ms() < self.expires_ms
+        lock(&self.checked).elapsed() < SESSION_FRESH && random::now_ms() < self.expires_ms()
     }
 }
 
@@ -186,6 +193,40 @@ fn ended(how: &str) -> Failure {
     Failure::from_step(&StepError::UploadEnded { how: how.to_owned() }, "upload")
 }
 
+/// Refuses a session that has ended, or whose time is over.
+pub(crate) fn check_pending(row: &UploadRow, now_ms: u64) -> Result<(), Failure> {
+    match row.state {
+        UploadState::Committed { .. } => Err(ended("committed")),
+        UploadState::Aborted => Err(ended("given up, or expired")),
+        UploadState::Open | UploadState::Held { .. } if row.expires_ms < now_ms => Err(ended("expired")),
+        UploadState::Open | UploadState::Held { .. } => Ok(()),
+    }
+}
+
+/// Makes those of these pending sessions live on of whose life less than half is left; gives for each whether it did
+/// not end meanwhile.
+async fn extend(
+    meta: &Meta,
+    namespace: NamespaceId,
+    rows: &mut [UploadRow],
+) -> Result<Vec<Result<(), Failure>>, MetaError> {
+    let life_ms = meta.session_life_ms();
+    let now_ms = random::now_ms();
+    let mut results = vec![Ok(()); rows.len()];
+    let short = |(_index, row): &(usize, &mut UploadRow)| row.expires_ms < now_ms.saturating_add(life_ms / 2);
+    let mut short: Vec<(usize, &mut UploadRow)> = rows.iter_mut().enumerate().filter(short).collect();
+    for some in short.chunks_mut(COMMAND_STEPS_MAX) {
+        let step = |row: &UploadRow| DataStep::UploadExtend { namespace, upload: row.upload, life_ms };
+        let items = some.iter().map(|(_index, row)| vec![step(row)]).collect();
+        let answers = meta.each(namespace.slot(), random::request(), items).await?;
+        for ((index, row), answer) in some.iter_mut().zip(answers) {
+            row.expires_ms = now_ms.saturating_add(life_ms);
+            results[*index] = answer.map(drop).map_err(|error| Failure::from_step(&error, "upload"));
+        }
+    }
+    Ok(results)
+}
+
 impl Sessions {
     /// Keeps a session that has just begun, or been looked up.
     pub(crate) fn insert(&self, namespace: NamespaceId, session: Arc<Session>) {
@@ -221,23 +262,58 @@ impl Sessions {
             return Ok(found);
         }
         let rows = meta.uploads(namespace, stale.clone()).await?;
+        let mut pending = Vec::with_capacity(rows.len());
         for (upload, row) in stale.into_iter().zip(rows) {
-            let session = match row {
-                None => Err(session_gone()),
-                Some(row) => match row.state {
-                    UploadState::Open | UploadState::Held { .. } => {
-                        Ok(self.load(meta, namespace, &row).await?)
-                    }
-                    UploadState::Committed { .. } => Err(ended("committed")),
-                    UploadState::Aborted => Err(ended("aborted or expired")),
-                },
-            };
-            if session.is_err() {
-                self.remove(namespace, upload);
+            match row
+                .ok_or_else(session_gone)
+                .and_then(|row| check_pending(&row, random::now_ms()).map(|()| row))
+            {
+                Ok(row) => pending.push(row),
+                Err(failure) => {
+                    self.remove(namespace, upload);
+                    found.insert(upload, Err(failure));
+                }
             }
+        }
+        for (upload, session) in self.go_on(meta, namespace, pending).await? {
             found.insert(upload, session);
         }
         Ok(found)
+    }
+
+    /// Pending sessions that are gone on with: they live on, and are loaded.
+    async fn go_on(
+        &self,
+        meta: &Meta,
+        namespace: NamespaceId,
+        mut rows: Vec<UploadRow>,
+    ) -> Result<Vec<(UploadId, Result<Arc<Session>, Failure>)>, MetaError> {
+        let extended = extend(meta, namespace, &mut rows).await?;
+        let mut sessions = Vec::with_capacity(rows.len());
+        for (row, lives) in rows.into_iter().zip(extended) {
+            let session = match lives {
+                Ok(()) => Ok(self.load(meta, namespace, &row).await?),
+                Err(failure) => {
+                    self.remove(namespace, row.upload);
+                    Err(failure)
+                }
+            };
+            sessions.push((row.upload, session));
+        }
+        Ok(sessions)
+    }
+
+    /// The session of a row, which goes on if it has not ended.
+    pub(crate) async fn go_on_with(
+        &self,
+        meta: &Meta,
+        namespace: NamespaceId,
+        row: &UploadRow,
+    ) -> Result<Arc<Session>, Failure> {
+        check_pending(row, random::now_ms())?;
+        let failed = |error: MetaError| Failure::from_meta(&error, "upload");
+        let sessions = self.go_on(meta, namespace, vec![*row]).await.map_err(failed)?;
+        sessions.into_iter().next().map_or_else(|| Err(session_gone()), |(_upload, session)| session)
     }
 
     /// The session of a row, with its list, from the cache if it is there.
@@ -249,6 +325,7 @@ impl Sessions {
     ) -> Result<Arc<Session>, MetaError> {
         if let Some(session) = self.cached(namespace, row.upload) {
             *lock(&session.checked) = Instant::now();
+            session.expires_ms.store(row.expires_ms, Ordering::Relaxed);
             return Ok(session);
         }
         let entries = meta.upload_list(namespace, row).await?;
@@ -284,6 +361,30 @@ mod tests {
         session.mark_durable([place]);
         assert_eq!(session.missing(), [1, 3]);
         assert!(session.find(chunk(4)).is_none());
+    }
+
+    #[test]
+    fn a_session_that_ended_or_whose_time_is_over_takes_nothing_more() {
+        let row = |state, expires_ms| UploadRow {
+            upload: UploadId::from_bytes([1; 16]),
+            holder: HolderId::from_bytes([1; 16]),
+            content: ContentId::from_bytes([1; 32]),
+            size: 10,
+            cutter: engine::cutter::Cutter::Cdc64k,
+            chunk_count: 1,
+            created_ms: 0,
+            expires_ms,
+            state,
+        };
+        let reason = |row| check_pending(&row, 100).map_err(|failure| failure.reason);
+        let committed =
+            UploadState::Committed { entry: engine::ids::EntryId(1), version: engine::ids::VersionId(1) };
+        for state in [UploadState::Open, UploadState::Held { generation: 1 }] {
+            assert_eq!(reason(row(state, 100)), Ok(()));
+            assert_eq!(reason(row(state, 99)), Err("upload-ended"));
+        }
+        assert_eq!(reason(row(committed, 100)), Err("upload-ended"));
+        assert_eq!(reason(row(UploadState::Aborted, 100)), Err("upload-ended"));
     }
 
     #[test]

@@ -66,11 +66,12 @@ impl SyncApi for SyncService {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let waiter = self.admit_waiter()?;
         let caller = self.caller(request.metadata()).await?;
+        let of_device = self.core.device_waiters.admit(caller.device)?;
         let (sink, messages) = mpsc::channel(1);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             sync::watch::serve(&core, caller, sink).await;
-            drop(waiter);
+            drop((of_device, waiter));
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -81,6 +82,7 @@ impl SyncApi for SyncService {
     ) -> Result<Response<v1::WaitForChangeResponse>, Status> {
         let _waiter = self.admit_waiter()?;
         let mut caller = self.caller(request.metadata()).await?;
+        let _of_device = self.core.device_waiters.admit(caller.device)?;
         let changed = sync::watch::wait_for_change(&self.core, &mut caller, &request.into_inner()).await?;
         Ok(Response::new(v1::WaitForChangeResponse { changed }))
     }

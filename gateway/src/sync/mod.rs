@@ -4,4 +4,5 @@ pub(crate) mod apply;
 pub(crate) mod changes;
 pub(crate) mod manifest;
 pub(crate) mod seal;
+pub(crate) mod waiters;
 pub(crate) mod watch;

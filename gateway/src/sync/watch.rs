@@ -4,12 +4,12 @@
 //! - A watched number only grows; a waiter sees the latest one, however many there were.
 //! - After anything that may have hidden a change (a new subscription, too much at once, another leader) the numbers
 //!   of all watched trees are read anew, linearizably; and every [`WATCH_REREAD`] as well, so that a subscription that
-//!   was cut off without a word costs no more than that.
+//!   was cut off without a word, or cannot be had, costs no more than that.
 //! - A tree that nobody watches any more is forgotten at once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::ids::{GroupId, NamespaceId, ROOT_GROUP};
@@ -33,7 +33,15 @@ const WAIT_MS_MAX: u32 = 60_000;
 /// The watched trees.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
-    numbers: Mutex<HashMap<NamespaceId, watch::Sender<u64>>>,
+    trees: Mutex<HashMap<NamespaceId, Tree>>,
+}
+
+/// A watched tree.
+#[derive(Debug)]
+struct Tree {
+    number: watch::Sender<u64>,
+    /// Never 0: the tree goes with the last one.
+    watchers: usize,
 }
 
 /// One who watches a tree.
@@ -45,30 +53,37 @@ pub(crate) struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let mut numbers = self.watches.lock();
-        // Its own receiver is still there.
-        if numbers.get(&self.namespace).is_some_and(|sender| sender.receiver_count() <= 1) {
-            numbers.remove(&self.namespace);
+        let mut trees = self.watches.lock();
+        if let Some(tree) = trees.get_mut(&self.namespace) {
+            // Counted here: receivers go only after the lock is let go, two at once would each see the other's.
+            tree.watchers -= 1;
+            if tree.watchers == 0 {
+                trees.remove(&self.namespace);
+            }
         }
     }
 }
 
 impl Watches {
-    fn lock(&self) -> MutexGuard<'_, HashMap<NamespaceId, watch::Sender<u64>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<NamespaceId, Tree>> {
         // Held for a look-up or an insertion.
-        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Watches from now on; the number is 0 until the present one is told.
     fn watch(self: &Arc<Self>, namespace: NamespaceId) -> Watched {
-        let number = self.lock().entry(namespace).or_insert_with(|| watch::Sender::new(0)).subscribe();
+        let mut trees = self.lock();
+        let tree =
+            trees.entry(namespace).or_insert_with(|| Tree { number: watch::Sender::new(0), watchers: 0 });
+        tree.watchers += 1;
+        let number = tree.number.subscribe();
         Watched { namespace, number, watches: Arc::clone(self) }
     }
 
     /// Tells that a tree has reached a number.
     fn tell(&self, namespace: NamespaceId, sequence: u64) {
-        if let Some(number) = self.lock().get(&namespace) {
-            number.send_if_modified(|latest| {
+        if let Some(tree) = self.lock().get(&namespace) {
+            tree.number.send_if_modified(|latest| {
                 let grows = sequence > *latest;
                 *latest = sequence.max(*latest);
                 grows
@@ -123,16 +138,37 @@ pub(crate) async fn follow_groups(core: Arc<Core>) {
     }
 }
 
+/// When numbers were last reread, for as long as no subscription can be had that tells of them.
+struct Reread(Instant);
+
+impl Reread {
+    /// Whether it is time to reread; that it is done now is taken for granted.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now.saturating_duration_since(self.0) >= WATCH_REREAD;
+        if due {
+            self.0 = now;
+        }
+        due
+    }
+}
+
 /// Holds a subscription of one group, again and again.
 async fn follow(core: &Core, group: GroupId) {
+    let mut last = Reread(Instant::now());
     loop {
-        match core.meta.api().watch(group).await {
+        let read = match core.meta.api().watch(group).await {
             Ok(mut stream) => {
-                if let Err(error) = follow_stream(core, group, &mut stream).await {
-                    tracing::debug!(group = group.0, error = %error, "watched numbers could not be read");
-                }
+                let ended = follow_stream(core, group, &mut stream).await;
+                last = Reread(Instant::now());
+                ended
             }
-            Err(error) => tracing::debug!(group = group.0, error = %error, "group not watched"),
+            Err(error) => {
+                tracing::debug!(group = group.0, error = %error, "group not watched");
+                if last.is_due(Instant::now()) { reread_group(core, group).await } else { Ok(()) }
+            }
+        };
+        if let Err(error) = read {
+            tracing::debug!(group = group.0, error = %error, "watched numbers could not be read");
         }
         tokio::time::sleep(WATCH_PAUSE).await;
     }
@@ -270,6 +306,15 @@ mod tests {
     }
 
     #[test]
+    fn watched_numbers_are_reread_now_and_then_while_no_subscription_can_be_had() {
+        let begun = Instant::now();
+        let mut last = Reread(begun);
+        let tries = (0..400).map(|number| begun + WATCH_PAUSE * number);
+        let rereads: Vec<Instant> = tries.filter(|now| last.is_due(*now)).collect();
+        assert_eq!(rereads, [1, 2, 3].map(|number| begun + WATCH_REREAD * number));
+    }
+
+    #[test]
     fn a_tree_that_nobody_watches_is_forgotten() {
         let watches = Arc::new(Watches::default());
         let namespace = NamespaceId::from_bytes([1; 16]);
@@ -278,5 +323,18 @@ mod tests {
         assert_eq!(watches.watched(), [namespace]);
         drop(other);
         assert!(watches.watched().is_empty());
+    }
+
+    #[test]
+    fn a_tree_is_forgotten_though_a_receiver_of_it_still_goes() {
+        let watches = Arc::new(Watches::default());
+        let (one, other) = {
+            let namespace = NamespaceId::from_bytes([1; 16]);
+            (watches.watch(namespace), watches.watch(namespace))
+        };
+        let (going, still_going) = (one.number.clone(), other.number.clone());
+        drop((one, other));
+        assert!(watches.watched().is_empty());
+        drop((going, still_going));
     }
 }

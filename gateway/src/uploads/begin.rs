@@ -46,7 +46,7 @@ pub(crate) async fn begin(
     uploads: Vec<v1::BeginUpload>,
 ) -> Result<Vec<v1::BegunUpload>, Failure> {
     check_batch(&uploads)?;
-    let life_ms = u64::try_from(core.meta.api().settings().session_life().as_millis()).unwrap_or(u64::MAX);
+    let life_ms = core.meta.session_life_ms();
     let parsed: Vec<Result<Beginning, Failure>> =
         uploads.into_iter().map(|upload| parse(caller, &upload, life_ms)).collect();
     let valid: Vec<&Beginning> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
@@ -77,7 +77,7 @@ pub(crate) async fn begin(
 fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunUpload {
     match result {
         Ok(session) => {
-            v1::BegunUpload { missing: session.missing(), expires_ms: session.expires_ms, error: None }
+            v1::BegunUpload { missing: session.missing(), expires_ms: session.expires_ms(), error: None }
         }
         Err(failure) => v1::BegunUpload { error: Some(failure.into_item()), ..Default::default() },
     }

@@ -5,6 +5,7 @@
 //! - A chunk that is there already is acknowledged as late as one that was written, and its bytes count against the
 //!   same bounds: a client cannot tell the two apart.
 //! - Bytes held are bounded per stream and over all streams, and both bounds are taken before work begins.
+//! - Whoever takes no answer for [`ANSWER_STALL_MAX`] loses the stream, and with it its part of the bounds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use futures_util::stream::FuturesUnordered;
 use proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::auth::Caller;
@@ -41,7 +43,44 @@ const ANSWER_STALL_MAX: Duration = Duration::from_secs(30);
 const CLAIM_ROUNDS_MAX: usize = 8;
 
 /// Where answers go.
-pub(crate) type Answers = mpsc::Sender<Result<v1::PutChunkResult, Status>>;
+pub(crate) type Sink = mpsc::Sender<Result<v1::PutChunkResult, Status>>;
+
+/// Where the answers of one stream go, until nobody takes them.
+#[derive(Clone)]
+struct Answers {
+    sink: Sink,
+    /// How long one may wait.
+    stall_max: Duration,
+    /// Told once an answer was not taken: no other one is tried.
+    stalled: CancellationToken,
+}
+
+impl Answers {
+    fn new(sink: Sink, stall_max: Duration) -> Self {
+        Self { sink, stall_max, stalled: CancellationToken::new() }
+    }
+
+    /// Until nobody takes answers any more.
+    async fn ended(&self) {
+        tokio::select! {
+            () = self.sink.closed() => {}
+            () = self.stalled.cancelled() => {}
+        }
+    }
+
+    async fn send(&self, chunk: Bytes, result: Result<(), Failure>) {
+        let error = result.err().map(Failure::into_item);
+        let answer = v1::PutChunkResult { id: chunk, error };
+        let taken = tokio::select! {
+            taken = self.sink.send(Ok(answer)) => taken.is_ok(),
+            () = tokio::time::sleep(self.stall_max) => false,
+            () = self.stalled.cancelled() => false,
+        };
+        if !taken {
+            self.stalled.cancel();
+        }
+    }
+}
 
 /// The bound on bytes of all streams, or of one.
 pub(crate) fn byte_budget(bytes: usize) -> Arc<Semaphore> {
@@ -59,8 +98,9 @@ pub(crate) async fn serve(
     core: Arc<Core>,
     mut caller: Caller,
     mut incoming: Streaming<v1::PutChunksRequest>,
-    answers: Answers,
+    sink: Sink,
 ) {
+    let answers = Answers::new(sink, ANSWER_STALL_MAX);
     let stream_budget = byte_budget(UPLOAD_STREAM_BYTES_MAX);
     let mut working = JoinSet::new();
     let end: Result<(), Status> = loop {
@@ -69,7 +109,7 @@ pub(crate) async fn serve(
             () = core.stopping.cancelled() => {
                 break Err(Failure::unavailable("the gateway is stopping; go on in a moment").into());
             }
-            () = answers.closed() => break Ok(()),
+            () = answers.ended() => break Ok(()),
         };
         let message = match message {
             Ok(Some(message)) => message,
@@ -82,7 +122,7 @@ pub(crate) async fn serve(
         }
         let budgets = tokio::select! {
             budgets = admit(&core, &mut caller, &stream_budget, &message) => budgets,
-            () = answers.closed() => break Ok(()),
+            () = answers.ended() => break Ok(()),
         };
         let budgets = match budgets {
             Ok(budgets) => budgets,
@@ -96,8 +136,8 @@ pub(crate) async fn serve(
     };
     while working.join_next().await.is_some() {}
     if let Err(status) = end {
-        // A client that has gone does not hear it.
-        drop(answers.send(Err(status)).await);
+        // A client that has gone does not hear it, nor one that takes nothing.
+        drop(tokio::time::timeout(ANSWER_STALL_MAX, answers.sink.send(Err(status))).await);
     }
 }
 
@@ -134,13 +174,6 @@ impl Item {
     }
 }
 
-async fn answer(answers: &Answers, chunk: Bytes, result: Result<(), Failure>) {
-    let error = result.err().map(Failure::into_item);
-    let answer = v1::PutChunkResult { id: chunk, error };
-    // Both failures mean that nobody is listening.
-    drop(tokio::time::timeout(ANSWER_STALL_MAX, answers.send(Ok(answer))).await);
-}
-
 async fn put_message(
     core: Arc<Core>,
     caller: Caller,
@@ -153,11 +186,17 @@ async fn put_message(
         Ok(checked) => checked,
         Err((failure, ids)) => (Vec::new(), ids.into_iter().map(|id| (id, failure.clone())).collect()),
     };
-    for (id, failure) in refused {
-        answer(&answers, id, Err(failure)).await;
-    }
-    store_all(&core, items, &answers).await;
-    drop(budgets);
+    let refuse = async {
+        for (id, failure) in refused {
+            answers.send(id, Err(failure)).await;
+        }
+    };
+    // Refusals hold nothing: what is not stored is let go of before they are taken.
+    let store = async {
+        store_all(&core, items, &answers).await;
+        drop(budgets);
+    };
+    futures_util::future::join(refuse, store).await;
 }
 
 type Checked = (Vec<Item>, Vec<(Bytes, Failure)>);
@@ -248,7 +287,7 @@ async fn store_all(core: &Core, items: Vec<Item>, answers: &Answers) {
     let after_others = others.into_iter().map(|(item, wait)| async move {
         wait.ended().await;
         let result = store_one(core, &item).await;
-        answer(answers, Bytes::copy_from_slice(item.chunk.as_bytes()), result).await;
+        answers.send(Bytes::copy_from_slice(item.chunk.as_bytes()), result).await;
     });
     let after_others = after_others.collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
     futures_util::future::join(mine, after_others).await;
@@ -261,7 +300,7 @@ async fn store_claimed(core: &Core, claimed: Vec<(Item, Claimed)>, answers: &Ans
     let answer_all = |failure: Failure, items: Vec<(Item, Claimed)>| async move {
         for (item, _claim) in items {
             let id = Bytes::copy_from_slice(item.chunk.as_bytes());
-            answer(answers, id, Err(failure.clone())).await;
+            answers.send(id, Err(failure.clone())).await;
         }
     };
     let pinned = pin_registered(core, claimed.iter().map(|(item, _claim)| item)).await;
@@ -282,11 +321,11 @@ async fn store_claimed(core: &Core, claimed: Vec<(Item, Claimed)>, answers: &Ans
     let write = |(item, claim): (Item, Claimed), prepared| async move {
         let id = Bytes::copy_from_slice(item.chunk.as_bytes());
         let result = write_claimed(core, item, claim, prepared).await;
-        answer(answers, id, result).await;
+        answers.send(id, result).await;
     };
     let wait = |item: Item| async move {
         wait_as_if_written(core, &item).await;
-        answer(answers, Bytes::copy_from_slice(item.chunk.as_bytes()), Ok(())).await;
+        answers.send(Bytes::copy_from_slice(item.chunk.as_bytes()), Ok(())).await;
     };
     let written = fresh.into_iter().zip(prepared).map(|(fresh, prepared)| write(fresh, prepared));
     let written = written.collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
@@ -357,4 +396,32 @@ async fn store_one(core: &Core, item: &Item) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::busy("the same chunk is being sent by many at once"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_takes_no_answers_loses_the_stream_and_waits_once_only() {
+        let (sink, _never_taken) = mpsc::channel(1);
+        let stall_max = Duration::from_millis(100);
+        let answers = Answers::new(sink, stall_max);
+        let begun = Instant::now();
+        for _ in 0..1000 {
+            answers.send(Bytes::new(), Ok(())).await;
+        }
+        let elapsed = begun.elapsed();
+        assert!((stall_max..stall_max * 100).contains(&elapsed), "{elapsed:?}");
+        answers.ended().await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_who_listens() {
+        let (sink, taken) = mpsc::channel(1);
+        let answers = Answers::new(sink, Duration::from_secs(60));
+        drop(taken);
+        answers.send(Bytes::new(), Ok(())).await;
+        answers.ended().await;
+    }
 }

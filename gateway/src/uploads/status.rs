@@ -34,34 +34,23 @@ pub(crate) async fn status(
     upload: &[u8],
 ) -> Result<v1::UploadStatusResponse, Failure> {
     let row = row_of(core, caller, upload).await?.ok_or_else(session_gone)?;
-    let mut response =
-        v1::UploadStatusResponse { expires_ms: row.expires_ms, ..v1::UploadStatusResponse::default() };
-    match row.state {
-        UploadState::Open | UploadState::Held { .. } => {
-            let session = core
-                .sessions
-                .load(&core.meta, caller.namespace, &row)
-                .await
-                .map_err(|error| failed(&error))?;
-            session.refresh_durable(&core.meta).await.map_err(|error| failed(&error))?;
-            response.missing = session.missing();
+    let mut response = v1::UploadStatusResponse::default();
+    if let UploadState::Committed { entry, version } = row.state {
+        response.expires_ms = row.expires_ms;
+        let paths = core.meta.paths(caller.namespace, vec![entry]).await.map_err(|error| failed(&error))?;
+        let mut committed = v1::Entry { id: entry.0, version: version.0, ..v1::Entry::default() };
+        committed.set_kind(v1::EntryKind::File);
+        committed.size = row.size;
+        if let Some(path) = paths.into_iter().next().flatten() {
+            committed.name = path.name().to_owned();
+            committed.path = path.text();
         }
-        UploadState::Committed { entry, version } => {
-            let paths =
-                core.meta.paths(caller.namespace, vec![entry]).await.map_err(|error| failed(&error))?;
-            let mut committed = v1::Entry { id: entry.0, version: version.0, ..v1::Entry::default() };
-            committed.set_kind(v1::EntryKind::File);
-            committed.size = row.size;
-            if let Some(path) = paths.into_iter().next().flatten() {
-                committed.name = path.name().to_owned();
-                committed.path = path.text();
-            }
-            response.committed = Some(committed);
-        }
-        UploadState::Aborted => {
-            let message = "the upload session was given up or has expired; begin a new one";
-            return Err(Failure::precondition("upload-ended", message));
-        }
+        response.committed = Some(committed);
+    } else {
+        let session = core.sessions.go_on_with(&core.meta, caller.namespace, &row).await?;
+        session.refresh_durable(&core.meta).await.map_err(|error| failed(&error))?;
+        response.expires_ms = session.expires_ms();
+        response.missing = session.missing();
     }
     Ok(response)
 }

@@ -189,7 +189,7 @@ pub enum DataStep {
         /// Bytes that all kept versions may take; 0 = no limit.
         quota_bytes: u64,
     },
-    /// Opens an upload session, and keeps its chunk list. Idempotent for an equal session.
+    /// Opens an upload session, and keeps its chunk list. For an equal session the same as [`DataStep::UploadExtend`].
     UploadBegin {
         /// Where it will be committed.
         namespace: NamespaceId,
@@ -505,6 +505,15 @@ pub enum DataStep {
         mode: u32,
         /// Modification time.
         mtime_ns: i64,
+    },
+    /// Makes a session that has not ended ([`StepError::UploadEnded`]) live at least so long from now on. Idempotent.
+    UploadExtend {
+        /// The session's namespace.
+        namespace: NamespaceId,
+        /// The session.
+        upload: UploadId,
+        /// How long.
+        life_ms: u64,
     },
 }
 

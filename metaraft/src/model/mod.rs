@@ -9,7 +9,8 @@ pub mod row;
 pub mod settings;
 mod step_error;
 
-/// Version of the encoding of rows, commands and queries: the first byte of each.
+/// Version of the encoding of rows, commands and queries: the first byte of each. It stays 1, whatever is added, until
+/// something has been released that would have to be understood.
 pub const MODEL_FORMAT: u8 = 1;
 
 /// How long the outcome of a request is remembered; requests that are older are refused.
@@ -35,6 +36,9 @@ pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Journal rows that a conditional deletion of a folder looks at.
 pub const SEEN_ROWS_MAX: usize = 4096;
+
+/// Rows that all conditional deletions of one command read together, of journals and on the way up.
+pub const SEEN_COMMAND_ROWS_MAX: usize = 16 * SEEN_ROWS_MAX;
 
 /// Steps in one command.
 pub const STEPS_MAX: usize = 4096;

@@ -1,8 +1,11 @@
 //! Changes by those who follow the tree: each says what its caller has seen, and changes nothing if that is no longer
 //! so.
 //!
-//! Invariant: what is deleted with all below it has nothing in it, or at it, that changed after the number that the
-//! caller had seen. If too much has changed to tell within a bound, it counts as changed.
+//! Invariants:
+//! - What is deleted with all below it has nothing in it, or at it, that changed after the number that the caller had
+//!   seen. If too much has changed to tell within a bound, it counts as changed.
+//! - All deletions of one command together read a bounded number of rows: what one has read of the journal is not
+//!   read again by the next, and beyond [`SEEN_COMMAND_ROWS_MAX`] all counts as changed.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +16,10 @@ use super::rows::{JournalRow, PlaceRow};
 use super::tree::{Attributes, Change, Target};
 use super::txn::{Group, decode_row};
 use crate::kv::KeyRange;
-use crate::model::SEEN_ROWS_MAX;
 use crate::model::command::StepError;
 use crate::model::outcome::StepOutcome;
 use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY};
+use crate::model::{SEEN_COMMAND_ROWS_MAX, SEEN_ROWS_MAX};
 
 use super::entries::check_kind;
 use super::tree::WALK_MAX;
@@ -27,6 +30,42 @@ pub(super) struct Seen {
     pub version: Option<VersionId>,
     pub recursive: bool,
     pub unchanged_since: u64,
+}
+
+/// What the conditional deletions of one command have read so far.
+#[derive(Debug, Default)]
+pub(super) struct SeenRows {
+    /// How many rows.
+    count: usize,
+    /// The journal that was read last.
+    journal: Option<SeenJournal>,
+}
+
+/// What one journal tells since a number.
+#[derive(Debug)]
+struct SeenJournal {
+    namespace: NamespaceId,
+    since: u64,
+    /// Up to which number it was read.
+    through: u64,
+    rows: usize,
+    /// Entries that changed and were not deleted, as the rows said when they were read. Some may be gone by now.
+    live: Vec<EntryId>,
+}
+
+impl SeenRows {
+    /// Forgets what was read, though not how much: some of it was taken back.
+    pub(super) fn forget(&mut self) {
+        self.journal = None;
+    }
+
+    fn left(&self) -> usize {
+        SEEN_COMMAND_ROWS_MAX.saturating_sub(self.count)
+    }
+}
+
+fn too_much() -> StepError {
+    changed("too much to tell what is below the folder")
 }
 
 fn changed(what: &str) -> StepError {
@@ -75,30 +114,50 @@ impl Group<'_, '_> {
     /// Refuses if anything at or below a folder that is in the tree has changed after a number. What was deleted
     /// there since does not count: it is in the trash, as it was.
     fn check_unchanged_below(
-        &self,
+        &mut self,
         namespace: NamespaceId,
         folder: EntryId,
         unchanged_since: u64,
     ) -> Result<(), StepError> {
-        let after = keys::journal(namespace, unchanged_since);
-        let range = KeyRange::prefix_after(&keys::journal_all(namespace), &after);
-        let rows = self.scan_keys(&range, SEEN_ROWS_MAX + 1);
-        if rows.len() > SEEN_ROWS_MAX {
-            return Err(changed("too much to tell what is below the folder"));
-        }
+        let journal = self.changed_since(namespace, unchanged_since)?;
         let mut known = BTreeMap::from([(folder, true), (ROOT_ENTRY, false)]);
-        for (key, bytes) in &rows {
-            let latest: JournalRow = decode_row(key, bytes)?;
-            if !latest.deleted && self.is_below(namespace, latest.entry, &mut known)? {
+        for entry in &journal.live {
+            if self.is_below(namespace, *entry, &mut known)? {
                 return Err(changed("something in the folder"));
             }
         }
+        self.seen.journal = Some(journal);
         Ok(())
+    }
+
+    /// What has changed after a number: what the command has read of it before, and what has come since.
+    fn changed_since(&mut self, namespace: NamespaceId, since: u64) -> Result<SeenJournal, StepError> {
+        let known = self.seen.journal.take();
+        let mut journal = known
+            .filter(|journal| journal.namespace == namespace && journal.since == since)
+            .unwrap_or(SeenJournal { namespace, since, through: since, rows: 0, live: Vec::new() });
+        let after = keys::journal(namespace, journal.through);
+        let range = KeyRange::prefix_after(&keys::journal_all(namespace), &after);
+        let rows_max = SEEN_ROWS_MAX.saturating_sub(journal.rows).min(self.seen.left());
+        let rows = self.scan_keys(&range, rows_max + 1);
+        self.seen.count += rows.len();
+        if rows.len() > rows_max {
+            return Err(too_much());
+        }
+        for (key, bytes) in &rows {
+            let latest: JournalRow = decode_row(key, bytes)?;
+            journal.through = keys::journal_sequence(key).unwrap_or(journal.through);
+            journal.rows += 1;
+            if !latest.deleted {
+                journal.live.push(latest.entry);
+            }
+        }
+        Ok(journal)
     }
 
     /// Whether walking up from an entry meets what is known to be in the folder before what is known not to be.
     fn is_below(
-        &self,
+        &mut self,
         namespace: NamespaceId,
         entry: EntryId,
         known: &mut BTreeMap<EntryId, bool>,
@@ -112,6 +171,10 @@ impl Group<'_, '_> {
                 break;
             }
             path.push(at);
+            if self.seen.left() == 0 {
+                return Err(too_much());
+            }
+            self.seen.count += 1;
             match self.get(&keys::place(namespace, at))? {
                 Some(PlaceRow::In(parent, _)) => at = parent,
                 Some(PlaceRow::Trashed(_)) | None => {

@@ -237,5 +237,8 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
             let attributes = Attributes { mode: *mode, mtime_ns: *mtime_ns };
             group.symlink_retarget(*namespace, *entry, target_before, target, attributes)
         }
+        DataStep::UploadExtend { namespace, upload, life_ms } => {
+            group.upload_extend(*namespace, *upload, *life_ms)
+        }
     }
 }

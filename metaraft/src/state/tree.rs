@@ -184,7 +184,18 @@ impl Group<'_, '_> {
         folder: EntryId,
         moved: Option<EntryId>,
     ) -> Result<u32, StepError> {
-        let depth = self.depth_of(namespace, folder, moved, DEPTH_MAX)?;
+        self.live_folder_within(namespace, folder, moved, DEPTH_MAX)
+    }
+
+    /// The same, with another bound on how deep it may be.
+    pub(super) fn live_folder_within(
+        &self,
+        namespace: NamespaceId,
+        folder: EntryId,
+        moved: Option<EntryId>,
+        depth_max: u32,
+    ) -> Result<u32, StepError> {
+        let depth = self.depth_of(namespace, folder, moved, depth_max)?;
         let Some(PlaceRow::In(parent, name)) = self.get(&keys::place(namespace, folder))? else {
             return Err(not_found("folder"));
         };

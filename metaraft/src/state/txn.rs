@@ -8,6 +8,7 @@ use engine::ids::{GroupId, NamespaceId, SlotId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::conditional::SeenRows;
 use super::keys;
 use super::rows::{OwnedSlotsRow, SumsRow};
 use crate::kv::{KeyRange, Read, Txn};
@@ -28,6 +29,8 @@ pub(super) struct Group<'t, 'v> {
     pub time_ms: u64,
     /// The group's sums.
     pub sums: SumsRow,
+    /// What conditional deletions have read.
+    pub seen: SeenRows,
     txn: &'t mut Txn<'v>,
     owned: OwnedSlotsRow,
     before: (SumsRow, OwnedSlotsRow),
@@ -73,7 +76,8 @@ impl<'t, 'v> Group<'t, 'v> {
     pub(super) fn begin(group: GroupId, time_ms: u64, txn: &'t mut Txn<'v>) -> Result<Self, StepError> {
         let sums: SumsRow = load(txn, &keys::group_sums())?.unwrap_or_default();
         let owned: OwnedSlotsRow = load(txn, &keys::owned_slots())?.unwrap_or_default();
-        Ok(Self { group, time_ms, sums, txn, owned: owned.clone(), before: (sums, owned) })
+        let seen = SeenRows::default();
+        Ok(Self { group, time_ms, sums, seen, txn, owned: owned.clone(), before: (sums, owned) })
     }
 
     /// Ends a command that went through.
@@ -98,6 +102,7 @@ impl<'t, 'v> Group<'t, 'v> {
             self.txn.rollback(savepoint);
             self.sums = sums;
             self.owned = owned;
+            self.seen.forget();
         }
         result
     }

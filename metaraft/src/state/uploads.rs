@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A session goes from open to held to committed, or from either to aborted, and never back.
 //! - A held session has one use of its content, which the commit turns into the version's and an abort gives back.
-//! - An aborted or expired session never commits, whoever wakes up late.
+//! - An aborted or expired session never commits, nor is it gone on with, whoever wakes up late.
 //! - The chunk list of a session is the one that its content is named after. It goes with the commit (the content
 //!   has it from then on); an aborted session keeps it for those who remove its pins.
 
@@ -14,13 +14,13 @@ use engine::manifest::ManifestEntry;
 
 use super::keys;
 use super::names;
-use super::tree::{Attributes, Change, Target};
+use super::tree::{Attributes, Change, Target, WALK_MAX};
 use super::txn::{Group, invalid, not_found};
 use super::versions::{check_quota, has_rows};
 use crate::model::command::{Base, StepError};
 use crate::model::outcome::{Release, StepOutcome};
 use crate::model::row::{EntryKind, EntryRow, FileState, NamespaceRow, UploadRow, UploadState, VersionRow};
-use crate::model::{UPLOAD_CHUNKS_MAX, UPLOAD_PART_ENTRIES};
+use crate::model::{DEPTH_MAX, UPLOAD_CHUNKS_MAX, UPLOAD_PART_ENTRIES};
 
 /// How long a session may be made to live.
 const LIFE_MS_MAX: u64 = 366 * 24 * 60 * 60 * 1000;
@@ -45,15 +45,20 @@ pub(super) struct Commit {
     pub device: DeviceId,
 }
 
+fn check_life(life_ms: u64) -> Result<(), StepError> {
+    if life_ms > LIFE_MS_MAX {
+        return Err(invalid(format!("a session lives at most {LIFE_MS_MAX} ms")));
+    }
+    Ok(())
+}
+
 fn check_list(session: &Session<'_>) -> Result<(), StepError> {
     if session.chunks.len() > UPLOAD_CHUNKS_MAX {
         return Err(invalid(format!(
             "a file has at most {UPLOAD_CHUNKS_MAX} chunks; cut it into larger ones"
         )));
     }
-    if session.life_ms > LIFE_MS_MAX {
-        return Err(invalid(format!("a session lives at most {LIFE_MS_MAX} ms")));
-    }
+    check_life(session.life_ms)?;
     let mut sum = 0_u64;
     for chunk in session.chunks {
         check_chunk_size(chunk.size).map_err(|refused| invalid(refused.to_string()))?;
@@ -87,12 +92,10 @@ impl Group<'_, '_> {
                 && existing.content == session.content
                 && existing.size == session.size
                 && existing.cutter == session.cutter;
-            let kind = || "upload session".to_owned();
-            return if equal {
-                Ok(StepOutcome::Done)
-            } else {
-                Err(StepError::AlreadyExists { kind: kind() })
-            };
+            if !equal {
+                return Err(StepError::AlreadyExists { kind: "upload session".to_owned() });
+            }
+            return self.upload_extend(namespace, upload, session.life_ms);
         }
         check_list(session)?;
         check_quota(&row, session.size)?;
@@ -110,6 +113,23 @@ impl Group<'_, '_> {
         self.put(&key, &begun);
         for (part, entries) in (0..).zip(session.chunks.chunks(UPLOAD_PART_ENTRIES)) {
             self.put(&keys::upload_part(namespace, upload, part), &entries);
+        }
+        Ok(StepOutcome::Done)
+    }
+
+    /// Makes a session that has not ended live for a time from now on, unless it lives longer anyway.
+    pub(super) fn upload_extend(
+        &mut self,
+        namespace: NamespaceId,
+        upload: UploadId,
+        life_ms: u64,
+    ) -> Result<StepOutcome, StepError> {
+        check_life(life_ms)?;
+        self.namespace(namespace)?;
+        let session = self.upload_pending(namespace, upload)?;
+        let expires_ms = self.time_ms.saturating_add(life_ms).max(session.expires_ms);
+        if expires_ms != session.expires_ms {
+            self.put(&keys::upload(namespace, upload), &UploadRow { expires_ms, ..session });
         }
         Ok(StepOutcome::Done)
     }
@@ -164,7 +184,10 @@ impl Group<'_, '_> {
             _ => {}
         }
         names::check(at.name)?;
-        self.live_folder(namespace, at.parent, None)?;
+        let existing = self.entry_at(namespace, at)?;
+        // What is there already may be deeper than files are made: its folders were moved.
+        let depth_max = if existing.is_some() { WALK_MAX } else { DEPTH_MAX };
+        self.live_folder_within(namespace, at.parent, None, depth_max)?;
         let like = VersionRow {
             version: VersionId(0),
             content: session.content,
@@ -175,7 +198,6 @@ impl Group<'_, '_> {
             created_ms: 0,
             device: commit.device,
         };
-        let existing = self.entry_at(namespace, at)?;
         let before = check_base(commit.base, existing.as_ref())?;
         let entry = self.file_put(namespace, &mut row, at, existing.as_ref(), before, like)?;
         if let EntryKind::File(state) = entry.kind {

@@ -157,7 +157,8 @@ impl Upload {
         let request = self.request();
         match world.propose(world.group_of(namespace.slot()), request, vec![step]) {
             Some(Ok(_)) => self.pin_all(world),
-            Some(Err(StepError::Quota { .. })) | None => self.end(false),
+            // Who wakes up late finds it ended.
+            Some(Err(StepError::Quota { .. } | StepError::UploadEnded { .. })) | None => self.end(false),
             Some(Err(error)) => panic!("begin: {error}"),
         }
     }

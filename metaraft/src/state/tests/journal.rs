@@ -3,11 +3,11 @@
 use engine::ids::{ClusterId, EntryId, VersionId};
 
 use super::{Harness, SPACE, entry};
-use crate::model::SEEN_ROWS_MAX;
 use crate::model::command::{DataStep, RootStep, StepError};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{BelowPage, Query, Reply};
 use crate::model::row::{ChangeRow, EntryKind, EntryRow, ROOT_ENTRY, SecretBytes};
+use crate::model::{SEEN_COMMAND_ROWS_MAX, SEEN_ROWS_MAX};
 
 fn changes(harness: &Harness, position: u64, since: u64, count_max: u32) -> (Vec<ChangeRow>, u64, u64, bool) {
     match harness.ask(&Query::Changes { namespace: SPACE, position, since, count_max }) {
@@ -249,6 +249,51 @@ fn a_folder_goes_only_if_nothing_in_it_changed_or_too_much_to_tell() {
     }
     assert!(matches!(harness.step(delete_seen(&top, None, seen)), Err(StepError::Changed { .. })));
     harness.done(delete_seen(&top, None, seen + 1));
+}
+
+/// How many of some items went through.
+fn went_through(harness: &mut Harness, items: Vec<Vec<DataStep>>) -> Vec<bool> {
+    match harness.done(DataStep::Each { items }) {
+        StepOutcome::Each(results) => results.iter().map(Result::is_ok).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_command_deletes_many_folders_but_reads_only_so_many_rows() {
+    let mut harness = Harness::data();
+    let mut folders = |count: usize, name: &str| -> Vec<EntryRow> {
+        let named = (0..count).map(|number| format!("{name} {number}"));
+        named.map(|name| harness.create(ROOT_ENTRY, &name, EntryKind::Folder).unwrap()).collect()
+    };
+    let (many, few) = (folders(1000, "many"), folders(40, "few"));
+    let seen = sequence(&harness);
+    let delete = |rows: &[EntryRow]| -> Vec<Vec<DataStep>> {
+        rows.iter().map(|row| vec![delete_seen(row, None, seen)]).collect()
+    };
+    assert!(went_through(&mut harness, delete(&many)).iter().all(|done| *done));
+    for number in 0..3000 {
+        harness.folder(ROOT_ENTRY, &number.to_string());
+    }
+    let done = went_through(&mut harness, delete(&few)).iter().filter(|done| **done).count();
+    assert_eq!(done, (SEEN_COMMAND_ROWS_MAX - 4000) / 3000);
+}
+
+#[test]
+fn what_a_command_read_of_the_journal_hides_no_later_change_of_its_own() {
+    let mut harness = Harness::data();
+    let [one, other, last] =
+        ["one", "other", "last"].map(|name| harness.create(ROOT_ENTRY, name, EntryKind::Folder).unwrap());
+    let seen = sequence(&harness);
+    let taken_back = delete_seen(&other, None, 0);
+    let items = vec![
+        vec![delete_seen(&one, None, seen)],
+        vec![folder_step(ROOT_ENTRY, "x"), delete_seen(&other, None, seen), taken_back],
+        vec![folder_step(last.entry, "late")],
+        vec![delete_seen(&last, None, seen)],
+        vec![delete_seen(&other, None, seen)],
+    ];
+    assert_eq!(went_through(&mut harness, items), [true, false, true, false, true]);
 }
 
 #[test]

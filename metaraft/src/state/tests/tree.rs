@@ -2,9 +2,9 @@
 
 use engine::ids::EntryId;
 
-use super::{DEVICE, Harness, SPACE, entry};
+use super::{DEVICE, Harness, SPACE, chunks, commit_step, entry, retain_step};
 use crate::model::DEPTH_MAX;
-use crate::model::command::{DataStep, OnExisting, StepError};
+use crate::model::command::{Base, CommandOutcome, DataStep, OnExisting, StepError};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
 use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY};
@@ -170,6 +170,35 @@ fn folders_go_only_so_deep() {
         panic!("no paths");
     };
     assert_eq!(paths[0].as_ref().map(Vec::len), Some(DEPTH_MAX as usize + 1));
+}
+
+#[test]
+fn a_file_that_a_move_brought_deeper_than_folders_go_can_still_be_edited() {
+    let mut harness = Harness::data();
+    let chain = |harness: &mut Harness, name: &str| {
+        let top = harness.create(ROOT_ENTRY, name, EntryKind::Folder).unwrap();
+        let mut at = top.entry;
+        for _ in 1..200 {
+            at = harness.folder(at, "d");
+        }
+        (top, at)
+    };
+    let (moved, bottom) = chain(&mut harness, "moved");
+    let (_outer, below) = chain(&mut harness, "outer");
+    let file = harness.file(1, "a");
+    harness.done(move_step(&file, bottom, "a", false));
+    harness.done(move_step(&moved, below, "moved", false));
+    let upload = harness.begin(2, 1000);
+    let steps = |name: &str| {
+        vec![
+            DataStep::UploadHold { namespace: SPACE, upload },
+            retain_step(upload, &chunks(2, 1000), None),
+            commit_step(upload, bottom, name, Base::Any),
+        ]
+    };
+    let error = StepError::TooDeep { max: DEPTH_MAX };
+    assert_eq!(harness.all(steps("new")), CommandOutcome::Failed { step: 2, error });
+    assert!(matches!(harness.all(steps("a")), CommandOutcome::Done(_)));
 }
 
 #[test]

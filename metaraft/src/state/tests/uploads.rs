@@ -130,6 +130,37 @@ fn an_aborted_or_expired_session_never_commits() {
 }
 
 #[test]
+fn an_ended_session_is_not_begun_again_and_a_pending_one_lives_on() {
+    let mut harness = Harness::data();
+    let begin = |number| begin_step(UploadId::from_bytes([number; 16]), &chunks(number, 1000));
+    let ended = |how: &str| Err(StepError::UploadEnded { how: how.to_owned() });
+    let extend = |number| {
+        let upload = UploadId::from_bytes([number; 16]);
+        DataStep::UploadExtend { namespace: SPACE, upload, life_ms: 3_600_000 }
+    };
+    harness.file(1, "a");
+    let aborted = harness.begin(2, 1000);
+    harness.done(DataStep::UploadAbort { namespace: SPACE, upload: aborted });
+    for (number, how) in [(1, "committed"), (2, "aborted")] {
+        assert_eq!(harness.step(begin(number)), ended(how));
+        assert_eq!(harness.step(extend(number)), ended(how));
+    }
+    for (number, again) in [(3, begin(3)), (4, extend(4))] {
+        let upload = harness.begin(number, 1000);
+        harness.time_ms += 3_000_000;
+        harness.done(again.clone());
+        harness.time_ms += 3_000_000;
+        harness.commit(upload, &format!("{number}"), Base::Any).unwrap();
+        harness.begin(number + 10, 1000);
+        harness.time_ms += 3_600_001;
+        assert_eq!(harness.step(begin(number + 10)), ended("expired"));
+        assert_eq!(harness.step(extend(number + 10)), ended("expired"));
+    }
+    let forever = DataStep::UploadExtend { namespace: SPACE, upload: aborted, life_ms: u64::MAX };
+    assert!(matches!(harness.step(forever), Err(StepError::Invalid { .. })));
+}
+
+#[test]
 fn the_quota_is_exact() {
     let mut harness = Harness::data();
     let namespace = NamespaceId::from_bytes([70; 16]);
