@@ -93,7 +93,7 @@ impl View<'_> {
     ///
     /// What is in between may have to be undone as well; it is further down, so this ends.
     fn must_undo(&self, node: NodeId, triple: &Triple) -> bool {
-        // In a circle this would not end; nothing is planned there.
+        // In a circle this would not end; nothing is planned for what is adrift.
         if planted(Bug::CycleNotUndone) || self.is_adrift(node) {
             return false;
         }

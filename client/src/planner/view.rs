@@ -184,9 +184,12 @@ impl<'a> View<'a> {
         above
     }
 
-    /// Whether a node is on the server, and walking up there goes round in a circle: of two folders that were moved into
-    /// each other's place one move is known and the other is not yet.
+    /// Whether a node is on the server, and walking up there does not end at the root: what is known of one of the folders
+    /// is newer than what is known of the others.
     pub(super) fn is_adrift(&self, node: NodeId) -> bool {
+        if self.get(node).remote.is_none() {
+            return false;
+        }
         let mut walked = Vec::new();
         let mut on_path = BTreeSet::new();
         let mut next = node;
@@ -203,7 +206,7 @@ impl<'a> View<'a> {
             walked.push(next);
             match &self.get(next).remote {
                 Some(node) => next = node.place.parent,
-                None => break false,
+                None => break true,
             }
         };
         let mut adrift = self.adrift.borrow_mut();

@@ -200,9 +200,7 @@ impl State {
         }
         let taken = self.take_entry(entry)?;
         self.keep_in_batch(taken)?;
-        if entry.kind() == v1::EntryKind::Folder && part != Part::Whole {
-            self.doubt_circle(taken)?;
-        }
+        self.doubt_place(taken)?;
         self.agree_with(node, entry, part)
     }
 

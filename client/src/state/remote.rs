@@ -2,8 +2,8 @@
 //!
 //! Of two statements about one entry the one with the higher number in the journal holds, in whichever order they
 //! come. A batch begins with the first page after a whole one, and is finished by [`State::finish_batch`] once all its
-//! pages, and all listings that it asks for, are in; only then is `remote` a tree again, but for folders in a circle: those
-//! wait for the next batch.
+//! pages, and all listings that it asks for, are in; only then is `remote` a tree again, but for what an answer of a call,
+//! which the journal has not come up to, put where nothing is known to be: it waits for the next batch.
 
 use std::collections::{HashMap, HashSet};
 
@@ -52,9 +52,10 @@ enum Reach {
     Root,
     /// Its folder is not there.
     Nowhere,
-    /// In a circle. Of two folders that were moved into each other's place an answer tells of the one move, and a page
-    /// that was read before it not yet of the other. What is below them makes no news of its own, so it is kept.
-    Circle,
+    /// Not at the root, and it is not known yet where. The answer of a call tells how something is now; the journal, which
+    /// has not come so far, may not have told yet of the folder that it is in, or that this is not below it any more.
+    /// What is below it makes no news of its own, so it is kept.
+    Adrift,
 }
 
 /// What is known of the server's journal.
@@ -252,12 +253,12 @@ impl State {
                 state.drop_remote(node)?;
             }
             let mut reached = HashMap::new();
-            let mut circling = Vec::new();
+            let mut adrift = Vec::new();
             for node in state.ids("SELECT node FROM arrivals WHERE gone = 0", &[])? {
                 match state.reach(node, &mut reached)? {
                     Reach::Root => {}
                     Reach::Nowhere => state.drop_remote(node)?,
-                    Reach::Circle => circling.push((node, state.is_to_be_listed(node)?)),
+                    Reach::Adrift => adrift.push((node, state.is_to_be_listed(node)?)),
                 }
             }
             if relist {
@@ -266,7 +267,7 @@ impl State {
             state.forget_strangers()?;
             state.connection.execute_batch("DELETE FROM arrivals;")?;
             // The next batch tells how it is.
-            for (node, list_below) in circling {
+            for (node, list_below) in adrift {
                 state.arrived(node, false, list_below)?;
             }
             // Pages read before these deletes have been taken in, or never will be.
@@ -386,11 +387,11 @@ impl State {
         Ok(())
     }
 
-    /// Sees to it that the next batch finds out about a folder that was moved below itself: an answer of a call, which
-    /// is newer than what the journal has told, can say so for a moment.
-    pub(super) fn doubt_circle(&self, node: NodeId) -> Result<(), StateError> {
+    /// Sees to it that the next batch finds out where a node is, if the answer of a call, which is newer than what the
+    /// journal has told, put it where nothing is known to be.
+    pub(super) fn doubt_place(&self, node: NodeId) -> Result<(), StateError> {
         match self.reach(node, &mut HashMap::new())? {
-            Reach::Circle => self.arrived(node, false, false),
+            Reach::Adrift => self.arrived(node, false, false),
             Reach::Root | Reach::Nowhere => Ok(()),
         }
     }
@@ -413,18 +414,28 @@ impl State {
                 break *known;
             }
             if !walked.insert(next) {
-                break Reach::Circle;
-            }
-            if walked.len() > DEPTH_MAX {
-                break Reach::Nowhere;
+                break Reach::Adrift;
             }
             match self.side(Side::Remote, next)? {
-                Some(node) => next = node.place.parent,
-                None => break Reach::Nowhere,
+                Some(node) if walked.len() <= DEPTH_MAX => next = node.place.parent,
+                _ => break Reach::Nowhere,
             }
         };
+        let ahead = reach == Reach::Nowhere && self.is_ahead_of_journal(&walked)?;
+        let reach = if ahead { Reach::Adrift } else { reach };
         reached.extend(walked.into_iter().map(|node| (node, reach)));
         Ok(reach)
+    }
+
+    /// Whether something newer is known of one of these than the journal has told.
+    fn is_ahead_of_journal(&self, nodes: &HashSet<NodeId>) -> Result<bool, StateError> {
+        let told = unsigned(self.number("sequence")?.unwrap_or(0));
+        for node in nodes {
+            if self.remote_facts(*node)?.is_some_and(|facts| facts.sequence > told) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn drop_remote(&self, node: NodeId) -> Result<(), StateError> {

@@ -26,6 +26,8 @@ pub(super) struct Entry {
 pub(super) struct Change {
     pub(super) id: EntryId,
     pub(super) entry: Option<Entry>,
+    /// What is below a folder that was made before: a device that does not have it lists it.
+    pub(super) below: Vec<Entry>,
 }
 
 /// Refused: what the call names is no longer so.
@@ -239,18 +241,21 @@ impl Server {
     pub(super) fn changes(&self, after: u64) -> Vec<Change> {
         let mut changes: Vec<(u64, Change)> = Vec::new();
         for entry in self.entries.values().filter(|entry| entry.sequence > after) {
-            changes.push((entry.sequence, Change { id: entry.id, entry: Some(entry.clone()) }));
+            let is_old = self.is_folder(entry.id) && entry.version <= after;
+            let below = if is_old { self.below(entry.id) } else { Vec::new() };
+            let below = below.iter().skip(1).map(|id| self.entries[id].clone()).collect();
+            changes.push((entry.sequence, Change { id: entry.id, entry: Some(entry.clone()), below }));
             // It came back: that is listed with all below it, for a device that does not have it. So is a folder that
             // came back with the one above it and was then moved out.
             if self.restored.contains(&entry.id) {
                 for id in self.below(entry.id) {
                     let below = self.entries[&id].clone();
-                    changes.push((entry.sequence, Change { id, entry: Some(below) }));
+                    changes.push((entry.sequence, Change { id, entry: Some(below), below: Vec::new() }));
                 }
             }
         }
         for (id, sequence) in self.tombstones.iter().filter(|(_, sequence)| **sequence > after) {
-            changes.push((*sequence, Change { id: *id, entry: None }));
+            changes.push((*sequence, Change { id: *id, entry: None, below: Vec::new() }));
         }
         changes.sort_by_key(|(sequence, change)| (*sequence, change.id));
         changes.into_iter().map(|(_, change)| change).collect()

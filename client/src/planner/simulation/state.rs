@@ -44,19 +44,6 @@ impl MapTree {
         all
     }
 
-    /// Whether walking up from a node ends at one that is not there. In a circle, which is so for a moment, it does not.
-    fn is_torn_off(&self, id: NodeId) -> bool {
-        let mut walked = BTreeSet::new();
-        let mut next = id;
-        while next != ROOT && walked.insert(next) {
-            match self.nodes.get(&next) {
-                Some(node) => next = node.place.parent,
-                None => return true,
-            }
-        }
-        false
-    }
-
     pub(super) fn path(&self, id: NodeId) -> Option<Vec<String>> {
         let mut path = Vec::new();
         let mut next = id;
@@ -217,6 +204,23 @@ impl State {
         self.forget_if_nowhere(id);
     }
 
+    /// Whether walking up from a node ends at one that is not there, and nothing on the way is newer than what the journal
+    /// has told: then it may be told yet. In a circle, which is so for a moment, it does not end.
+    fn is_torn_off(&self, id: NodeId, told: u64) -> bool {
+        let mut walked = BTreeSet::new();
+        let mut next = id;
+        while next != ROOT && walked.insert(next) {
+            if self.facts.get(&next).is_some_and(|facts| facts.sequence > told) {
+                return false;
+            }
+            match self.remote.get(next) {
+                Some(node) => next = node.place.parent,
+                None => return true,
+            }
+        }
+        false
+    }
+
     fn drop_remote(&mut self, id: NodeId) -> Vec<NodeId> {
         let below = self.remote.below(id);
         for id in &below {
@@ -266,12 +270,22 @@ impl State {
     /// Takes in a batch of changes that was read when the server had reached `sequence`.
     pub(super) fn apply_changes(&mut self, changes: &[Change], sequence: u64, relist: bool) {
         let mut arrived = Vec::new();
-        let mut gone = Vec::new();
+        let (mut gone, mut came_in) = (Vec::new(), Vec::new());
         for change in changes {
             match &change.entry {
-                Some(entry) => arrived.extend(self.take_entry(entry, false)),
+                Some(entry) => {
+                    let known = self.by_entry.get(&entry.id).copied();
+                    let was_there = known.is_some_and(|id| self.remote.get(id).is_some());
+                    arrived.extend(self.take_entry(entry, false));
+                    if !was_there {
+                        came_in.extend(&change.below);
+                    }
+                }
                 None => gone.extend(self.by_entry.get(&change.id).copied()),
             }
+        }
+        for entry in came_in {
+            arrived.extend(self.take_entry(entry, false));
         }
         for id in gone {
             self.drop_remote(id);
@@ -286,7 +300,7 @@ impl State {
             }
         }
         for id in self.remote.ids().collect::<Vec<_>>() {
-            if self.remote.get(id).is_some() && self.remote.is_torn_off(id) {
+            if self.remote.get(id).is_some() && self.is_torn_off(id, sequence) {
                 self.drop_remote(id);
             }
         }
@@ -324,9 +338,6 @@ impl State {
             attributes: entry.attributes,
         };
         self.set_synced(node, agreed(self.synced.get(node).cloned(), &done, part));
-        if self.remote.get(node).is_some() && self.remote.is_torn_off(node) {
-            self.drop_remote(node);
-        }
     }
 
     pub(super) fn record_remote_gone(&mut self, node: NodeId, entry: EntryId, sequence: u64) {

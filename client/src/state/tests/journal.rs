@@ -317,8 +317,14 @@ fn random_call(state: &State, server: &mut Server, random: &mut SmallRng) -> Opt
         ((parent, &place.name) == (entry.parent, &entry.name)).then_some((*id, node))
     };
     let (folders, live) = (server.folders(), server.live());
-    let live: Vec<(u64, NodeId)> =
-        live.iter().filter(|id| !server.is_below(SYNC_ROOT, **id)).filter_map(known).collect();
+    let inside: Vec<u64> = live.iter().copied().filter(|id| !server.is_below(SYNC_ROOT, *id)).collect();
+    let there = |id: &u64| {
+        let node = state.node_of_entry(*id).unwrap()?;
+        state.side(Side::Remote, node).unwrap().map(|_| (*id, node))
+    };
+    // Wherever they are by now.
+    let anywhere: Vec<(u64, NodeId)> = inside.iter().filter_map(there).collect();
+    let live: Vec<(u64, NodeId)> = inside.iter().filter_map(known).collect();
     let targets: Vec<u64> = folders
         .into_iter()
         .filter(|id| {
@@ -327,6 +333,13 @@ fn random_call(state: &State, server: &mut Server, random: &mut SmallRng) -> Opt
         .collect();
     let parent = *targets.choose(random)?;
     let name = server.free_name(parent, random);
+    if random.random_bool(0.3)
+        && let Some((id, node)) = anywhere.choose(random).copied()
+    {
+        server.entries.get_mut(&id).unwrap().mode ^= 0o10;
+        server.changed(id);
+        return Some(Outcome::Remote { node, entry: server.entries[&id].clone(), part: Part::Attributes });
+    }
     match (random.random_range(0..8), live.choose(random).copied()) {
         (0..=1, _) => {
             let made = match random.random_bool(0.5) {
