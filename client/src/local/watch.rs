@@ -108,6 +108,11 @@ impl Watcher {
         self.notices.recv().await
     }
 
+    /// The next notice, if there is one by now.
+    pub fn try_next(&mut self) -> Option<Notice> {
+        self.notices.try_recv().ok()
+    }
+
     /// Which files are being written: for [`ScanOptions`](super::scan::ScanOptions).
     #[must_use]
     pub fn unquiet(&self) -> Unquiet {

@@ -171,7 +171,7 @@ impl Board {
                 online: view.online,
                 paused: view.paused,
                 watching: status.watching,
-                agreed_count: step.synced_count.saturating_sub(pending.min(step.synced_count)),
+                agreed_count: step.agreed_count,
                 pending_count: pending,
                 waiting_count: step.waiting_count,
                 waiting: step.waiting.clone(),
@@ -194,6 +194,7 @@ impl Board {
         self.status.send_modify(|status| {
             status.phase = Phase::Stopped;
             status.online = false;
+            status.watching = false;
             message.clone_into(&mut status.message);
         });
     }

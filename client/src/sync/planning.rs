@@ -52,7 +52,7 @@ pub(crate) struct PlanStep {
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) waiting_count: u64,
     pub(crate) dirty: HashSet<NodeId>,
-    pub(crate) synced_count: u64,
+    pub(crate) agreed_count: u64,
     /// There is more to plan at once.
     pub(crate) more: bool,
     /// Deletes that wait for a confirmation.
@@ -123,7 +123,7 @@ fn look(
     step: &mut PlanStep,
 ) -> Result<Looked, StateError> {
     let dirty = visible_dirty(state, excluded)?;
-    step.synced_count = state.synced_count()?;
+    step.agreed_count = state.synced_count()?.saturating_sub(once_agreed(state, &dirty)?);
     let counts = Counts {
         pending: state.deletes()?.max_of_sides(),
         carried_out: state.deletes_carried_out(),
@@ -147,6 +147,20 @@ fn look(
     prepared.tasks.extend(compares);
     let planned = Planned { truncated: planned.truncated, blocked: planned.blocked };
     Ok(Looked { dirty, prepared, planned })
+}
+
+/// Nodes that are looked at to tell how many of all that wait were in sync before.
+const COUNTED_MAX: usize = 10_000;
+
+/// How many of these nodes both sides once agreed on: counted, or if they are very many, estimated from some of them.
+fn once_agreed(state: &State, nodes: &[NodeId]) -> Result<u64, StateError> {
+    let stride = nodes.len().div_ceil(COUNTED_MAX).max(1);
+    let (mut looked, mut agreed) = (0_u64, 0_u64);
+    for node in nodes.iter().step_by(stride) {
+        looked += 1;
+        agreed += u64::from(state.synced(*node)?.is_some());
+    }
+    Ok(agreed * nodes.len() as u64 / looked.max(1))
 }
 
 /// Takes out the conflicts that may be none: until both sides have agreed on everything once, a local file that is to

@@ -201,6 +201,10 @@ impl Scanner {
         };
         let mut next_whole = Instant::now() + self.interval();
         while !self.stop.is_cancelled() {
+            // Scans that fail follow one another, and what the watcher says is not left waiting for their end.
+            while let Some(notice) = self.watcher.as_mut().and_then(Watcher::try_next) {
+                self.take_notice(Some(notice), &mut pending).await;
+            }
             if let Some((scope, times)) = pending.take(Instant::now()) {
                 let Some(owned) = index.take() else { return };
                 let whole = scope == Scope::Whole;

@@ -46,6 +46,24 @@ async fn a_session_answers_and_ends_at_once_while_a_scan_takes_hours() {
     assert_eq!(session.status().phase, Phase::Stopped);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_was_away_is_watched_again() {
+    let (scratch, root) = folder();
+    std::fs::write(root.join("file"), "bytes").unwrap();
+    // In the root it would be gone with it, and that ends the session.
+    let elsewhere = SyncConfig { state_dir: Some(scratch.path().join("state")), ..config(root.clone()) };
+    let session = Session::start(elsewhere).await.unwrap();
+    let mut status = session.watch_status();
+    within("the watcher", status.wait_for(|status| status.watching)).await.unwrap();
+    let aside = scratch.path().join("aside");
+    std::fs::rename(&root, &aside).unwrap();
+    within("the end of the watcher", status.wait_for(|status| !status.watching)).await.unwrap();
+    std::fs::rename(&aside, &root).unwrap();
+    within("the watcher again", status.wait_for(|status| status.watching)).await.unwrap();
+    within("the end", session.stop()).await;
+    assert!(!status.borrow().watching, "nobody watches after the end");
+}
+
 #[tokio::test]
 async fn a_root_that_is_not_mounted_is_refused_when_it_was_known() {
     let (_scratch, root) = folder();
