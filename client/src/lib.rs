@@ -10,6 +10,7 @@ pub mod download;
 mod fake_gateway;
 pub mod local;
 pub mod local_folder;
+mod memory;
 pub mod path;
 pub mod planner;
 mod private_file;

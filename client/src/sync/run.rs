@@ -30,10 +30,13 @@ use super::shared::Shared;
 use super::status::Quiet;
 use super::task::Ended;
 use super::waits::Waits;
+use crate::memory;
 use crate::path::RemotePath;
 use crate::planner::Rules;
 use crate::planner::model::NodeId;
 
+/// So much to do leaves memory behind that is worth giving back.
+const DIRTY_LARGE: usize = 10_000;
 /// While tasks run, planning anew takes at most this share of the time: one part in five.
 const PLAN_PAUSE_FACTOR: u32 = 4;
 /// How long the end waits for what is under way.
@@ -71,6 +74,8 @@ pub(crate) struct Run {
     want_plan: bool,
     plan_not_before: Instant,
     last: PlanStep,
+    /// The most that was ever to be done since nothing was.
+    dirty_max: usize,
     online: bool,
     offline_since: Instant,
     paused: bool,
@@ -140,6 +145,7 @@ impl Run {
             want_plan: true,
             plan_not_before: now,
             last: PlanStep::default(),
+            dirty_max: 0,
             online: false,
             offline_since: now,
             paused: false,
@@ -274,6 +280,10 @@ impl Run {
         }
         self.compared = std::mem::take(&mut step.compared);
         let failed = std::mem::take(&mut step.failed);
+        self.dirty_max = self.dirty_max.max(step.dirty.len());
+        if step.dirty.is_empty() && std::mem::take(&mut self.dirty_max) > DIRTY_LARGE {
+            drop(tokio::task::spawn_blocking(memory::give_back_free));
+        }
         self.last = step;
         if failed.is_empty() { None } else { self.take_ended(failed.into_iter()).await }
     }
