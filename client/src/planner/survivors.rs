@@ -30,7 +30,11 @@ impl Survivors {
     pub(super) fn of(view: &View<'_>, dirty: &[NodeId]) -> Self {
         let mut survivors = Self::default();
         for &node in dirty {
-            survivors.add(view, node, view.own_fate(node));
+            let fate = view.own_fate(node);
+            survivors.add(view, node, fate);
+            if fate == Fate::GoesLocal {
+                survivors.keep_for_adrift(view, node);
+            }
         }
         survivors
     }
@@ -63,6 +67,15 @@ impl Survivors {
                     break;
                 }
             }
+        }
+    }
+
+    /// What is known to be in a folder on the server that is not known there is adrift: the folder may be back.
+    fn keep_for_adrift(&mut self, view: &View<'_>, folder: NodeId) {
+        if let Some(child) = view.tree(Side::Remote).children(folder).first() {
+            let mut folders = view.above(Side::Local, folder);
+            folders.insert(0, folder);
+            mark(&mut self.local, folders, Below::Leaves(*child));
         }
     }
 

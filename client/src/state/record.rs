@@ -8,7 +8,7 @@ use proto::v1;
 use super::database::State;
 use super::error::StateError;
 use super::row::id;
-use super::trees::Side;
+use super::trees::{RemoteFacts, Side};
 use crate::local::model::{LocalRecord, Stamp};
 use crate::planner::model::{Node, NodeId};
 pub use crate::planner::transition::Part;
@@ -177,11 +177,14 @@ impl State {
             None => false,
         };
         if !is_there && entry.sequence <= self.remote_position()?.sequence {
-            // The journal has told all up to here, so it is gone already.
-            return match self.side(Side::Local, node)? {
-                Some(_) => self.agree_with(node, entry, part),
-                None => Ok(()),
-            };
+            // The journal has told up to here: it is gone already, or was changed again and is told later.
+            if self.side(Side::Local, node)?.is_none() {
+                return Ok(());
+            }
+            if known.is_none() {
+                self.set_remote_facts(node, Some(only_named(entry)))?;
+            }
+            return self.agree_with(node, entry, part);
         }
         // The journal may have told of it before this answer came: then it has a node of its own.
         match known {
@@ -193,9 +196,7 @@ impl State {
             Some(_) => {}
             None => {
                 self.ensure_row(node)?;
-                let facts =
-                    super::trees::RemoteFacts { entry: entry.id, version: 0, sequence: 0, mtime_ns: 0 };
-                self.set_remote_facts(node, Some(facts))?;
+                self.set_remote_facts(node, Some(only_named(entry)))?;
             }
         }
         let taken = self.take_entry(entry)?;
@@ -284,4 +285,9 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// What is known of an entry before anything is told of it.
+fn only_named(entry: &v1::Entry) -> RemoteFacts {
+    RemoteFacts { entry: entry.id, version: 0, sequence: 0, mtime_ns: 0 }
 }

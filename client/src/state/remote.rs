@@ -249,26 +249,27 @@ impl State {
             if gone.contains(&ROOT) || (relist && !state.is_root_told()?) {
                 return Ok(Finished::RootGone);
             }
+            let mut adrift = Vec::new();
             for node in gone {
-                state.drop_remote(node)?;
+                adrift.extend(state.drop_remote(node)?);
             }
             let mut reached = HashMap::new();
-            let mut adrift = Vec::new();
             for node in state.ids("SELECT node FROM arrivals WHERE gone = 0", &[])? {
                 match state.reach(node, &mut reached)? {
                     Reach::Root => {}
-                    Reach::Nowhere => state.drop_remote(node)?,
-                    Reach::Adrift => adrift.push((node, state.is_to_be_listed(node)?)),
+                    Reach::Nowhere => adrift.extend(state.drop_remote(node)?),
+                    Reach::Adrift => adrift.push(node),
                 }
             }
             if relist {
-                state.sweep()?;
+                adrift.extend(state.sweep()?);
             }
             state.forget_strangers()?;
+            let to_be_listed = state.ids("SELECT node FROM arrivals WHERE list_below = 1", &[])?;
             state.connection.execute_batch("DELETE FROM arrivals;")?;
             // The next batch tells how it is.
-            for (node, list_below) in adrift {
-                state.arrived(node, false, list_below)?;
+            for node in adrift {
+                state.arrived(node, false, to_be_listed.contains(&node))?;
             }
             // Pages read before these deletes have been taken in, or never will be.
             let mut statement = state.connection.prepare_cached("DELETE FROM deleted WHERE at_cursor < ?")?;
@@ -391,15 +392,9 @@ impl State {
     /// journal has told, put it where nothing is known to be.
     pub(super) fn doubt_place(&self, node: NodeId) -> Result<(), StateError> {
         match self.reach(node, &mut HashMap::new())? {
-            Reach::Adrift => self.arrived(node, false, false),
+            Reach::Adrift => self.keep_for_next_batch(node),
             Reach::Root | Reach::Nowhere => Ok(()),
         }
-    }
-
-    fn is_to_be_listed(&self, node: NodeId) -> Result<bool, StateError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT list_below FROM arrivals WHERE node = ?")?;
-        Ok(statement.query_row([id(node)], |row| row.get(0)).optional()?.unwrap_or(false))
     }
 
     /// Where walking up from a node ends.
@@ -438,21 +433,51 @@ impl State {
         Ok(false)
     }
 
-    fn drop_remote(&self, node: NodeId) -> Result<(), StateError> {
-        if self.side(Side::Remote, node)?.is_some() {
-            self.remove_below(Side::Remote, node)?;
+    /// Removes a node and what is below it, as the journal says; gives what is there by an answer that is newer than that,
+    /// and stays.
+    fn drop_remote(&self, node: NodeId) -> Result<Vec<NodeId>, StateError> {
+        if self.side(Side::Remote, node)?.is_none() {
+            return Ok(Vec::new());
         }
+        let told = unsigned(self.number("sequence")?.unwrap_or(0));
+        let mut newer = Vec::new();
+        let mut pending = vec![node];
+        while let Some(next) = pending.pop() {
+            if next == ROOT {
+                return Err(StateError::Damaged("the root lies below another node".to_owned()));
+            }
+            if self.remote_facts(next)?.is_some_and(|facts| facts.sequence > told) {
+                newer.push(next);
+                continue;
+            }
+            pending.extend(self.side_children(Side::Remote, next)?);
+            self.set_side(Side::Remote, next, None)?;
+        }
+        Ok(newer)
+    }
+
+    /// Has the end of the next batch look where a node is; what is told of it before holds.
+    pub(super) fn keep_for_next_batch(&self, node: NodeId) -> Result<(), StateError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("INSERT OR IGNORE INTO arrivals (node, gone, list_below) VALUES (?, 0, 0)")?;
+        statement.execute([id(node)])?;
         Ok(())
     }
 
-    fn sweep(&self) -> Result<(), StateError> {
+    /// Drops what a listing of everything has not told of; gives what is below it and newer, and stays.
+    fn sweep(&self) -> Result<Vec<NodeId>, StateError> {
         let unseen = self.ids(
             "SELECT id FROM nodes WHERE id <> 1 AND id NOT IN (SELECT node FROM arrivals) AND \
              ((kind IS NOT NULL AND remote = 0) OR EXISTS \
               (SELECT 1 FROM differences WHERE node = id AND tree = 1 AND kind IS NOT NULL))",
             &[],
         )?;
-        unseen.into_iter().try_for_each(|node| self.drop_remote(node))
+        let mut newer = Vec::new();
+        for node in unseen {
+            newer.extend(self.drop_remote(node)?);
+        }
+        Ok(newer)
     }
 
     /// Forgets entries that were only mentioned, as somebody's folder or outside the root.

@@ -204,6 +204,7 @@ impl Scanner {
             // Scans that fail follow one another, and what the watcher says is not left waiting for their end.
             while let Some(notice) = self.watcher.as_mut().and_then(Watcher::try_next) {
                 self.take_notice(Some(notice), &mut pending).await;
+                next_whole = next_whole.min(Instant::now() + self.interval());
             }
             if let Some((scope, times)) = pending.take(Instant::now()) {
                 let Some(owned) = index.take() else { return };

@@ -210,7 +210,7 @@ impl State {
         let mut walked = BTreeSet::new();
         let mut next = id;
         while next != ROOT && walked.insert(next) {
-            if self.facts.get(&next).is_some_and(|facts| facts.sequence > told) {
+            if self.is_newer(next, told) {
                 return false;
             }
             match self.remote.get(next) {
@@ -221,13 +221,23 @@ impl State {
         false
     }
 
-    fn drop_remote(&mut self, id: NodeId) -> Vec<NodeId> {
-        let below = self.remote.below(id);
-        for id in &below {
-            self.remote.set(*id, None);
-            self.forget_if_nowhere(*id);
+    fn is_newer(&self, id: NodeId, told: u64) -> bool {
+        self.facts.get(&id).is_some_and(|facts| facts.sequence > told)
+    }
+
+    /// Drops a node and what is below it, but for what is known by a later number than `told`, with all below that.
+    fn drop_remote(&mut self, id: NodeId, told: u64) -> Vec<NodeId> {
+        let (mut dropped, mut pending) = (Vec::new(), vec![id]);
+        while let Some(next) = pending.pop() {
+            if next != id && self.is_newer(next, told) {
+                continue;
+            }
+            pending.extend(self.remote.children(next));
+            self.remote.set(next, None);
+            self.forget_if_nowhere(next);
+            dropped.push(next);
         }
-        below
+        dropped
     }
 
     /// Takes in an entry unless something newer is known of it.
@@ -288,20 +298,21 @@ impl State {
             arrived.extend(self.take_entry(entry, false));
         }
         for id in gone {
-            self.drop_remote(id);
+            if !self.is_newer(id, sequence) {
+                self.drop_remote(id, sequence);
+            }
         }
         if relist {
             let seen: BTreeSet<NodeId> = arrived.iter().copied().collect();
             for id in self.remote.ids().collect::<Vec<_>>() {
-                let is_newer = self.facts.get(&id).is_some_and(|facts| facts.sequence > sequence);
-                if !seen.contains(&id) && !is_newer {
-                    self.drop_remote(id);
+                if !seen.contains(&id) && !self.is_newer(id, sequence) {
+                    self.drop_remote(id, sequence);
                 }
             }
         }
         for id in self.remote.ids().collect::<Vec<_>>() {
             if self.remote.get(id).is_some() && self.is_torn_off(id, sequence) {
-                self.drop_remote(id);
+                self.drop_remote(id, sequence);
             }
         }
         let strangers: Vec<NodeId> = self.facts.keys().copied().collect();
@@ -345,7 +356,7 @@ impl State {
         // The journal may have told by now that it is back.
         let is_back =
             self.facts.get(&node).is_some_and(|facts| facts.entry == entry && facts.sequence > sequence);
-        let gone = if is_back { Vec::new() } else { self.drop_remote(node) };
+        let gone = if is_back { Vec::new() } else { self.drop_remote(node, u64::MAX) };
         for id in gone.into_iter().chain([node]) {
             self.set_synced(id, None);
         }
