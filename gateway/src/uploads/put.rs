@@ -149,7 +149,10 @@ async fn admit(
     stream_budget: &Arc<Semaphore>,
     message: &v1::PutChunksRequest,
 ) -> Result<Budgets, Failure> {
-    let bytes = message.chunks.iter().map(|chunk| chunk.data.len()).sum();
+    let size = |chunk: &v1::PutChunk| {
+        chunk.data.len() + chunk.id.len() + chunk.upload_ids.iter().map(Bytes::len).sum::<usize>()
+    };
+    let bytes = message.chunks.iter().map(size).sum();
     caller.recheck(&core.meta).await?;
     Ok((take(stream_budget, bytes).await?, take(&core.upload_budget, bytes).await?))
 }
@@ -201,6 +204,11 @@ async fn put_message(
 
 type Checked = (Vec<Item>, Vec<(Bytes, Failure)>);
 
+/// What an answer calls a chunk: its id, as far as ids go, copied, for a part of the message would keep all of it.
+fn named(chunk: &v1::PutChunk) -> Bytes {
+    Bytes::copy_from_slice(&chunk.id[..chunk.id.len().min(ChunkId::LENGTH)])
+}
+
 /// Parts chunks into those that are to be stored and those that are refused. When nothing can be said about any of
 /// them, the error comes with all their ids.
 async fn check(
@@ -209,13 +217,13 @@ async fn check(
     chunks: Vec<v1::PutChunk>,
     arrived: Instant,
 ) -> Result<Checked, (Failure, Vec<Bytes>)> {
-    let ids = || chunks.iter().map(|chunk| chunk.id.clone()).collect::<Vec<_>>();
+    let ids = || chunks.iter().map(named).collect::<Vec<_>>();
     let mut refused = Vec::new();
     let mut parsed = Vec::with_capacity(chunks.len());
     for chunk in &chunks {
         match parse(chunk) {
             Ok((id, uploads)) => parsed.push((id, uploads, chunk.data.clone())),
-            Err(failure) => refused.push((chunk.id.clone(), failure)),
+            Err(failure) => refused.push((named(chunk), failure)),
         }
     }
     let mut uploads: Vec<UploadId> =
