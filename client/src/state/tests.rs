@@ -1,5 +1,6 @@
 //! The state against models of what it must say, and what becomes of damaged files.
 
+mod answers;
 mod damage;
 mod journal;
 mod trees;

@@ -11,9 +11,9 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::{fresh, seed};
-use crate::planner::model::{NodeId, ROOT};
+use crate::planner::model::ROOT;
 use crate::state::database::State;
-use crate::state::record::{Outcome, Part};
+use crate::state::record::Outcome;
 use crate::state::remote::{Finished, RemotePage};
 use crate::state::trees::Side;
 
@@ -48,26 +48,24 @@ pub(super) fn follow(state: &mut State, entries: Vec<v1::Entry>) {
 }
 
 const NAMESPACE_ROOT: u64 = 1;
-const SYNC_ROOT: u64 = 2;
-/// Of a random test.
-const ROUNDS: u64 = 40;
+pub(super) const SYNC_ROOT: u64 = 2;
 
 /// A namespace with a journal, as the server keeps it: one row per entry, at its latest number.
 #[derive(Default)]
-struct Server {
-    entries: BTreeMap<u64, v1::Entry>,
+pub(super) struct Server {
+    pub(super) entries: BTreeMap<u64, v1::Entry>,
     /// Trashed entries; what is below them keeps its rows.
-    trashed: BTreeMap<u64, v1::Entry>,
+    pub(super) trashed: BTreeMap<u64, v1::Entry>,
     /// By number: the entry, and when it last arrived from the trash.
     journal: BTreeMap<u64, u64>,
     arrived: BTreeMap<u64, u64>,
-    sequence: u64,
+    pub(super) sequence: u64,
     next_id: u64,
     clock_ms: u64,
 }
 
 impl Server {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut server = Self { next_id: SYNC_ROOT, ..Self::default() };
         server.entries.insert(NAMESPACE_ROOT, folder_entry(NAMESPACE_ROOT, 0, "root"));
         // In a folder that is made after it, and that it is moved into: it does not come first in the journal.
@@ -78,7 +76,7 @@ impl Server {
         server
     }
 
-    fn changed(&mut self, id: u64) {
+    pub(super) fn changed(&mut self, id: u64) {
         self.sequence += 1;
         self.clock_ms += 1;
         let (sequence, clock_ms) = (self.sequence, self.clock_ms);
@@ -92,14 +90,14 @@ impl Server {
         }
     }
 
-    fn moved(&mut self, id: u64, parent: u64, name: &str) {
+    pub(super) fn moved(&mut self, id: u64, parent: u64, name: &str) {
         let entry = self.entries.get_mut(&id).unwrap();
         entry.parent = parent;
         name.clone_into(&mut entry.name);
         self.changed(id);
     }
 
-    fn create(&mut self, mut entry: v1::Entry) -> u64 {
+    pub(super) fn create(&mut self, mut entry: v1::Entry) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         entry.id = id;
@@ -110,7 +108,7 @@ impl Server {
     }
 
     /// Whether walking up from an entry ends at `root`, through what is not trashed.
-    fn is_below(&self, id: u64, root: u64) -> bool {
+    pub(super) fn is_below(&self, id: u64, root: u64) -> bool {
         let mut at = id;
         while at != root {
             match self.entries.get(&at) {
@@ -121,17 +119,17 @@ impl Server {
         true
     }
 
-    fn live(&self) -> Vec<u64> {
+    pub(super) fn live(&self) -> Vec<u64> {
         self.entries.keys().copied().filter(|id| self.is_below(*id, NAMESPACE_ROOT)).collect()
     }
 
-    fn folders(&self) -> Vec<u64> {
+    pub(super) fn folders(&self) -> Vec<u64> {
         let is_folder = |id: &u64| self.entries[id].kind() == v1::EntryKind::Folder;
         self.live().into_iter().filter(is_folder).collect()
     }
 
     /// A name that is free in a folder.
-    fn free_name(&self, parent: u64, random: &mut SmallRng) -> String {
+    pub(super) fn free_name(&self, parent: u64, random: &mut SmallRng) -> String {
         loop {
             let name = format!("n{}", random.random_range(0..1_000));
             if !self.entries.values().any(|entry| entry.parent == parent && entry.name == name) {
@@ -140,7 +138,7 @@ impl Server {
         }
     }
 
-    fn random_change(&mut self, random: &mut SmallRng) {
+    pub(super) fn random_change(&mut self, random: &mut SmallRng) {
         let folders = self.folders();
         let parent = *folders.choose(random).unwrap();
         let name = self.free_name(parent, random);
@@ -183,7 +181,7 @@ impl Server {
     }
 
     /// A page after a number: changes, the number it reaches, whether there is more.
-    fn page(&self, after: u64, count: usize) -> RemotePage {
+    pub(super) fn page(&self, after: u64, count: usize) -> RemotePage {
         let rows: Vec<(u64, u64)> =
             self.journal.range(after + 1..).take(count).map(|(sequence, id)| (*sequence, *id)).collect();
         let reached = rows.last().map_or(after, |(sequence, _)| *sequence);
@@ -211,7 +209,7 @@ impl Server {
         }
     }
 
-    fn below(&self, folder: u64) -> Vec<v1::Entry> {
+    pub(super) fn below(&self, folder: u64) -> Vec<v1::Entry> {
         self.entries
             .values()
             .filter(|entry| entry.id != folder && self.is_below(entry.id, folder))
@@ -220,19 +218,24 @@ impl Server {
     }
 }
 
-fn position(state: &State) -> u64 {
+pub(super) fn position(state: &State) -> u64 {
     let cursor = state.remote_position().unwrap().cursor;
     cursor.try_into().map_or(0, u64::from_be_bytes)
 }
 
 /// Begins to list anew: first what is below the folder, then the journal from its start.
-fn relist(state: &mut State, server: &Server) {
+pub(super) fn relist(state: &mut State, server: &Server) {
     state.begin_relist(false).unwrap();
     state.apply_listing(SYNC_ROOT, &server.below(SYNC_ROOT), true).unwrap();
 }
 
 /// Follows to the present, the server changing on the way; `crash`: the state is closed and opened at any point.
-fn catch_up(state: &mut State, folder: &std::path::Path, server: &mut Server, random: &mut SmallRng) {
+pub(super) fn catch_up(
+    state: &mut State,
+    folder: &std::path::Path,
+    server: &mut Server,
+    random: &mut SmallRng,
+) {
     if state.remote_position().unwrap().cursor.is_empty() {
         relist(state, server);
     }
@@ -259,7 +262,7 @@ fn catch_up(state: &mut State, folder: &std::path::Path, server: &mut Server, ra
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
 }
 
-fn compare(state: &State, server: &Server, seed: u64) {
+pub(super) fn compare(state: &State, server: &Server, seed: u64) {
     let mut pending = vec![(ROOT, SYNC_ROOT)];
     let mut seen = 0;
     while let Some((node, id)) = pending.pop() {
@@ -305,168 +308,6 @@ fn following_in_any_pages_ends_at_the_servers_tree() {
             compare(&state, &server, seed);
         }
     }
-}
-
-/// A call of this device, on what it knows, as far as the server takes it. Gives what is to be recorded.
-fn random_call(state: &State, server: &mut Server, random: &mut SmallRng) -> Option<Outcome> {
-    let known = |id: &u64| {
-        let node = state.node_of_entry(*id).unwrap()?;
-        let place = state.side(Side::Remote, node).unwrap()?.place;
-        let entry = &server.entries[id];
-        let parent = state.remote_facts(place.parent).unwrap()?.entry;
-        ((parent, &place.name) == (entry.parent, &entry.name)).then_some((*id, node))
-    };
-    let (folders, live) = (server.folders(), server.live());
-    let inside: Vec<u64> = live.iter().copied().filter(|id| !server.is_below(SYNC_ROOT, *id)).collect();
-    let there = |id: &u64| {
-        let node = state.node_of_entry(*id).unwrap()?;
-        state.side(Side::Remote, node).unwrap().map(|_| (*id, node))
-    };
-    // Wherever they are by now.
-    let anywhere: Vec<(u64, NodeId)> = inside.iter().filter_map(there).collect();
-    let live: Vec<(u64, NodeId)> = inside.iter().filter_map(known).collect();
-    let targets: Vec<u64> = folders
-        .into_iter()
-        .filter(|id| {
-            *id == SYNC_ROOT || server.is_below(*id, SYNC_ROOT) && live.iter().any(|(known, _)| known == id)
-        })
-        .collect();
-    let parent = *targets.choose(random)?;
-    let name = server.free_name(parent, random);
-    if random.random_bool(0.3)
-        && let Some((id, node)) = anywhere.choose(random).copied()
-    {
-        server.entries.get_mut(&id).unwrap().mode ^= 0o10;
-        server.changed(id);
-        return Some(Outcome::Remote { node, entry: server.entries[&id].clone(), part: Part::Attributes });
-    }
-    match (random.random_range(0..8), live.choose(random).copied()) {
-        (0..=1, _) => {
-            let made = match random.random_bool(0.5) {
-                true => folder_entry(0, parent, &name),
-                false => entry(0, parent, &name, random.random()),
-            };
-            let id = server.create(made);
-            let node = state.number_for_split();
-            Some(Outcome::Remote { node, entry: server.entries[&id].clone(), part: Part::Whole })
-        }
-        (2..=6, Some((id, node))) if !server.is_below(parent, id) => {
-            server.moved(id, parent, &name);
-            Some(Outcome::Remote { node, entry: server.entries[&id].clone(), part: Part::Place })
-        }
-        (7, Some((id, node))) => {
-            let trashed = server.entries.remove(&id).unwrap();
-            server.trashed.insert(id, trashed);
-            server.changed(id);
-            Some(Outcome::RemoteGone { node, entry: Some(server.trashed[&id].clone()) })
-        }
-        _ => None,
-    }
-}
-
-/// Answers to calls, and pages, come as late as they like, but each in their order.
-#[test]
-fn answers_and_pages_that_overtake_each_other_end_at_the_servers_tree() {
-    for round in 0..ROUNDS {
-        let seed = seed().wrapping_add(round);
-        let mut random = SmallRng::seed_from_u64(seed);
-        let (folder, mut state) = fresh();
-        let mut server = Server::new();
-        state.set_root_entry(SYNC_ROOT).unwrap();
-        relist(&mut state, &server);
-        let mut calls: Vec<Outcome> = Vec::new();
-        let mut page: Option<RemotePage> = None;
-        for step in 0..400 {
-            let last = step % 40 > 30;
-            match random.random_range(0..6) {
-                0..=1 if !last => server.random_change(&mut random),
-                // The executor works on one thing once at a time.
-                2 if !last => {
-                    let call = random_call(&state, &mut server, &mut random);
-                    let of = |outcome: &Outcome| match outcome {
-                        Outcome::Remote { node, .. } | Outcome::RemoteGone { node, .. } => Some(*node),
-                        _ => None,
-                    };
-                    calls.retain(|earlier| {
-                        let same = call.as_ref().and_then(of) == of(earlier);
-                        if same {
-                            state.record(std::slice::from_ref(earlier)).unwrap();
-                        }
-                        !same
-                    });
-                    calls.extend(call);
-                }
-                3 if !calls.is_empty() => {
-                    let answered = calls.swap_remove(random.random_range(0..calls.len()));
-                    state.record(&[answered]).unwrap();
-                }
-                _ => match page.take() {
-                    None => page = Some(server.page(position(&state), random.random_range(1..20))),
-                    Some(page) => {
-                        state.apply_changes(&page).unwrap();
-                        if !page.more {
-                            for wanted in state.listings_wanted().unwrap() {
-                                state.apply_listing(wanted, &server.below(wanted), true).unwrap();
-                            }
-                            assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
-                        }
-                    }
-                },
-            }
-            if step % 40 == 39 {
-                calls.drain(..).for_each(|outcome| state.record(&[outcome]).unwrap());
-                catch_up(&mut state, folder.path(), &mut server, &mut random);
-                catch_up(&mut state, folder.path(), &mut server, &mut random);
-                page = None;
-                let gone: Vec<NodeId> = state.dirty().unwrap();
-                let gone = gone.into_iter().filter(|node| state.side(Side::Remote, *node).unwrap().is_none());
-                let gone: Vec<Outcome> = gone.map(|node| Outcome::Agreed { node }).collect();
-                state.record(&gone).unwrap();
-                compare(&state, &server, seed);
-            }
-        }
-    }
-}
-
-#[test]
-fn a_page_read_before_a_call_does_not_undo_it() {
-    let (_folder, mut state) = fresh();
-    let mut server = Server::new();
-    state.set_root_entry(SYNC_ROOT).unwrap();
-    let kept = server.create(entry(0, SYNC_ROOT, "f", 1));
-    let removed = server.create(entry(0, SYNC_ROOT, "g", 1));
-    let stale = server.page(0, 100);
-    // A call of this device changes one and deletes the other, and is recorded before the page is taken in.
-    let mut first = server.entries[&kept].clone();
-    state.apply_changes(&stale).unwrap();
-    state.finish_batch().unwrap();
-    let (node, gone) =
-        (state.node_of_entry(kept).unwrap().unwrap(), state.node_of_entry(removed).unwrap().unwrap());
-    first.version = 2;
-    first.name = "renamed".to_owned();
-    first.sequence = server.sequence + 1;
-    state.record(&[Outcome::Remote { node, entry: first.clone(), part: Part::Place }]).unwrap();
-    let was = server.entries[&removed].clone();
-    state.record(&[Outcome::RemoteGone { node: gone, entry: Some(was) }]).unwrap();
-    state.apply_changes(&stale).unwrap();
-    state.finish_batch().unwrap();
-    assert_eq!(state.side_at(Side::Remote, ROOT, "renamed").unwrap(), Some(node));
-    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap(), [node]);
-    assert_eq!(state.remote_facts(node).unwrap().unwrap().version, 2);
-}
-
-#[test]
-fn news_of_an_own_creation_before_its_answer_make_one_node() {
-    let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
-    let made = folder_entry(70, SYNC_ROOT, "d");
-    let inside = entry(71, 70, "x", 1);
-    follow(&mut state, vec![made.clone(), inside]);
-    let mine = NodeId(5_000);
-    state.record(&[Outcome::Remote { node: mine, entry: made, part: Part::Whole }]).unwrap();
-    assert_eq!(state.node_of_entry(70).unwrap(), Some(mine));
-    assert_eq!(state.side_children(Side::Remote, ROOT).unwrap(), [mine]);
-    assert_eq!(state.side_children(Side::Remote, mine).unwrap().len(), 1);
 }
 
 #[test]
@@ -582,27 +423,4 @@ fn a_folder_gone_that_is_not_known_casts_doubt_on_the_root() {
     assert!(state.is_root_doubted().unwrap());
     state.finish_batch().unwrap();
     assert!(!state.is_root_doubted().unwrap(), "asked once");
-}
-
-#[test]
-fn what_came_back_before_an_answer_is_not_lost() {
-    let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
-    let at = |id: u64, name: &str, sequence: u64| v1::Entry { sequence, ..entry(id, SYNC_ROOT, name, 1) };
-    // It was deleted on the server; while this device makes it anew, by another id, the old one is restored.
-    follow(&mut state, vec![at(80, "f", 5)]);
-    let node = state.node_of_entry(80).unwrap().unwrap();
-    state.record(&[Outcome::Remote { node, entry: at(81, "g", 6), part: Part::Whole }]).unwrap();
-    let old = state.node_of_entry(80).unwrap().expect("the old one is known");
-    assert_ne!(old, node);
-    assert_eq!(state.node_of_entry(81).unwrap(), Some(node));
-    assert_eq!(state.side_at(Side::Remote, ROOT, "f").unwrap(), Some(old));
-    assert_eq!(state.side_at(Side::Remote, ROOT, "g").unwrap(), Some(node));
-    // The answer to a delete comes after the news that it is back.
-    follow(&mut state, vec![at(80, "f", 9)]);
-    state.record(&[Outcome::RemoteGone { node: old, entry: Some(at(80, "f", 8)) }]).unwrap();
-    assert_eq!(state.side_at(Side::Remote, ROOT, "f").unwrap(), Some(old));
-    // Not so if it is not.
-    state.record(&[Outcome::RemoteGone { node: old, entry: Some(at(80, "f", 9)) }]).unwrap();
-    assert_eq!(state.side_at(Side::Remote, ROOT, "f").unwrap(), None);
 }
