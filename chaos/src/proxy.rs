@@ -137,10 +137,14 @@ fn accept(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
 fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared, count: &AtomicU64) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(bytes @ 1..) = from.read(&mut buffer) {
-        if !shared.passes() || to.write_all(&buffer[..bytes]).is_err() {
+        if !shared.passes() {
             break;
         }
+        // Before they go: whoever has them finds them counted.
         count.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        if to.write_all(&buffer[..bytes]).is_err() {
+            break;
+        }
     }
     from.shutdown(Shutdown::Both).ok();
     to.shutdown(Shutdown::Both).ok();
