@@ -245,8 +245,8 @@ fn visible_dirty(state: &State, excluded: &HashSet<NodeId>) -> Result<Vec<NodeId
     Ok(shown)
 }
 
-/// Folders within one another that a walk up bears; the server has at most 256.
-const DEPTH_MAX: usize = 1_024;
+/// Folders within one another that a walk up bears: as many as the server's own.
+const DEPTH_MAX: usize = 4_096;
 
 /// Whether a node is, or lies in, an excluded folder of the server.
 fn in_excluded(

@@ -249,3 +249,46 @@ fn what_an_answer_puts_into_a_folder_that_comes_back_outlives_the_news_that_it_w
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
     assert_eq!(state.path(Side::Remote, x).unwrap().as_deref(), Some("b/a/x"));
 }
+
+#[test]
+fn what_is_in_a_folder_that_an_answer_puts_where_nothing_is_known_is_kept() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    follow(&mut state, vec![folder_entry(70, SYNC_ROOT, "c")]);
+    let c = state.node_of_entry(70).unwrap().unwrap();
+    // Another made x in c (3), made y (4) and moved c into it (5); then this device changed c (6). The page ends at 3.
+    let changed = v1::Entry { sequence: 6, ..folder_entry(70, 71, "c") };
+    state.record(&[Outcome::Remote { node: c, entry: changed.clone(), part: Part::Attributes }]).unwrap();
+    let x = v1::Entry { sequence: 3, ..entry(72, 70, "x", 1) };
+    state.apply_changes(&page(vec![change(x)], 3, false)).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    let x = state.node_of_entry(72).unwrap().expect("x makes no news of its own again");
+    assert!(state.side(Side::Remote, x).unwrap().is_some());
+    let y = v1::Entry { sequence: 4, created_ms: 10, changed_ms: 10, ..folder_entry(71, SYNC_ROOT, "y") };
+    state.apply_changes(&page(vec![change(y), change(changed)], 6, false)).unwrap();
+    assert_eq!(state.listings_wanted().unwrap(), [], "y is new");
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    assert_eq!(state.path(Side::Remote, x).unwrap().as_deref(), Some("y/c/x"));
+}
+
+#[test]
+fn what_is_in_folders_that_an_answer_puts_in_a_circle_is_kept() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    let folders = [folder_entry(60, SYNC_ROOT, "a"), folder_entry(61, SYNC_ROOT, "b")];
+    let files = [entry(62, 60, "in a", 1), entry(63, 61, "in b", 1)];
+    follow(&mut state, folders.into_iter().chain(files).collect());
+    let [a, in_a, in_b] = [60, 62, 63].map(|id| state.node_of_entry(id).unwrap().unwrap());
+    // Another moved b into a (12) and out again (14); then this device moved a into b (15). The page ends at 12.
+    let moved = v1::Entry { sequence: 15, ..folder_entry(60, 61, "a") };
+    state.record(&[Outcome::Remote { node: a, entry: moved.clone(), part: Part::Place }]).unwrap();
+    let there = v1::Entry { sequence: 12, ..folder_entry(61, 60, "b") };
+    state.apply_changes(&page(vec![change(there)], 12, false)).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    assert_eq!(state.path(Side::Remote, in_a).unwrap(), None, "in a circle");
+    let back = v1::Entry { sequence: 14, ..folder_entry(61, SYNC_ROOT, "b") };
+    state.apply_changes(&page(vec![change(back), change(moved)], 15, false)).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    assert_eq!(state.path(Side::Remote, in_a).unwrap().as_deref(), Some("b/a/in a"));
+    assert_eq!(state.path(Side::Remote, in_b).unwrap().as_deref(), Some("b/in b"));
+}
