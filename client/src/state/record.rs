@@ -202,6 +202,10 @@ impl State {
         let taken = self.take_entry(entry)?;
         self.keep_in_batch(taken)?;
         self.doubt_place(taken)?;
+        if !is_there && part != Part::Whole {
+            // The journal has told meanwhile that it is gone, and what was below it makes no news of its own.
+            self.list_in_next_batch(taken)?;
+        }
         self.agree_with(node, entry, part)
     }
 

@@ -465,6 +465,14 @@ impl State {
         Ok(())
     }
 
+    /// Has the next batch list what is below a folder.
+    pub(super) fn list_in_next_batch(&self, node: NodeId) -> Result<(), StateError> {
+        match self.side(Side::Remote, node)? {
+            Some(Node { kind: Kind::Folder, .. }) => self.arrived(node, false, true),
+            _ => Ok(()),
+        }
+    }
+
     /// Drops what a listing of everything has not told of; gives what is below it and newer, and stays.
     fn sweep(&self) -> Result<Vec<NodeId>, StateError> {
         let unseen = self.ids(

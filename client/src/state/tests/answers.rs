@@ -292,3 +292,25 @@ fn what_is_in_folders_that_an_answer_puts_in_a_circle_is_kept() {
     assert_eq!(state.path(Side::Remote, in_a).unwrap().as_deref(), Some("b/a/in a"));
     assert_eq!(state.path(Side::Remote, in_b).unwrap().as_deref(), Some("b/in b"));
 }
+
+#[test]
+fn what_is_in_a_folder_that_an_answer_brings_back_after_it_was_moved_out_is_asked_for() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    let inside = entry(61, 60, "x", 1);
+    follow(&mut state, vec![folder_entry(60, SYNC_ROOT, "a"), inside.clone()]);
+    let a = state.node_of_entry(60).unwrap().unwrap();
+    // Another moved a out (4); this device, which had not heard of it, in again (6), but the news came before the answer.
+    let out = v1::Entry { sequence: 4, ..folder_entry(60, 9, "a") };
+    state.apply_changes(&page(vec![change(out)], 5, false)).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    assert_eq!(state.side(Side::Remote, a).unwrap(), None);
+    let back = v1::Entry { sequence: 6, ..folder_entry(60, SYNC_ROOT, "a") };
+    state.record(&[Outcome::Remote { node: a, entry: back.clone(), part: Part::Place }]).unwrap();
+    state.apply_changes(&page(vec![change(back)], 6, false)).unwrap();
+    assert_eq!(state.listings_wanted().unwrap(), [60]);
+    state.apply_listing(60, &[inside], true).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    let x = state.node_of_entry(61).unwrap().unwrap();
+    assert_eq!(state.path(Side::Remote, x).unwrap().as_deref(), Some("a/x"));
+}
