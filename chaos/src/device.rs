@@ -211,8 +211,14 @@ impl Device {
     pub fn stop(&mut self) -> anyhow::Result<()> {
         let Some((mut child, process)) = self.process.take() else { return Ok(()) };
         process.signal(Signal::CONT)?;
-        process.signal(Signal::TERM)?;
-        let status = wait_for("end of sync run after SIGTERM", STOP_DEADLINE, || Ok(child.try_wait()?));
+        // In its first moments a signal ends it, as it would any program.
+        let caught = wait_for("sync run to catch signals", STOP_DEADLINE, || {
+            Ok((child.try_wait()?.is_some() || process.catches(Signal::TERM)).then_some(()))
+        });
+        let status = caught.and_then(|()| {
+            process.signal(Signal::TERM)?;
+            wait_for("end of sync run after SIGTERM", STOP_DEADLINE, || Ok(child.try_wait()?))
+        });
         let status = match status {
             Ok(status) => status,
             Err(error) => {

@@ -50,6 +50,14 @@ impl ProcessRef {
         }
     }
 
+    /// Whether it catches a signal, rather than being ended by it. False if it is gone.
+    #[must_use]
+    pub fn catches(&self, signal: Signal) -> bool {
+        let caught = self.status("SigCgt:").and_then(|mask| u64::from_str_radix(&mask, 16).ok()).unwrap_or(0);
+        let bit = u32::try_from(signal.as_raw() - 1).ok().and_then(|bit| 1_u64.checked_shl(bit)).unwrap_or(0);
+        caught & bit != 0
+    }
+
     /// Kills it with SIGKILL and waits until it is gone.
     ///
     /// # Errors
@@ -84,10 +92,14 @@ impl ProcessRef {
     }
 
     fn status_bytes(&self, name: &str) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+        let kibibytes: u64 = self.status(name)?.strip_suffix(" kB")?.trim().parse().ok()?;
         Some(kibibytes * 1024)
+    }
+
+    /// What a line of `/proc/PID/status` says.
+    fn status(&self, name: &str) -> Option<String> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
     }
 
     /// CPU time it has used so far, user and system, in seconds; `None` if it is gone.

@@ -296,6 +296,23 @@ fn many_deletes_wait_to_be_confirmed() -> Result<()> {
     wait_for("the deletes", SETTLE_DEADLINE, || Ok((!b.path("files/3").exists()).then_some(())))?;
     let agreed = group.settle()?;
     ensure!(agreed.paths().len() == 42, "{:?}", agreed.paths());
+    // Most of what there is, too, and with --once, which says how to go on.
+    group.devices[0].stop()?;
+    for index in 20..50 {
+        fs::remove_file(group.devices[0].path(&format!("files/{index}")))?;
+    }
+    group.devices[0].arguments = ["--deletes-max", "100"].map(Into::into).to_vec();
+    let refused = group.devices[0].once()?;
+    ensure!(refused.code == Some(1), "{refused:?}");
+    ensure!(number(&refused.json()?, "/status/deletes_to_confirm")? == 30, "{refused:?}");
+    let log = fs::read_to_string(group.devices[0].home().join("log"))?;
+    ensure!(log.contains("30 deletes wait: if they are meant"), "not said how to go on");
+    ensure!(group.client.exists("/files/20")?, "deleted unasked");
+    for device in &mut group.devices {
+        device.arguments = ["--deletes-percent-max", "100"].map(Into::into).to_vec();
+    }
+    group.devices[0].once_agreed()?;
+    ensure!(!group.client.exists("/files/20")?, "not deleted");
     group.finish()?;
     Ok(())
 }

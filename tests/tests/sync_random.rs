@@ -61,6 +61,10 @@ fn nothing_is_lost_and_all_end_the_same_whatever_breaks() -> Result<()> {
         let target = cluster.endpoint.strip_prefix("https://").context("no https endpoint")?.to_owned();
         let proxy = Proxy::start("127.0.0.1", &target)?;
         group.devices[0].via(&proxy)?;
+        for device in &mut group.devices {
+            // These users delete most of what they have, time and again, and mean it.
+            device.arguments = ["--deletes-percent-max", "100"].map(Into::into).to_vec();
+        }
         group.start()?;
         let lasts = Duration::from_secs(Size::chosen().pick(15, 30, 60));
         let steps = work(&mut group, &mut gateway, &proxy, lasts, &mut random)

@@ -64,6 +64,9 @@ pub(crate) struct SyncRun {
     /// More deletes at once wait for `keepstone sync confirm DIR`.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) deletes_max: u64,
+    /// As do deletes of more than so many of a hundred files.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) deletes_percent_max: u32,
     /// Look at everything this often, besides noticing changes.
     #[arg(long, value_name = "MINUTES", default_value_t = 30)]
     pub(crate) scan_minutes: u64,

@@ -13,7 +13,7 @@ use client::daemon::paths::Paths;
 use client::daemon::server::{self, RunSocket};
 use client::path::RemotePath;
 use client::profile::Profile;
-use client::sync::config::{Expected, SyncConfig};
+use client::sync::config::{DeleteGuard, Expected, SyncConfig};
 use client::sync::handle::{Ended, Handle};
 use client::sync::session::Session;
 use client::sync::status::{LogEntry, Quiet, Status};
@@ -68,7 +68,8 @@ fn configure(global: &Global, arguments: &SyncRun) -> anyhow::Result<SyncConfig>
     config.state_dir = arguments.state.as_deref().map(super::absolute).transpose()?;
     config.limits.up = arguments.limits.up.unwrap_or_default();
     config.limits.down = arguments.limits.down.unwrap_or_default();
-    config.delete_guard.count_max = arguments.deletes_max;
+    config.delete_guard =
+        DeleteGuard { count_max: arguments.deletes_max, percent_max: arguments.deletes_percent_max };
     config.scan_interval = Duration::from_secs(arguments.scan_minutes.max(1).saturating_mul(60));
     Ok(config)
 }
@@ -156,6 +157,14 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
             }
             for waiting in &quiet.waiting {
                 eprintln!("keepstone: {}: {}", shown(&waiting.path), shown(&waiting.why));
+            }
+            if status.deletes_to_confirm > 0 {
+                eprintln!(
+                    "keepstone: {} wait: if they are meant, run it without --once and `keepstone sync confirm {}`, or \
+                     raise --deletes-max or --deletes-percent-max",
+                    format::count(status.deletes_to_confirm, "delete"),
+                    status.root.display()
+                );
             }
             if quiet.waiting.is_empty() {
                 eprintln!("keepstone: not in sync: {}", shown(&status.message));
