@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngCore as _};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, openat, renameat, renameat_with, unlinkat};
 
 use crate::compare::file_digest;
 use crate::group::Contents;
@@ -162,11 +162,19 @@ impl<'a> Editor<'a> {
     fn save_as_editors_do(&mut self, files: &[PathBuf]) -> std::io::Result<()> {
         let Some(path) = self.choose_file(files) else { return Ok(()) };
         let bytes = self.bytes();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let temporary = path.with_file_name(format!(".{name}.swp"));
-        fs::write(&temporary, bytes)?;
+        let Some((folder, name)) = path.parent().zip(path.file_name()) else { return Ok(()) };
+        // Wherever the client moves the folder meanwhile: no temporary file is left behind.
+        let folder = File::open(folder)?;
+        let temporary = format!(".{}.swp", name.to_string_lossy());
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(&folder, &temporary, flags, Mode::from_raw_mode(0o644))?;
+        let written = File::from(file).write_all(&bytes);
         self.contents.give_up(&path);
-        fs::rename(&temporary, &path)?;
+        let moved = written.and_then(|()| Ok(renameat(&folder, &temporary, &folder, name)?));
+        if moved.is_err() {
+            unlinkat(&folder, &temporary, AtFlags::empty())?;
+        }
+        moved?;
         self.saved(&path)
     }
 
