@@ -269,7 +269,13 @@ impl State {
             state.connection.execute_batch("DELETE FROM arrivals;")?;
             // The next batch tells how it is.
             for node in adrift {
-                state.arrived(node, false, to_be_listed.contains(&node))?;
+                state.arrived(node, false, false)?;
+            }
+            // Not listed: adrift, or an answer put it there after the listings were asked for.
+            for node in to_be_listed {
+                if state.side(Side::Remote, node)?.is_some() {
+                    state.arrived(node, false, true)?;
+                }
             }
             // Pages read before these deletes have been taken in, or never will be.
             let mut statement = state.connection.prepare_cached("DELETE FROM deleted WHERE at_cursor < ?")?;

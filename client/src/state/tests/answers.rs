@@ -117,6 +117,10 @@ fn answers_and_pages_that_overtake_each_other_end_at_the_servers_tree() {
                             for wanted in state.listings_wanted().unwrap() {
                                 state.apply_listing(wanted, &server.below(wanted), true).unwrap();
                             }
+                            if !calls.is_empty() && random.random_bool(0.2) {
+                                let answered = calls.swap_remove(random.random_range(0..calls.len()));
+                                state.record(&[answered]).unwrap();
+                            }
                             assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
                         }
                     }
@@ -313,4 +317,28 @@ fn what_is_in_a_folder_that_an_answer_brings_back_after_it_was_moved_out_is_aske
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
     let x = state.node_of_entry(61).unwrap().unwrap();
     assert_eq!(state.path(Side::Remote, x).unwrap().as_deref(), Some("a/x"));
+}
+
+#[test]
+fn a_listing_that_an_answer_asks_for_after_they_were_made_comes_with_the_next_batch() {
+    let (_folder, mut state) = fresh();
+    state.set_root_entry(SYNC_ROOT).unwrap();
+    let inside = entry(61, 60, "x", 1);
+    follow(&mut state, vec![folder_entry(60, SYNC_ROOT, "a"), inside.clone()]);
+    let a = state.node_of_entry(60).unwrap().unwrap();
+    let out = v1::Entry { sequence: 4, ..folder_entry(60, 9, "a") };
+    state.apply_changes(&page(vec![change(out)], 5, false)).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    // The answer comes between the listings of another batch and its end.
+    state.apply_changes(&page(vec![change(entry(69, SYNC_ROOT, "other", 1))], 6, false)).unwrap();
+    assert_eq!(state.listings_wanted().unwrap(), []);
+    let back = v1::Entry { sequence: 7, ..folder_entry(60, SYNC_ROOT, "a") };
+    state.record(&[Outcome::Remote { node: a, entry: back.clone(), part: Part::Place }]).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    state.apply_changes(&page(vec![change(back)], 7, false)).unwrap();
+    assert_eq!(state.listings_wanted().unwrap(), [60]);
+    state.apply_listing(60, &[inside], true).unwrap();
+    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    assert_eq!(state.side_children(Side::Remote, a).unwrap().len(), 1);
+    assert_eq!(state.listings_wanted().unwrap(), [], "once");
 }

@@ -35,7 +35,7 @@ pub(super) fn entry(id: u64, parent: u64, name: &str, content: u8) -> v1::Entry 
     entry
 }
 
-/// Takes in entries as one batch.
+/// Takes in entries as one batch: there is nothing else in their folders.
 pub(super) fn follow(state: &mut State, entries: Vec<v1::Entry>) {
     let changes = entries.into_iter().map(|entry| v1::Change {
         entry_id: entry.id,
@@ -44,6 +44,9 @@ pub(super) fn follow(state: &mut State, entries: Vec<v1::Entry>) {
     });
     let page = RemotePage { changes: changes.collect(), cursor: vec![1], more: false, sequence: 1 };
     state.apply_changes(&page).unwrap();
+    for wanted in state.listings_wanted().unwrap() {
+        state.apply_listing(wanted, &[], true).unwrap();
+    }
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
 }
 
