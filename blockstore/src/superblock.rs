@@ -106,7 +106,17 @@ impl SuperblockError {
 /// Holds a disk's directory for this process until it is dropped.
 #[derive(Debug)]
 pub struct DiskLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DiskLock {
+    fn drop(&mut self) {
+        // Closing it would do, were it not for a program that is just being started elsewhere in this process: until it
+        // runs, it holds what was open here.
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "a disk's lock is released only by closing it");
+        }
+    }
 }
 
 fn is_empty(directory: &Path) -> io::Result<bool> {
@@ -192,7 +202,7 @@ pub fn lock(directory: &Path) -> Result<DiskLock, SuperblockError> {
         .open(directory.join(LOCK_FILE))
         .map_err(io)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(DiskLock { _file: file }),
+        Ok(()) => Ok(DiskLock { file }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(SuperblockError::Locked { path: directory.to_owned() }),
         Err(error) => Err(io(error.into())),
     }
@@ -239,7 +249,10 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let held = lock(scratch.path()).unwrap();
         assert!(matches!(lock(scratch.path()), Err(SuperblockError::Locked { .. })));
+        // As a program that is being started has it, too.
+        let inherited = held.file.try_clone().unwrap();
         drop(held);
         lock(scratch.path()).unwrap();
+        drop(inherited);
     }
 }

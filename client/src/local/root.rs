@@ -14,7 +14,6 @@
 mod marker;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -133,7 +132,7 @@ pub struct Root {
     device: u64,
     inode: u64,
     id: RootId,
-    _locks: Vec<File>,
+    _locks: Vec<HeldLock>,
 }
 
 impl Root {
@@ -334,12 +333,26 @@ fn read_marker(path: &Path, root: BorrowedFd<'_>) -> Result<Marker, RootError> {
     }
 }
 
-fn lock(path: &Path, folder: BorrowedFd<'_>) -> Result<File, RootError> {
+/// Until it is dropped.
+#[derive(Debug)]
+struct HeldLock(OwnedFd);
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        // Closing it would do, were it not for a program that is just being started elsewhere in this process: until it
+        // runs, it holds what was open here.
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(%error, "a folder's lock is released only by closing it");
+        }
+    }
+}
+
+fn lock(path: &Path, folder: BorrowedFd<'_>) -> Result<HeldLock, RootError> {
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::openat(folder, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| error(path, errno))?;
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(File::from(fd)),
+        Ok(()) => Ok(HeldLock(fd)),
         Err(Errno::WOULDBLOCK) => Err(RootError::Busy(path.to_owned())),
         Err(errno) => Err(error(path, errno)),
     }

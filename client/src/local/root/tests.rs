@@ -1,5 +1,7 @@
 //! What a root must refuse, and say so.
 
+use std::fs::File;
+
 use super::*;
 
 fn folder() -> tempfile::TempDir {
@@ -49,6 +51,18 @@ fn only_one_process_has_a_root() {
     drop(root);
     let root = Root::open(dir.path(), Some(state.path())).unwrap();
     assert_eq!(root.state_path(), state.path().canonicalize().unwrap());
+}
+
+#[test]
+fn a_program_that_is_being_started_does_not_keep_a_root_locked() {
+    let dir = folder();
+    let fd = open_root(dir.path()).unwrap();
+    let held = lock(dir.path(), fd.as_fd()).unwrap();
+    let inherited = held.0.try_clone().unwrap();
+    drop(held);
+    let again = lock(dir.path(), fd.as_fd());
+    assert!(again.is_ok(), "{again:?}");
+    drop(inherited);
 }
 
 #[test]
