@@ -297,48 +297,47 @@ fn what_is_in_folders_that_an_answer_puts_in_a_circle_is_kept() {
     assert_eq!(state.path(Side::Remote, in_b).unwrap().as_deref(), Some("b/in b"));
 }
 
-#[test]
-fn what_is_in_a_folder_that_an_answer_brings_back_after_it_was_moved_out_is_asked_for() {
-    let (_folder, mut state) = fresh();
+/// A folder of the server, 60, with x in it, 61, that another moved out of the root (4), and its node; news are in up to
+/// 5. This device, which had not heard of it, moves it in again (7).
+fn moved_out() -> (tempfile::TempDir, State, NodeId, v1::Entry, v1::Entry) {
+    let (folder, mut state) = fresh();
     state.set_root_entry(SYNC_ROOT).unwrap();
     let inside = entry(61, 60, "x", 1);
     follow(&mut state, vec![folder_entry(60, SYNC_ROOT, "a"), inside.clone()]);
-    let a = state.node_of_entry(60).unwrap().unwrap();
-    // Another moved a out (4); this device, which had not heard of it, in again (6), but the news came before the answer.
+    let node = state.node_of_entry(60).unwrap().unwrap();
     let out = v1::Entry { sequence: 4, ..folder_entry(60, 9, "a") };
     state.apply_changes(&page(vec![change(out)], 5, false)).unwrap();
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
-    assert_eq!(state.side(Side::Remote, a).unwrap(), None);
-    let back = v1::Entry { sequence: 6, ..folder_entry(60, SYNC_ROOT, "a") };
-    state.record(&[Outcome::Remote { node: a, entry: back.clone(), part: Part::Place }]).unwrap();
-    state.apply_changes(&page(vec![change(back)], 6, false)).unwrap();
+    assert_eq!(state.side(Side::Remote, node).unwrap(), None);
+    let back = v1::Entry { sequence: 7, ..folder_entry(60, SYNC_ROOT, "a") };
+    (folder, state, node, back, inside)
+}
+
+/// The news that the folder is back have what is in it listed, once.
+fn assert_listed(state: &mut State, back: v1::Entry, inside: v1::Entry) {
+    state.apply_changes(&page(vec![change(back)], 7, false)).unwrap();
     assert_eq!(state.listings_wanted().unwrap(), [60]);
     state.apply_listing(60, &[inside], true).unwrap();
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    assert_eq!(state.listings_wanted().unwrap(), [], "once");
     let x = state.node_of_entry(61).unwrap().unwrap();
     assert_eq!(state.path(Side::Remote, x).unwrap().as_deref(), Some("a/x"));
 }
 
 #[test]
+fn what_is_in_a_folder_that_an_answer_brings_back_after_it_was_moved_out_is_asked_for() {
+    let (_folder, mut state, node, back, inside) = moved_out();
+    state.record(&[Outcome::Remote { node, entry: back.clone(), part: Part::Place }]).unwrap();
+    assert_listed(&mut state, back, inside);
+}
+
+#[test]
 fn a_listing_that_an_answer_asks_for_after_they_were_made_comes_with_the_next_batch() {
-    let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
-    let inside = entry(61, 60, "x", 1);
-    follow(&mut state, vec![folder_entry(60, SYNC_ROOT, "a"), inside.clone()]);
-    let a = state.node_of_entry(60).unwrap().unwrap();
-    let out = v1::Entry { sequence: 4, ..folder_entry(60, 9, "a") };
-    state.apply_changes(&page(vec![change(out)], 5, false)).unwrap();
-    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
+    let (_folder, mut state, node, back, inside) = moved_out();
     // The answer comes between the listings of another batch and its end.
     state.apply_changes(&page(vec![change(entry(69, SYNC_ROOT, "other", 1))], 6, false)).unwrap();
     assert_eq!(state.listings_wanted().unwrap(), []);
-    let back = v1::Entry { sequence: 7, ..folder_entry(60, SYNC_ROOT, "a") };
-    state.record(&[Outcome::Remote { node: a, entry: back.clone(), part: Part::Place }]).unwrap();
+    state.record(&[Outcome::Remote { node, entry: back.clone(), part: Part::Place }]).unwrap();
     assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
-    state.apply_changes(&page(vec![change(back)], 7, false)).unwrap();
-    assert_eq!(state.listings_wanted().unwrap(), [60]);
-    state.apply_listing(60, &[inside], true).unwrap();
-    assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
-    assert_eq!(state.side_children(Side::Remote, a).unwrap().len(), 1);
-    assert_eq!(state.listings_wanted().unwrap(), [], "once");
+    assert_listed(&mut state, back, inside);
 }
