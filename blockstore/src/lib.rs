@@ -3,6 +3,7 @@
 //! It knows no users, files or names. A disk is a directory; [`disk::Disk`] is one that serves, [`node::StorageNode`]
 //! the process around several, and [`client::StorageClient`] how others reach it.
 
+mod attest;
 mod channels;
 pub mod client;
 pub mod config;

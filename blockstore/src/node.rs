@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::attest;
 use crate::channels::{CONNECTION_WINDOW_BYTES, FRAME_BYTES, STREAM_WINDOW_BYTES};
 use crate::config::StorageConfig;
 use crate::disks::{self, DisksError, Slot};
@@ -101,6 +102,7 @@ impl StorageNode {
         let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
         let (heart, pulse) = Heart::new(&config, &identity, advertised, Arc::clone(&slots));
         tasks.spawn(heart.run(stop.clone()));
+        attest::start(&config, &identity, &tasks, &stop);
 
         let service =
             StorageServer::new(StorageService::new(peer.cluster, Arc::clone(&slots), tasks.clone(), pulse))

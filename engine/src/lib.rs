@@ -3,6 +3,7 @@
 //! It has no sockets, files, clock, threads or database, so that everything in it runs the same over the network,
 //! in memory and in a simulation.
 
+pub mod attestation;
 pub mod chunk;
 pub mod cluster;
 pub mod code;

@@ -13,6 +13,7 @@ mod local;
 pub mod model;
 pub mod node;
 mod raft;
+mod standing;
 pub mod state;
 pub mod warden;
 mod watchers;

@@ -7,8 +7,9 @@ use engine::ids::Epoch;
 use engine::store::{PutShardError, ShardPut, ShardStore};
 use proto::internal::metadata_server::{Metadata, MetadataServer};
 use proto::internal::{
-    DiskState, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest, NodeStatusResponse, NotLeader,
-    ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, VolumeEpoch, WatchRequest, WatchResponse,
+    AttestRequest, AttestResponse, DiskState, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest,
+    NodeStatusResponse, NotLeader, ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, VolumeEpoch,
+    WatchRequest, WatchResponse,
 };
 use proto::peer::Role;
 use tokio::net::TcpListener;
@@ -43,6 +44,10 @@ impl Metadata for Listener {
     ) -> Result<Response<HeartbeatResponse>, Status> {
         drop(self.heard.try_send(request.into_inner()));
         Ok(Response::new(self.answer.clone()))
+    }
+
+    async fn attest(&self, _request: Request<AttestRequest>) -> Result<Response<AttestResponse>, Status> {
+        Err(Status::unimplemented("not this listener's"))
     }
 
     async fn node_status(

@@ -16,7 +16,8 @@ use crate::raft::witness::Witness;
 
 /// A node's open databases.
 pub(crate) struct Databases {
-    log: Arc<LogDatabase>,
+    /// The log database.
+    pub(crate) log: Arc<LogDatabase>,
     /// The state database.
     pub(crate) state: Arc<StateDatabase>,
     ends: BTreeMap<GroupId, LogEnds>,
@@ -71,7 +72,9 @@ impl Databases {
 
     /// Whether a group still holds on to its log or state.
     pub(crate) fn in_use(&self) -> bool {
-        self.queue.strong_count() > 1 || Arc::strong_count(&self.state) > 2
+        self.queue.strong_count() > 1
+            || Arc::strong_count(&self.state) > 2
+            || Arc::strong_count(&self.log) > 2
     }
 
     /// Waits until the groups have let go of the databases, then closes them. Blocks.

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
 use futures_util::{Stream, stream};
 use proto::internal::{
-    GroupStatus, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest, NodeStatusResponse, NotLeader,
-    ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, WatchNotice, WatchRequest, WatchResponse,
+    AttestRequest, AttestResponse, GroupStatus, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest,
+    NodeStatusResponse, NotLeader, ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, WatchNotice,
+    WatchRequest, WatchResponse,
 };
 use proto::peer::{Peer, Role};
 use tokio::sync::watch;
@@ -18,6 +19,8 @@ use tonic::{Request, Response, Status};
 
 use super::heartbeat::HeartbeatSink;
 use crate::raft::group::{GroupError, GroupHandle, Leadership};
+use crate::standing::attester::{self, Attester};
+use crate::standing::prover::WitnessId;
 use crate::watchers::Watcher;
 
 /// Commands in one call.
@@ -30,6 +33,7 @@ pub(crate) struct MetadataService {
     pub(crate) members: Arc<BTreeMap<u64, String>>,
     pub(crate) groups: Arc<BTreeMap<GroupId, GroupHandle>>,
     pub(crate) heartbeats: Arc<OnceLock<Arc<dyn HeartbeatSink>>>,
+    pub(crate) attester: Arc<Attester>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -191,6 +195,15 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
         sink.heartbeat(report).await.map(Response::new)
     }
 
+    async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<AttestResponse>, Status> {
+        let peer = self.authorize(&request, &[Role::Storage, Role::Meta])?;
+        let witness = match peer.role {
+            Role::Meta => WitnessId::Voter(peer.node.0),
+            _ => WitnessId::Storage(peer.node.0),
+        };
+        attester::answer(&self.attester, witness, request.into_inner()).await.map(Response::new)
+    }
+
     async fn node_status(
         &self,
         request: Request<NodeStatusRequest>,
@@ -204,6 +217,7 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
                 leader: progress.leader.map_or(0, |leader| leader.0),
                 last_log_index: progress.last_log_index,
                 applied_index: progress.applied_index,
+                refuses: handle.refuses(),
             }
         });
         Ok(Response::new(NodeStatusResponse { node: self.node.0, groups: groups.collect() }))

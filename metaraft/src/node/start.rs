@@ -27,6 +27,7 @@ use crate::raft::log_database::LogError;
 use crate::raft::peers::{PeerAddressError, Peers};
 use crate::raft::service::{GroupPort, RaftService};
 use crate::raft::state_store::StateStore;
+use crate::standing::attester::{self, Attester};
 
 /// How long openraft's own tasks may take to let go of the databases.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,6 +85,7 @@ pub struct MetaNode {
     heartbeats: Arc<OnceLock<Arc<dyn HeartbeatSink>>>,
     space: Arc<SpaceGate>,
     failed: watch::Sender<Option<String>>,
+    attester: Arc<Attester>,
     stop: CancellationToken,
     tasks: TaskTracker,
     databases: Databases,
@@ -146,7 +148,16 @@ impl MetaNode {
         let peers = Arc::new(Peers::new(&members, &identity)?);
         let ids: Vec<GroupId> = (ROOT_GROUP.0..=config.data_groups).map(GroupId).collect();
         let (directory, opened) = (config.data_dir.clone(), ids.clone());
-        let databases = tokio::task::spawn_blocking(move || Databases::open(&directory, &opened))
+        let (own, voters) = (config.node, Arc::clone(&members));
+        let open = move || {
+            let databases = Databases::open(&directory, &opened)?;
+            let failed =
+                |source| StartError::Disk { what: "read who this node is", path: directory.clone(), source };
+            let attester =
+                Attester::open(&directory, own, &voters, Arc::clone(&databases.log)).map_err(failed)?;
+            Ok::<_, StartError>((databases, Arc::new(attester)))
+        };
+        let (databases, attester) = tokio::task::spawn_blocking(open)
             .await
             .map_err(|error| StartError::Config(format!("opening the databases panicked: {error}")))??;
 
@@ -158,6 +169,7 @@ impl MetaNode {
             heartbeats: Arc::default(),
             space: Arc::default(),
             failed: watch::Sender::new(None),
+            attester,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             databases,
@@ -175,6 +187,8 @@ impl MetaNode {
                 log_entries_kept: config.log_entries_kept,
                 space: Arc::clone(&node.space),
                 failed: node.failed.clone(),
+                standing: node.attester.standing(),
+                may_found: node.attester.may_found(),
             };
             match group::start(parts, &node.tasks, &node.stop).await {
                 Ok(handle) => groups.insert(id, handle),
@@ -186,6 +200,10 @@ impl MetaNode {
             };
         }
         node.groups = Arc::new(groups);
+        for peer in members.keys().copied().filter(|member| *member != config.node.0) {
+            let (attester, peers) = (Arc::clone(&node.attester), Arc::clone(&peers));
+            node.tasks.spawn(attester::call(attester, peers, peer, node.stop.clone()));
+        }
         node.serve(listener, identity, members, &config);
         tracing::info!(node = %config.node, %address, groups = ids.len(), "metadata node started");
         Ok(node)
@@ -204,12 +222,14 @@ impl MetaNode {
             members,
             groups: Arc::clone(&self.groups),
             heartbeats: Arc::clone(&self.heartbeats),
+            attester: Arc::clone(&self.attester),
             stop: self.stop.clone(),
         };
         let ports = self.groups.iter().map(|(id, handle)| (*id, GroupPort::new(handle.raft().clone())));
         let raft = RaftService {
             cluster: self.cluster,
             groups: Arc::new(ports.collect()),
+            standing: self.attester.standing(),
             directory: config.data_dir.clone(),
         };
         self.tasks.spawn(server::serve(listener, identity, metadata, raft, self.stop.clone()));
@@ -273,7 +293,7 @@ impl MetaNode {
 
     /// Stops the node. Handles of its groups that are kept answer [`crate::node::GroupError`] from then on.
     pub async fn stop(self) {
-        let Self { node, groups, stop, tasks, databases, heartbeats, .. } = self;
+        let Self { node, groups, stop, tasks, databases, heartbeats, attester, .. } = self;
         stop.cancel();
         tasks.close();
         for (group, handle) in groups.iter() {
@@ -281,7 +301,7 @@ impl MetaNode {
                 tracing::error!(%group, %error, "a group did not shut down well");
             }
         }
-        drop((groups, heartbeats));
+        drop((groups, heartbeats, attester));
         if tokio::time::timeout(RELEASE_TIMEOUT, tasks.wait()).await.is_err() {
             tracing::error!(%node, "tasks still run although the node has stopped");
         }

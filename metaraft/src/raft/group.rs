@@ -20,6 +20,7 @@ use super::reader::{self, QUERIES_WAITING_MAX, QueryJob};
 use super::state_store::StateStore;
 use super::types::Raft;
 use crate::node::space::SpaceGate;
+use crate::standing::prover::Standing;
 use crate::watchers::{Watcher, Watchers};
 
 /// Bytes of one command.
@@ -105,6 +106,7 @@ pub struct GroupHandle {
     members: Arc<BTreeMap<u64, String>>,
     space: Arc<SpaceGate>,
     watchers: Arc<Watchers>,
+    standing: watch::Receiver<Standing>,
 }
 
 impl GroupHandle {
@@ -124,6 +126,21 @@ impl GroupHandle {
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    /// Why this node does not vote in the group; empty if it does.
+    #[must_use]
+    pub fn refuses(&self) -> String {
+        self.standing.borrow().reason().to_owned()
+    }
+
+    /// An error unless this node votes.
+    fn check_standing(&self) -> Result<(), GroupError> {
+        let standing = self.standing.borrow();
+        if standing.votes() {
+            return Ok(());
+        }
+        Err(GroupError::Unavailable { reason: standing.reason().to_owned() })
     }
 
     /// Tells from now on what this node applies.
@@ -171,6 +188,7 @@ impl GroupHandle {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
+        self.check_standing()?;
         let leadership = *self.leadership.borrow();
         if !leadership.is_self {
             return Err(GroupError::NotLeader { leader: leadership.leader });
@@ -198,6 +216,7 @@ impl GroupHandle {
     /// # Errors
     /// See [`GroupError`].
     pub async fn query(&self, query: Vec<u8>) -> Result<Vec<u8>, GroupError> {
+        self.check_standing()?;
         let (reply, answer) = oneshot::channel();
         self.queries.try_send(QueryJob { query, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
@@ -240,6 +259,10 @@ pub(crate) struct GroupParts {
     pub(crate) space: Arc<SpaceGate>,
     /// Told once a group has failed for good.
     pub(crate) failed: watch::Sender<Option<String>>,
+    /// Whether this node votes.
+    pub(crate) standing: watch::Receiver<Standing>,
+    /// Whether a group may be founded.
+    pub(crate) may_found: watch::Receiver<bool>,
 }
 
 fn config(parts: &GroupParts) -> Config {
@@ -256,6 +279,8 @@ fn config(parts: &GroupParts) -> Config {
         max_in_snapshot_log_to_keep: parts.log_entries_kept,
         purge_batch_size: (parts.snapshot_log_entries / 4).max(1),
         enable_pre_vote: Some(true),
+        // Switched on once others have confirmed that this node may vote.
+        enable_elect: false,
         ..Config::default()
     }
 }
@@ -267,10 +292,11 @@ pub(crate) async fn start(
     stop: &CancellationToken,
 ) -> Result<GroupHandle, String> {
     let config = Arc::new(config(&parts).validate().map_err(|error| error.to_string())?);
-    let GroupParts { group, node, members, log, state, peers, space, failed, .. } = parts;
+    let GroupParts { group, node, members, log, state, peers, space, failed, standing, may_found, .. } =
+        parts;
     let watchers = Arc::new(Watchers::default());
     let state = state.with_watchers(Arc::clone(&watchers));
-    let network = GroupNetwork { group, node, peers };
+    let network = GroupNetwork { group, node, peers, standing: standing.clone() };
     let raft =
         Raft::new(node, config, network, log, state.clone()).await.map_err(|error| error.to_string())?;
 
@@ -279,9 +305,9 @@ pub(crate) async fn start(
     let (told, leadership) = watch::channel(Leadership::default());
     tasks.spawn(batcher::run(raft.clone(), waiting_proposals, stop.clone()));
     tasks.spawn(reader::run(raft.clone(), state, waiting_queries, stop.clone()));
-    tasks.spawn(watch_leadership(raft.clone(), group, told, failed, stop.clone()));
-    tasks.spawn(found(raft.clone(), group, Arc::clone(&members), stop.clone()));
-    Ok(GroupHandle { group, raft, proposals, queries, leadership, members, space, watchers })
+    tasks.spawn(watch_leadership(raft.clone(), group, told, failed, standing.clone(), stop.clone()));
+    tasks.spawn(found(raft.clone(), group, Arc::clone(&members), may_found, stop.clone()));
+    Ok(GroupHandle { group, raft, proposals, queries, leadership, members, space, watchers, standing })
 }
 
 impl GroupHandle {
@@ -290,16 +316,20 @@ impl GroupHandle {
     }
 }
 
-/// Tells who leads, and that the group has failed: a disk error stops it until the process starts again.
+/// Tells who leads, and that the group has failed: a disk error stops it until the process starts again. Lets the node
+/// stand for election for as long as it votes.
 async fn watch_leadership(
     raft: Raft,
     group: GroupId,
     told: watch::Sender<Leadership>,
     failed: watch::Sender<Option<String>>,
+    mut standing: watch::Receiver<Standing>,
     stop: CancellationToken,
 ) {
     let mut metrics = raft.metrics();
     loop {
+        let votes = standing.borrow_and_update().votes();
+        raft.runtime_config().elect(votes);
         let now = {
             let metrics = metrics.borrow_and_update();
             if let Err(fatal) = &metrics.running_state
@@ -311,7 +341,7 @@ async fn watch_leadership(
             let leader = metrics.current_leader;
             Leadership {
                 leader: leader.map(NodeId),
-                is_self: metrics.state.is_leader() && leader == Some(metrics.id),
+                is_self: votes && metrics.state.is_leader() && leader == Some(metrics.id),
                 term: metrics.current_term,
             }
         };
@@ -319,19 +349,33 @@ async fn watch_leadership(
         tokio::select! {
             () = stop.cancelled() => break,
             changed = metrics.changed() => if changed.is_err() { break },
+            changed = standing.changed() => if changed.is_err() { break },
         }
     }
 }
 
-/// Founds the group with the configured members, unless it has been founded. The nodes take turns, each group
-/// another one first, so that leaders are spread; founding twice with the same members is harmless.
-async fn found(raft: Raft, group: GroupId, members: Arc<BTreeMap<u64, String>>, stop: CancellationToken) {
+/// Founds the group with the configured members, unless it has been founded: once all of them are there, enrolled
+/// together, so that nobody who lost its data founds another one. The nodes take turns, each group another one first, so
+/// that leaders are spread; founding twice with the same members is harmless.
+async fn found(
+    raft: Raft,
+    group: GroupId,
+    members: Arc<BTreeMap<u64, String>>,
+    mut may_found: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
     let Some(position) = members.keys().position(|member| member == raft.node_id()) else { return };
     let turn = (position + usize::from(group.0)) % members.len();
     let delay = FOUND_DELAY.saturating_mul(u32::try_from(turn).unwrap_or(u32::MAX));
     let wait = async {
-        if !matches!(raft.is_initialized().await, Ok(true)) {
+        while matches!(raft.is_initialized().await, Ok(false)) {
+            if may_found.wait_for(|may| *may).await.is_err() {
+                return;
+            }
             tokio::time::sleep(delay).await;
+            if *may_found.borrow() {
+                return;
+            }
         }
     };
     tokio::select! {

@@ -1,14 +1,18 @@
 //! The log database: votes and logs of all groups of a node, and what a group finds there when it starts.
 //!
-//! Keys: group (2 bytes, big-endian), kind (1), and for entries the index (8, big-endian).
+//! Keys: group (2 bytes, big-endian), kind (1), and for entries the index (8, big-endian). Two keys of one byte are the
+//! node's own: how far its log is ([`Attestation`]), and whom it was enrolled with.
 //!
 //! Invariants:
+//! - Once the run has begun, every write counts one up, in the same batch: an older copy of the database has counted less.
 //! - `LAST` is written in every batch that moves the end of a log, so the last entry found is that one.
 //! - Every write is synced; see [`super::log_writer`].
 
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use engine::attestation::Attestation;
 use engine::ids::GroupId;
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, ReadOptions, WriteBatch};
 
@@ -20,6 +24,9 @@ const PURGED: u8 = 1;
 const LAST: u8 = 2;
 const ENTRY: u8 = 3;
 const BEYOND_ENTRIES: u8 = 4;
+/// Keys of the node itself; those of groups are longer.
+const ATTESTATION: [u8; 1] = [0];
+const ENROLMENT: [u8; 1] = [1];
 
 const MEBIBYTE: usize = 1024 * 1024;
 
@@ -94,17 +101,85 @@ fn options() -> Options {
     options
 }
 
+/// How far the log is, and whether this run counts.
+struct Counter {
+    attestation: Attestation,
+    begun: bool,
+}
+
 /// The log database.
 pub(crate) struct LogDatabase {
     db: DB,
+    /// Locked while a batch is written: batches are counted in the order in which they are.
+    counter: Mutex<Counter>,
+    new: bool,
+}
+
+fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(bytes)
 }
 
 impl LogDatabase {
-    /// Opens it, or makes it.
+    /// Opens it, or makes it, with an incarnation of its own.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let db =
             DB::open(&options(), path).map_err(|error| database_error("open the log database", &error))?;
-        Ok(Self { db })
+        let found = db.get(ATTESTATION).map_err(|error| database_error("read the log database", &error))?;
+        let (attestation, new) = match found {
+            Some(bytes) => {
+                let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the node's own row is damaged");
+                (Attestation::from_bytes(&bytes).ok_or_else(damaged)?, false)
+            }
+            None => (Attestation { incarnation: random()?, start: 0, run: [0; 16], sequence: 0 }, true),
+        };
+        let database = Self { db, counter: Mutex::new(Counter { attestation, begun: false }), new };
+        if new {
+            let mut batch = WriteBatch::default();
+            batch.put(ATTESTATION, attestation.to_bytes());
+            database.write_batch(batch)?;
+        }
+        Ok(database)
+    }
+
+    /// Whether it was made by this start.
+    pub(crate) fn is_new(&self) -> bool {
+        self.new
+    }
+
+    fn counter(&self) -> MutexGuard<'_, Counter> {
+        // Changed only after the write that it counts, in one assignment.
+        self.counter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far the log is, durably.
+    pub(crate) fn attestation(&self) -> Attestation {
+        self.counter().attestation
+    }
+
+    /// Begins a run: one more start, under a name of its own. From now on writes are counted.
+    pub(crate) fn begin(&self) -> io::Result<Attestation> {
+        let mut counter = self.counter();
+        let begun =
+            Attestation { start: counter.attestation.start + 1, run: random()?, ..counter.attestation };
+        let mut batch = WriteBatch::default();
+        batch.put(ATTESTATION, begun.to_bytes());
+        self.write_batch(batch)?;
+        *counter = Counter { attestation: begun, begun: true };
+        Ok(begun)
+    }
+
+    /// The node's enrolment, encoded by whoever keeps it.
+    pub(crate) fn enrolment(&self) -> io::Result<Option<Vec<u8>>> {
+        self.db.get(ENROLMENT).map_err(|error| database_error("read the log database", &error))
+    }
+
+    /// Replaces the node's enrolment, durably.
+    pub(crate) fn enrol(&self, enrolment: &[u8]) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.put(ENROLMENT, enrolment);
+        self.write_batch(batch)
     }
 
     /// What `group`'s log holds, compared with what it had acknowledged.
@@ -190,8 +265,20 @@ impl LogDatabase {
         Ok(entries)
     }
 
-    /// Writes a batch and syncs it.
-    pub(crate) fn write_synced(&self, batch: WriteBatch) -> io::Result<()> {
+    /// Writes a batch of groups' rows, counts it and syncs it.
+    pub(crate) fn write_synced(&self, mut batch: WriteBatch) -> io::Result<()> {
+        let mut counter = self.counter();
+        let mut next = counter.attestation;
+        if counter.begun {
+            next.sequence += 1;
+            batch.put(ATTESTATION, next.to_bytes());
+        }
+        self.write_batch(batch)?;
+        counter.attestation = next;
+        Ok(())
+    }
+
+    fn write_batch(&self, batch: WriteBatch) -> io::Result<()> {
         let mut options = rocksdb::WriteOptions::default();
         options.set_sync(true);
         self.db

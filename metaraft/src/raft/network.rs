@@ -16,7 +16,7 @@ use proto::internal::raft_client::RaftClient;
 use proto::internal::{RaftRequest, RaftResponse, SnapshotPart};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
@@ -24,6 +24,7 @@ use tonic::{Code, Response, Status};
 use super::peers::{Lane, Peers};
 use super::snapshot::{SnapshotData, send_parts};
 use super::types::{RaftTypes, SnapshotMeta, Vote, decode, encode};
+use crate::standing::prover::Standing;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData>;
 
@@ -55,13 +56,16 @@ pub(crate) struct GroupNetwork {
     pub(crate) group: GroupId,
     pub(crate) node: u64,
     pub(crate) peers: Arc<Peers>,
+    /// A node that does not vote sends nothing either: it may be a leader that was put back from a copy.
+    pub(crate) standing: watch::Receiver<Standing>,
 }
 
 impl RaftNetworkFactory<RaftTypes> for GroupNetwork {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: u64, _node: &openraft::BasicNode) -> PeerNetwork {
-        PeerNetwork { group: self.group, node: self.node, target, peers: Arc::clone(&self.peers) }
+        let (peers, standing) = (Arc::clone(&self.peers), self.standing.clone());
+        PeerNetwork { group: self.group, node: self.node, target, peers, standing }
     }
 }
 
@@ -71,6 +75,7 @@ pub(crate) struct PeerNetwork {
     node: u64,
     target: u64,
     peers: Arc<Peers>,
+    standing: watch::Receiver<Standing>,
 }
 
 enum CallError {
@@ -80,6 +85,9 @@ enum CallError {
 
 impl PeerNetwork {
     fn client(&self, lane: Lane) -> Result<RaftClient<Channel>, CallError> {
+        if !self.standing.borrow().votes() {
+            return Err(CallError::Failed("this node does not vote".to_owned()));
+        }
         let unknown = || CallError::Failed(format!("node {} is not in the configuration", self.target));
         self.peers.client(self.target, lane).ok_or_else(unknown)
     }

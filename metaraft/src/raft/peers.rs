@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proto::internal::metadata_client::MetadataClient;
 use proto::internal::raft_client::RaftClient;
 use proto::peer::TlsIdentity;
 use tonic::transport::{Channel, Endpoint};
@@ -70,6 +71,12 @@ impl Peers {
             channels.insert(*node, (connect()?, connect()?));
         }
         Ok(Self { channels })
+    }
+
+    /// A client of `node`'s other service; `None` if the configuration does not know it.
+    pub(crate) fn metadata(&self, node: u64) -> Option<MetadataClient<Channel>> {
+        let (control, _bulk) = self.channels.get(&node)?;
+        Some(MetadataClient::new(control.clone()))
     }
 
     /// A client of `node`; `None` if the configuration does not know it.

@@ -11,13 +11,14 @@ use proto::internal::{RaftRequest, RaftResponse, SnapshotPart};
 use proto::peer::{Peer, Role};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::network::{Ballot, SnapshotHeader};
 use super::snapshot::{ReceivedSnapshot, SnapshotData, SnapshotReceiver};
 use super::state_store::StateStore;
 use super::types::{Raft, RaftTypes, decode, encode};
+use crate::standing::prover::Standing;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData>;
 
@@ -43,13 +44,17 @@ impl GroupPort {
 pub(crate) struct RaftService {
     pub(crate) cluster: ClusterId,
     pub(crate) groups: Arc<BTreeMap<GroupId, GroupPort>>,
+    /// Whether this node votes; if not it takes nothing from peers either.
+    pub(crate) standing: watch::Receiver<Standing>,
     /// Where snapshots are kept while they are received.
     pub(crate) directory: PathBuf,
 }
 
 impl RaftService {
     fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        Peer::authorize(request, self.cluster, &[Role::Meta]).map(|_peer| ()).map_err(|status| *status)
+        Peer::authorize(request, self.cluster, &[Role::Meta]).map_err(|status| *status)?;
+        let standing = self.standing.borrow();
+        if standing.votes() { Ok(()) } else { Err(Status::unavailable(standing.reason())) }
     }
 
     fn port(&self, group: u32) -> Result<&GroupPort, Status> {
