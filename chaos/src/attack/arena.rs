@@ -17,6 +17,8 @@ use super::innocent::{Figures, beside, for_a_while};
 use super::memory::{MemoryWatch, Peaks};
 use crate::cluster::{Cluster, Options};
 
+/// How long the innocent account stores and reads before it is measured: the first calls pay for connections.
+const WARM_UP: Duration = Duration::from_millis(500);
 /// How long the innocent account is measured undisturbed.
 const UNDISTURBED: Duration = Duration::from_secs(2);
 /// The most that a gateway or a metadata node may have resident, whatever is done to it.
@@ -133,7 +135,7 @@ impl Arena {
         self.innocents.block_on(work)
     }
 
-    /// Runs an attack, with the innocent account and the memory watched.
+    /// Runs an attack, with the memory and the innocent account watched, which is measured undisturbed just before.
     ///
     /// # Errors
     /// As `attack`, or if there is nothing to watch.
@@ -142,8 +144,31 @@ impl Arena {
         name: &str,
         attack: impl Future<Output = anyhow::Result<T>> + Send + 'static,
     ) -> anyhow::Result<(T, Seen)> {
+        let warm_up = self.innocents.block_on(for_a_while(&self.innocent, WARM_UP));
+        warm_up.no_errors().with_context(|| format!("{name}: before it began"))?;
         let undisturbed = self.innocents.block_on(for_a_while(&self.innocent, UNDISTURBED));
         undisturbed.no_errors().with_context(|| format!("{name}: before it began"))?;
+        self.run(name, undisturbed, attack)
+    }
+
+    /// The same for attacks that may be felt: the innocent account may wait longer than undisturbed.
+    ///
+    /// # Errors
+    /// As [`Self::attack`].
+    pub fn watch<T: Send + 'static>(
+        &self,
+        name: &str,
+        attack: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+    ) -> anyhow::Result<(T, Seen)> {
+        self.run(name, Figures::default(), attack)
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        name: &str,
+        undisturbed: Figures,
+        attack: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+    ) -> anyhow::Result<(T, Seen)> {
         let memory = MemoryWatch::start(&self.cluster)?;
         let begun = Instant::now();
         let attacking = self.attackers.spawn(attack);
@@ -184,23 +209,42 @@ impl std::fmt::Display for Seen {
         write!(
             f,
             "{} ({:.1} s): gateway {gateway_mib_before} → {gateway_mib} MiB, metadata {meta_mib_before} → \
-             {meta_mib} MiB; undisturbed {}; beside {}",
+             {meta_mib} MiB; ",
             self.name,
             self.elapsed.as_secs_f64(),
-            self.undisturbed,
-            self.beside
-        )
+        )?;
+        if self.undisturbed.count() > 0 {
+            write!(f, "undisturbed {}; ", self.undisturbed)?;
+        }
+        write!(f, "beside {}", self.beside)
     }
 }
 
 impl Seen {
-    /// Fails unless memory stayed bounded and nobody else was disturbed.
+    /// Fails unless memory stayed bounded and nobody else had errors or waited longer than before.
     ///
     /// # Errors
-    /// With all that was not as it should be.
+    /// With what was not as it should be.
     pub fn harmless(&self) -> anyhow::Result<()> {
+        self.survived()?;
+        let name = &self.name;
+        ensure!(self.undisturbed.count() > 0, "{name}: not measured undisturbed: use Arena::attack");
+        let allowed = self.undisturbed.p99() * 2 + LATENCY_FLOOR;
+        let p99 = self.beside.p99();
+        ensure!(p99 <= allowed, "{name}: the innocent account's p99 {p99:?} is above {allowed:?}");
+        Ok(())
+    }
+
+    /// Fails unless memory stayed bounded and nobody else had errors.
+    ///
+    /// # Errors
+    /// With what was not as it should be.
+    pub fn survived(&self) -> anyhow::Result<()> {
         self.bounded()?;
-        self.others_undisturbed()
+        let name = &self.name;
+        self.beside.no_errors().with_context(|| name.clone())?;
+        ensure!(self.beside.count() > 0, "{name}: the innocent account got nothing done");
+        Ok(())
     }
 
     /// Fails if a process took too much memory.
@@ -212,20 +256,6 @@ impl Seen {
         let name = &self.name;
         ensure!(gateway_mib <= RESIDENT_MIB_MAX, "{name}: the gateway took {gateway_mib} MiB");
         ensure!(meta_mib <= RESIDENT_MIB_MAX, "{name}: a metadata node took {meta_mib} MiB");
-        Ok(())
-    }
-
-    /// Fails if the innocent account had errors, or waited much longer than before.
-    ///
-    /// # Errors
-    /// If so.
-    pub fn others_undisturbed(&self) -> anyhow::Result<()> {
-        let name = &self.name;
-        self.beside.no_errors().with_context(|| name.clone())?;
-        ensure!(self.beside.count() > 0, "{name}: the innocent account got nothing done");
-        let allowed = self.undisturbed.p99() * 2 + LATENCY_FLOOR;
-        let p99 = self.beside.p99();
-        ensure!(p99 <= allowed, "{name}: the innocent account's p99 {p99:?} is above {allowed:?}");
         Ok(())
     }
 }

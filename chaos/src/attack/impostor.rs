@@ -10,7 +10,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 /// What came.
@@ -48,9 +48,11 @@ impl Impostor {
         let counts = Arc::new(Counts::default());
         let counted = Arc::clone(&counts);
         let serving = tokio::spawn(async move {
+            // They end with this task: nobody is served by an impostor that is gone.
+            let mut connections = JoinSet::new();
             while let Ok((stream, _peer)) = listener.accept().await {
                 counted.connections.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(acceptor.clone(), stream, Arc::clone(&counted)));
+                connections.spawn(serve(acceptor.clone(), stream, Arc::clone(&counted)));
             }
         });
         Ok(Self { counts, serving })
@@ -66,6 +68,13 @@ impl Impostor {
     #[must_use]
     pub fn requests(&self) -> (usize, usize) {
         (self.counts.requests.load(Ordering::Relaxed), self.counts.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Ends it; once this returns its address is free.
+    pub async fn stop(mut self) {
+        self.serving.abort();
+        // It was cancelled just now.
+        (&mut self.serving).await.ok();
     }
 }
 

@@ -51,7 +51,7 @@ fn a_nodes_certificate_does_not_serve_at_anothers_address() -> Result<()> {
         }
         ensure!(impostor.connections() > 0, "{what}: nobody came, so nothing is shown");
         figures.no_errors().context(what)?;
-        drop(impostor);
+        arena.innocently(impostor.stop());
         arena.cluster.start_role(name)?;
     }
     ensure!(told.is_empty(), "an impostor was spoken to: {told:?}");

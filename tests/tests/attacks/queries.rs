@@ -108,16 +108,14 @@ fn a_large_trash_is_listed_in_pages_and_harms_nobody() -> Result<()> {
             continue;
         }
         let attack = async move { whole_trash(&attacker, count_max).await };
-        let (listed, seen) = arena.attack(&format!("a deep trash, {count_max} a page"), attack)?;
+        let (listed, seen) = arena.watch(&format!("a deep trash, {count_max} a page"), attack)?;
         ensure!(listed == count, "{listed} of {count} items are listed, {count_max} a page");
-        seen.bounded()?;
-        seen.beside.no_errors()?;
+        seen.survived()?;
     }
     let attacker = neighbour.clone();
     let attack = async move { abandoned_lists(&attacker, rounds, 8).await };
-    let (_asked, seen) = arena.attack("eight lists of the trash at once, abandoned", attack)?;
-    seen.bounded()?;
-    seen.beside.no_errors()?;
+    let (_asked, seen) = arena.watch("eight lists of the trash at once, abandoned", attack)?;
+    seen.survived()?;
     let begun = Instant::now();
     let listed = arena.prepare(async move { whole_trash(&neighbour, 0).await })?;
     ensure!(listed == count, "{listed} of {count} items are listed after the attack");
@@ -134,9 +132,8 @@ fn eight_lists_of_a_large_trash_at_once_harm_nobody() -> Result<()> {
     let attacker = neighbour.clone();
     arena.prepare(async move { deep_trash(&attacker, count).await })?;
     let attack = async move { abandoned_lists(&neighbour, rounds, 8).await };
-    let (_asked, seen) = arena.attack("eight lists of the trash at once, abandoned", attack)?;
-    seen.bounded()?;
-    seen.beside.no_errors()?;
+    let (_asked, seen) = arena.watch("eight lists of the trash at once, abandoned", attack)?;
+    seen.survived()?;
     arena.finish()
 }
 
@@ -214,10 +211,9 @@ fn long_symlinks_are_listed_in_pages() -> Result<()> {
         asking.shutdown().await;
         Ok(counts)
     };
-    let (counts, seen) = arena.attack("pages of long symlinks", attack)?;
+    let (counts, seen) = arena.watch("pages of long symlinks", attack)?;
     ensure!(counts == [count; 3], "{counts:?} of {count} symlinks are listed");
-    seen.bounded()?;
-    seen.beside.no_errors()?;
+    seen.survived()?;
     arena.finish()
 }
 

@@ -10,12 +10,20 @@ use chaos::attack::gate::{ATTACKER, Gate};
 use chaos::attack::h2_client::{H2Client, OpenRequest, message_of};
 use chaos::serial::serial;
 use chaos::size::Size;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 /// Streams of one connection, somewhat below what the gateway allows.
 const CONNECTION_STREAMS: usize = 240;
 
-/// Opens `count` streams of a method and leaves them alone for `hold`; gives how many were opened.
+/// How many streams were opened, and how many of them the gateway had not ended at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Idle {
+    opened: usize,
+    still_open: usize,
+}
+
+/// Opens `count` streams of a method and leaves them alone for `hold`.
 pub(crate) async fn idle_streams(
     gate: &Gate,
     token: &str,
@@ -23,7 +31,7 @@ pub(crate) async fn idle_streams(
     body: Option<&[u8]>,
     count: usize,
     hold: Duration,
-) -> Result<usize> {
+) -> Result<Idle> {
     let begun = Instant::now();
     let mut clients: Vec<H2Client> = Vec::new();
     let mut open: Vec<OpenRequest> = Vec::new();
@@ -43,7 +51,13 @@ pub(crate) async fn idle_streams(
         open.push(request);
     }
     sleep(hold.saturating_sub(begun.elapsed())).await;
-    Ok(open.len())
+    let opened = open.len();
+    let mut looking = JoinSet::new();
+    for request in open {
+        looking.spawn(request.is_ended_within(Duration::from_secs(1)));
+    }
+    let still_open = looking.join_all().await.into_iter().filter(|ended| !ended).count();
+    Ok(Idle { opened, still_open })
 }
 
 /// A file of so many MiB in the neighbour's tree, and the request that reads it.
@@ -65,9 +79,11 @@ fn idle_streams_of_chunks_stop_nobodys_uploads() -> Result<()> {
         let hold = Duration::from_secs(hold);
         idle_streams(&gate, &neighbour.token, "Files/PutChunks", None, count, hold).await
     };
-    let (opened, seen) = arena.attack("idle PutChunks", attack)?;
-    eprintln!("{opened} streams were opened");
+    let (idle, seen) = arena.attack("idle PutChunks", attack)?;
+    eprintln!("{idle:?}");
     seen.harmless()?;
+    // In the short form nobody waits for that.
+    ensure!(Size::chosen() == Size::Ci || idle.still_open == 0, "idle streams do not end: {idle:?}");
     arena.finish()
 }
 
@@ -84,9 +100,10 @@ fn a_few_unread_downloads_stop_nobodys_reads() -> Result<()> {
         let hold = Duration::from_secs(hold);
         idle_streams(&gate, &token, "Files/Download", Some(&body), 16, hold).await
     };
-    let (opened, seen) = arena.attack("16 unread downloads", attack)?;
-    ensure!(opened > 0, "nothing was opened");
+    let (idle, seen) = arena.attack("16 unread downloads", attack)?;
+    ensure!(idle.opened > 0, "nothing was opened");
     seen.harmless()?;
+    ensure!(Size::chosen() == Size::Ci || idle.still_open == 0, "unread downloads do not end: {idle:?}");
     arena.finish()
 }
 
@@ -106,8 +123,8 @@ fn many_unread_downloads_take_no_memory() -> Result<()> {
         let attack = async move {
             idle_streams(&gate, &token, method, Some(&body), count, Duration::from_secs(hold)).await
         };
-        let (opened, seen) = arena.attack(&format!("unread {method}"), attack)?;
-        eprintln!("{opened} streams were opened");
+        let (idle, seen) = arena.attack(&format!("unread {method}"), attack)?;
+        eprintln!("{idle:?}");
         seen.harmless()?;
     }
     arena.finish()
