@@ -18,9 +18,9 @@ use super::memory::{MemoryWatch, Peaks};
 use crate::cluster::{Cluster, Options};
 
 /// How long the innocent account stores and reads before it is measured: the first calls pay for connections.
-const WARM_UP: Duration = Duration::from_millis(500);
+const WARM_UP: Duration = Duration::from_millis(300);
 /// How long the innocent account is measured undisturbed.
-const UNDISTURBED: Duration = Duration::from_secs(2);
+const UNDISTURBED: Duration = Duration::from_millis(1500);
 /// The most that a gateway or a metadata node may have resident, whatever is done to it.
 const RESIDENT_MIB_MAX: u64 = 300;
 /// What is added to twice the undisturbed latency: two cores serve the cluster, the attackers and the tests.

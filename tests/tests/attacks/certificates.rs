@@ -28,7 +28,7 @@ const CASES: [Case; 5] = [
 fn a_nodes_certificate_does_not_serve_at_anothers_address() -> Result<()> {
     let _serial = serial();
     let mut arena = Arena::start()?;
-    let hold = Duration::from_secs(Size::chosen().pick(5, 12, 12));
+    let hold = Duration::from_secs(Size::chosen().pick(3, 12, 12));
     let pki = arena.cluster.directory().join("pki");
     let mut told = Vec::new();
     for Case { stopped: name, shown } in CASES {

@@ -134,7 +134,7 @@ fn bodies_of_strangers_are_not_gathered() -> Result<()> {
     let _serial = serial();
     let arena = Arena::start()?;
     let (connections, streams) = Size::chosen().pick((1, 120), (2, 250), (2, 250));
-    let hold = Duration::from_secs(Size::chosen().pick(6, 20, 20));
+    let hold = Duration::from_secs(Size::chosen().pick(3, 20, 20));
     for method in ["Accounts/SignIn", "Files/CommitUploads"] {
         let gate = arena.gate.clone();
         let attack =
@@ -152,8 +152,9 @@ fn bodies_of_a_neighbour_are_bounded() -> Result<()> {
     let arena = Arena::start()?;
     let neighbour = arena.neighbour("neighbour", 0)?;
     let (connections, streams) = Size::chosen().pick((1, 120), (2, 250), (2, 250));
-    let hold = Duration::from_secs(Size::chosen().pick(6, 20, 20));
-    for method in ["Files/CreateEntries", "Files/BeginUploads", "Files/PutChunks", "Sync/Apply"] {
+    let hold = Duration::from_secs(Size::chosen().pick(3, 20, 20));
+    let methods = ["Files/CreateEntries", "Files/BeginUploads", "Files/PutChunks", "Sync/Apply"];
+    for method in methods.into_iter().take(Size::chosen().pick(2, 4, 4)) {
         let (gate, token) = (arena.gate.clone(), neighbour.token.clone());
         let attack =
             async move { endless_bodies(&gate, ATTACKER, method, &token, connections, streams, hold).await };

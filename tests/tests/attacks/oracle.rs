@@ -106,7 +106,7 @@ async fn not_told_apart(
 }
 
 fn tries() -> u64 {
-    Size::chosen().pick(100, 2000, 2000)
+    Size::chosen().pick(60, 2000, 2000)
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn guesses_are_few(name: &str, workers: u32, from: fn(u32) -> IpAddr) -> Result<
     let arena = Arena::start()?;
     let gate = arena.gate.clone();
     let admin = arena.admin().clone();
-    let period = Duration::from_secs(Size::chosen().pick(8, 15, 15));
+    let period = Duration::from_secs(Size::chosen().pick(4, 15, 15));
     arena.innocently(async { admin.create_account("owner@example.org", 0).await })?;
     // The owner has been here before, from the same address.
     arena.innocently(get_in(&gate, INNOCENT, "owner@example.org", 1))?;
@@ -161,7 +161,7 @@ fn others_get_in(name: &str, workers: u32, from: fn(u32) -> IpAddr) -> Result<()
     let _serial = serial();
     let arena = Arena::start()?;
     let gate = arena.gate.clone();
-    let period = Duration::from_secs(Size::chosen().pick(6, 20, 20));
+    let period = Duration::from_secs(Size::chosen().pick(4, 20, 20));
     let attack = async move {
         let innocents = async {
             let (begun, mut waited, mut kept_out) = (Instant::now(), Vec::new(), Vec::new());
@@ -245,7 +245,7 @@ fn the_time_of_a_refusal_does_not_tell_who_has_an_account() -> Result<()> {
     let _serial = serial();
     let arena = Arena::start()?;
     let mut random = SmallRng::seed_from_u64(seed("sign_in"));
-    let (tries, emails) = Size::chosen().pick((240, 80), (1000, 500), (1000, 500));
+    let (tries, emails) = Size::chosen().pick((160, 80), (1000, 500), (1000, 500));
     let (gate, admin) = (arena.gate.clone(), arena.admin().clone());
     arena.prepare(async move {
         for number in 0..emails {

@@ -30,7 +30,7 @@ fn open_sessions_count_against_the_quota() -> Result<()> {
     let _serial = serial();
     let arena = Arena::start()?;
     let neighbour = arena.neighbour("neighbour", QUOTA)?;
-    let sessions = Size::chosen().pick(8, 60, 60);
+    let sessions = Size::chosen().pick(5, 60, 60);
     let attack = async move {
         let (mut taken, mut refused) = (0_u64, BTreeMap::new());
         for number in 0..sessions {
@@ -187,7 +187,7 @@ fn a_long_list_is_refused_by_itself() -> Result<()> {
     let attacker = arena.neighbour("neighbour", 0)?;
     let others: Vec<Caller> =
         (0..8).map(|number| arena.neighbour(&format!("other-{number}"), 0)).collect::<Result<_>>()?;
-    let period = Duration::from_secs(Size::chosen().pick(8, 60, 60));
+    let period = Duration::from_secs(Size::chosen().pick(5, 60, 60));
     let attack = async move {
         let mut calling = tokio::task::JoinSet::new();
         for other in others {
