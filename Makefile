@@ -9,7 +9,7 @@ SHELL := /bin/bash
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(abspath $(TARGET_DIR))/release/keepstone
-# Passed on by `make up ARGS=...`, `make bench ARGS=...`, `make acceptance ARGS=...`.
+# Passed on by `make up ARGS=...`, `make bench ARGS=...`, `make acceptance ARGS=...`, `make attacks ARGS=...`.
 ARGS ?=
 
 export ROCKSDB_LIB_DIR := $(shell deploy/build-rocksdb --print)
@@ -57,6 +57,12 @@ bench-sync: build ## Measures synchronisation beside Syncthing, if it is install
 acceptance: build ## Runs the full-size promises one by one and prints a table (an hour or so; root for power cuts)
 	@deploy/check-toolchain --tests
 	KEEPSTONE_BIN=$(BIN) deploy/acceptance $(ARGS)
+
+.PHONY: attacks
+attacks: build ## Runs every attack at the size at which it once worked (ARGS=NAME for some; an hour or so)
+	@deploy/check-toolchain --tests
+	KEEPSTONE_BIN=$(BIN) KEEPSTONE_SIZE=full cargo test --release --package keepstone-tests --no-fail-fast \
+		--test attacks -- --nocapture $(ARGS)
 
 .PHONY: soak
 soak: build ## Runs the crash and power-cut tests for many more rounds

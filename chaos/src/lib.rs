@@ -4,6 +4,7 @@
 //! Everything here goes through what a user or an operator has: the binary (`KEEPSTONE_BIN`), `cluster.json`, signals
 //! and files on disk. What is started here ends when its handle is dropped, also on a failed test.
 
+pub mod attack;
 pub mod client;
 pub mod cluster;
 pub mod compare;
