@@ -13,6 +13,7 @@ use engine::ids::{Epoch, VolumeId};
 use futures_util::future::join_all;
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::{self, DiskReport, DiskState, HeartbeatRequest, HeartbeatResponse};
+use proto::peer::Role;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -193,7 +194,7 @@ impl Heart {
     async fn send(&self, address: &str) -> Result<HeartbeatResponse, BeatError> {
         let channel: Channel = self
             .channels
-            .get(address)
+            .get(address, Role::Meta, None)
             .map_err(|error| BeatError::Address { address: address.to_owned(), reason: error.to_string() })?;
         let mut request = tonic::Request::new(HeartbeatRequest {
             node: self.node,

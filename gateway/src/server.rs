@@ -118,7 +118,7 @@ fn storage_client(identity: &TlsIdentity, meta: &Meta) -> StorageClient {
     let resolve = move |disk: DiskId| {
         let map = meta.map();
         let node = map.disk(disk)?.node;
-        map.storage_node(node).map(|node| node.address.clone())
+        map.storage_node(node).map(|info| (node, info.address.clone()))
     };
     StorageClient::new(identity, Arc::new(resolve))
 }

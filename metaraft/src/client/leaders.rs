@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use engine::ids::GroupId;
 use proto::internal::NotLeader;
 use proto::internal::metadata_client::MetadataClient;
-use proto::peer::TlsIdentity;
+use proto::peer::{Role, TlsIdentity};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -51,7 +51,9 @@ impl Leaders {
     ) -> Result<Self, PeerAddressError> {
         let mut nodes = Vec::new();
         for address in addresses {
-            nodes.push((address.clone(), connect_lazily(address, identity, CONNECT_TIMEOUT)?));
+            // Which metadata node is where is for them to say: they name each other's addresses.
+            let expected = identity.expects(Role::Meta, None);
+            nodes.push((address.clone(), connect_lazily(address, identity, expected, CONNECT_TIMEOUT)?));
         }
         Ok(Self { config, nodes, favourites: Mutex::default() })
     }
