@@ -11,6 +11,7 @@ use anyhow::Context;
 use client::profile::Profile;
 use engine::code::Code;
 use engine::ids::{ClusterId, NodeId};
+use gateway::config::Limits;
 use proto::peer::{Role, TlsFiles, TlsIdentity};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -204,6 +205,7 @@ impl Writer<'_> {
             meta: self.meta_addresses(),
             public: PublicSection { certificate: "public.pem".into(), key: "public.key".into() },
             tls: Self::tls(),
+            limits: Limits::default(),
         })
     }
 

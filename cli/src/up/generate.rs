@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use engine::ids::NodeId;
+use gateway::config::Limits;
 use proto::peer::Role;
 
 use super::layout::{Layout, RoleName};
@@ -137,6 +138,7 @@ fn gateway_file(parameters: &Parameters, name: RoleName) -> GatewayFile {
         meta: meta_addresses(parameters),
         public: PublicSection { certificate: "../pki/public.pem".into(), key: "../pki/public.key".into() },
         tls: tls(name),
+        limits: Limits::default(),
     }
 }
 

@@ -6,8 +6,10 @@
 
 pub(crate) mod address;
 pub(crate) mod bodies;
+pub(crate) mod chunk_messages;
 pub(crate) mod connections;
 pub(crate) mod gate;
 pub(crate) mod listen;
 pub(crate) mod meter;
+pub(crate) mod recent;
 pub(crate) mod shares;

@@ -51,14 +51,21 @@ impl Share {
         Some(Self { own: self.own.split(units)?, all: self.all.split(units)? })
     }
 
+    /// Adds another share of the same key and bounds.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.own.merge(other.own);
+        self.all.merge(other.all);
+    }
+
     /// Units held.
+    #[cfg(test)]
     pub(crate) fn units(&self) -> usize {
         self.own.num_permits()
     }
 }
 
 fn bounded(units: u64) -> u32 {
-    u32::try_from(units).unwrap_or(u32::MAX).min(u32::MAX >> 3).max(1)
+    u32::try_from(units).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3)
 }
 
 impl<K: Eq + Hash + Copy> Shares<K> {

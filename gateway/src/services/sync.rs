@@ -6,14 +6,14 @@ use std::sync::Arc;
 use futures_util::Stream;
 use proto::v1;
 use proto::v1::sync_server::Sync as SyncApi;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
+use crate::door::shares::Share;
 use crate::failure::Failure;
 use crate::sync;
 
@@ -31,13 +31,10 @@ impl SyncService {
         Self { core }
     }
 
-    async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Failure> {
-        auth::caller(&self.core.meta, metadata).await
-    }
-
     /// Who waits costs little, and is counted apart from who works.
-    fn admit_waiter(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.core.waiters).try_acquire_owned().map_err(|_full| Failure::busy("too many watchers"))
+    fn admit_waiter(&self, caller: &Caller) -> Result<Share, Failure> {
+        let waiter = self.core.waiters.try_take(caller.account, 1);
+        waiter.map_err(|full| Failure::full("watchers", full, "account_waiters_max", "waiters_max"))
     }
 }
 
@@ -47,8 +44,7 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::ChangesRequest>,
     ) -> Result<Response<v1::ChangesResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(sync::changes::changes(&self.core, &caller, &request.into_inner()).await?))
     }
 
@@ -56,21 +52,20 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::ListBelowRequest>,
     ) -> Result<Response<v1::ListBelowResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(sync::changes::list_below(&self.core, &caller, &request.into_inner()).await?))
     }
 
     type WatchStream = Messages<v1::WatchResponse>;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let waiter = self.admit_waiter()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
+        let waiter = self.admit_waiter(&caller)?;
         let of_device = self.core.device_waiters.admit(caller.device)?;
         let (sink, messages) = mpsc::channel(1);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
-            sync::watch::serve(&core, caller, sink).await;
+            sync::watch::serve(&core, &caller, sink).await;
             drop((of_device, waiter));
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
@@ -80,16 +75,15 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::WaitForChangeRequest>,
     ) -> Result<Response<v1::WaitForChangeResponse>, Status> {
-        let _waiter = self.admit_waiter()?;
-        let mut caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
+        let _waiter = self.admit_waiter(&caller)?;
         let _of_device = self.core.device_waiters.admit(caller.device)?;
-        let changed = sync::watch::wait_for_change(&self.core, &mut caller, &request.into_inner()).await?;
+        let changed = sync::watch::wait_for_change(&self.core, &caller, &request.into_inner()).await?;
         Ok(Response::new(v1::WaitForChangeResponse { changed }))
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let applied = sync::apply::apply(&self.core, &caller, request, message.actions).await?;
@@ -109,14 +103,16 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::GetManifestRequest>,
     ) -> Result<Response<Self::GetManifestStream>, Status> {
-        let admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
+        let slot = self.core.downloads.try_take(caller.account, 1).map_err(|full| {
+            Failure::full("downloads at once", full, "account_downloads_max", "downloads_max")
+        })?;
         let manifest = sync::manifest::find(&self.core, &caller, &request.into_inner()).await?;
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
-            sync::manifest::serve(core, caller, manifest, sink).await;
-            drop(admitted);
+            sync::manifest::serve(core, manifest, sink).await;
+            drop(slot);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
