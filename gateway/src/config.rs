@@ -14,7 +14,7 @@ pub struct GatewayConfig {
     pub node: NodeId,
     /// Where clients reach it; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// Metadata nodes, `host:port` each.
+    /// Metadata nodes, `ID@host:port` or `host:port` each.
     pub meta: Vec<String>,
     /// Who it is towards the other tiers.
     pub internal_tls: TlsFiles,
@@ -63,9 +63,9 @@ limits! {
     /// Open connections on which one account's token was shown.
     account_connections_max = 128;
     /// Open connections on which no right token was shown yet.
-    unproven_connections_max = 512;
+    unproven_connections_max = 1024;
     /// The same, of one address (of one /64 in IPv6).
-    address_unproven_connections_max = 128;
+    address_unproven_connections_max = 256;
     /// Bytes that are read of such a connection before a request of it is answered.
     unproven_connection_bytes_max = 32 * KIB;
     /// How long a TLS handshake may take.

@@ -10,6 +10,7 @@
 //! peers are verified whatever address they are reached at.
 
 mod expected;
+mod meta_address;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use self::expected::ExpectedServer;
 use self::expected::ExpectedServerVerifier;
+pub use self::meta_address::MetaAddress;
 
 /// The DNS name in every internal certificate.
 pub const INTERNAL_NAME: &str = "node.keepstone.internal";

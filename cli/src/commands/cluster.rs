@@ -12,7 +12,7 @@ use client::profile::Profile;
 use engine::code::Code;
 use engine::ids::{ClusterId, NodeId};
 use gateway::config::Limits;
-use proto::peer::{Role, TlsFiles, TlsIdentity};
+use proto::peer::{MetaAddress, Role, TlsFiles, TlsIdentity};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -164,7 +164,10 @@ impl Writer<'_> {
     }
 
     fn meta_addresses(&self) -> Vec<String> {
-        self.arguments.metas.iter().map(|member| member.address.clone()).collect()
+        let named = |member: &Member| {
+            MetaAddress { node: Some(member.node), address: member.address.clone() }.to_string()
+        };
+        self.arguments.metas.iter().map(named).collect()
     }
 
     fn meta_file(&self, member: &Member) -> anyhow::Result<MetaFile> {

@@ -54,7 +54,7 @@ impl GatewayFile {
              listen = \"{listen}\"\n\
              # For caches. Nothing here has to survive.\n\
              data_dir = {data_dir}\n\
-             # host:port of the metadata nodes.\n\
+             # The metadata nodes, ID@host:port each: nobody else is spoken to there. (Without ID@: any metadata node.)\n\
              meta = {meta}\n\n\
              # The certificate that clients see, with its chain.\n\
              [public]\ncertificate = {certificate}\nkey = {key}\n\n\
@@ -78,7 +78,7 @@ impl GatewayFile {
             node: NodeId(1),
             listen: SocketAddr::from(([0, 0, 0, 0], 7420)),
             data_dir: "/var/lib/keepstone/gateway-1".into(),
-            meta: (1..=3).map(|node| format!("meta{node}.example.org:7431")).collect(),
+            meta: (1..=3).map(|node| format!("{node}@meta{node}.example.org:7431")).collect(),
             public: PublicSection { certificate: "public.pem".into(), key: "public.key".into() },
             tls: TlsSection::example("gateway-1"),
             limits: Limits::default(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use engine::ids::NodeId;
 use gateway::config::Limits;
-use proto::peer::Role;
+use proto::peer::{MetaAddress, Role};
 
 use super::layout::{Layout, RoleName};
 use super::parameters::{Changes, META_NODES, Parameters};
@@ -111,7 +111,8 @@ fn meta_file(parameters: &Parameters, name: RoleName) -> MetaFile {
 }
 
 fn meta_addresses(parameters: &Parameters) -> Vec<String> {
-    parameters.meta.iter().map(ToString::to_string).collect()
+    let named = |(node, address)| MetaAddress { node: Some(node), address }.to_string();
+    parameters.meta_nodes().into_iter().map(named).collect()
 }
 
 fn storage_file(parameters: &Parameters, name: RoleName) -> StorageFile {
