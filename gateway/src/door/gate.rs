@@ -46,7 +46,7 @@ enum Kind {
     SignIn,
     /// Says what everybody may know: health, reflection.
     Open,
-    /// Waits for changes: costs little, and is counted by who serves it.
+    /// Waits for changes: costs little, and is counted apart from who works.
     Wait,
     /// Sends chunks, which are counted by who takes them.
     Put,
@@ -230,15 +230,12 @@ impl Gate {
             let what = "too many connections of yours";
             return Err(Failure::limit(what, "account_connections_max", Duration::from_secs(5)));
         }
-        let share = match kind {
-            Kind::Wait => None,
-            _ => {
-                let share = self.taken.requests.try_take(caller.account, 1);
-                let full =
-                    |full| Failure::full("requests under way", full, "account_requests_max", "requests_max");
-                Some(share.map_err(full)?)
-            }
+        let (shares, what, own, all) = match kind {
+            Kind::Wait => (&self.core.waiters, "watchers", "account_waiters_max", "waiters_max"),
+            _ => (&self.taken.requests, "requests under way", "account_requests_max", "requests_max"),
         };
+        let share = shares.try_take(caller.account, 1);
+        let share = Some(share.map_err(|full| Failure::full(what, full, own, all))?);
         let held = Held::default();
         let idle_max = Duration::from_secs(self.limits.body_idle_seconds_max);
         let rules = match kind {

@@ -164,13 +164,9 @@ async fn serve_http(door: &Door, stream: Metered, place: &Place, stop: &Cancella
             },
         }
     }
-    // What is under way when the gateway stops goes on; how long, the gateway says.
+    // What is under way goes on for a while.
     serving.as_mut().graceful_shutdown();
-    if stop.is_cancelled() {
-        drop(serving.await);
-    } else {
-        drop(tokio::time::timeout(CLOSE_GRACE, serving).await);
-    }
+    drop(tokio::time::timeout(CLOSE_GRACE, serving).await);
 }
 
 /// A connection's bytes: a stranger's are read only so far.

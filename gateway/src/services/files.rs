@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::uploads;
 
 /// Answers of one stream of chunks that wait to be taken.
-const ANSWERS_MAX: usize = 16 * 1024;
+const ANSWERS_MAX: usize = 2 * 1024;
 
 /// Answers that are sent in one message.
 const ANSWERS_TOGETHER_MAX: usize = 512;

@@ -10,10 +10,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::auth::{self, Caller};
+use crate::auth;
 use crate::convert;
 use crate::core::Core;
-use crate::door::shares::Share;
 use crate::failure::Failure;
 use crate::sync;
 
@@ -29,12 +28,6 @@ pub(crate) struct SyncService {
 impl SyncService {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
-    }
-
-    /// Who waits costs little, and is counted apart from who works.
-    fn admit_waiter(&self, caller: &Caller) -> Result<Share, Failure> {
-        let waiter = self.core.waiters.try_take(caller.account, 1);
-        waiter.map_err(|full| Failure::full("watchers", full, "account_waiters_max", "waiters_max"))
     }
 }
 
@@ -60,13 +53,12 @@ impl SyncApi for SyncService {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let caller = auth::caller(&request)?;
-        let waiter = self.admit_waiter(&caller)?;
         let of_device = self.core.device_waiters.admit(caller.device)?;
         let (sink, messages) = mpsc::channel(1);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             sync::watch::serve(&core, &caller, sink).await;
-            drop((of_device, waiter));
+            drop(of_device);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -76,7 +68,6 @@ impl SyncApi for SyncService {
         request: Request<v1::WaitForChangeRequest>,
     ) -> Result<Response<v1::WaitForChangeResponse>, Status> {
         let caller = auth::caller(&request)?;
-        let _waiter = self.admit_waiter(&caller)?;
         let _of_device = self.core.device_waiters.admit(caller.device)?;
         let changed = sync::watch::wait_for_change(&self.core, &caller, &request.into_inner()).await?;
         Ok(Response::new(v1::WaitForChangeResponse { changed }))
