@@ -1,12 +1,13 @@
-//! Connections to other processes of the cluster: one per address, made when first used, kept, and made again when
-//! they break.
+//! Connections to other processes of the cluster: one per address and who is expected there, made when first used,
+//! kept, and made again when they break.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use proto::peer::TlsIdentity;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use engine::ids::NodeId;
+use proto::peer::{EndpointError, ExpectedServer, Role, TlsIdentity};
+use tonic::transport::Channel;
 
 use crate::locks::locked;
 
@@ -26,22 +27,30 @@ pub(crate) const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
 pub(crate) struct Channels {
-    tls: ClientTlsConfig,
-    open: Mutex<HashMap<String, Channel>>,
+    identity: TlsIdentity,
+    open: Mutex<HashMap<(String, ExpectedServer), Channel>>,
 }
 
 impl Channels {
     pub(crate) fn new(identity: &TlsIdentity) -> Self {
-        Self { tls: identity.client(), open: Mutex::default() }
+        Self { identity: identity.clone(), open: Mutex::default() }
     }
 
-    /// The connection to `host:port`. Connecting happens with the first call on it.
-    pub(crate) fn get(&self, address: &str) -> Result<Channel, tonic::transport::Error> {
-        if let Some(channel) = locked(&self.open).get(address) {
+    /// The connection to `host:port`, where a node of `role` must be, and `node` if that is known. Connecting happens
+    /// with the first call on it.
+    pub(crate) fn get(
+        &self,
+        address: &str,
+        role: Role,
+        node: Option<NodeId>,
+    ) -> Result<Channel, EndpointError> {
+        let key = (address.to_owned(), self.identity.expects(role, node));
+        if let Some(channel) = locked(&self.open).get(&key) {
             return Ok(channel.clone());
         }
-        let channel = Endpoint::from_shared(format!("https://{address}"))?
-            .tls_config(self.tls.clone())?
+        let channel = self
+            .identity
+            .endpoint(address, key.1)?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -54,7 +63,7 @@ impl Channels {
         if open.len() >= CHANNELS_MAX {
             open.clear();
         }
-        open.insert(address.to_owned(), channel.clone());
+        open.insert(key, channel.clone());
         Ok(channel)
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::ids::{DiskId, Epoch, Position, StripeId};
+use engine::ids::{DiskId, Epoch, NodeId, Position, StripeId};
 use engine::store::{PutShardError, ReadShardError, ShardPut, ShardStore};
 use proto::internal::storage_client::StorageClient as Stub;
 use proto::internal::{self, put_shard_response, read_shard_response};
-use proto::peer::TlsIdentity;
+use proto::peer::{Role, TlsIdentity};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -26,8 +26,8 @@ const SHARD_DEADLINE: Duration = Duration::from_secs(30);
 /// A deletion or a page of a listing that takes longer has failed this time.
 const BULK_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Says where a disk is served: `host:port`, or `None` if it is not known.
-pub type Resolve = Arc<dyn Fn(DiskId) -> Option<String> + Send + Sync>;
+/// Says which node serves a disk, and where: `host:port`; or `None` if it is not known.
+pub type Resolve = Arc<dyn Fn(DiskId) -> Option<(NodeId, String)> + Send + Sync>;
 
 /// Why a call that is not a [`ShardStore`]'s failed.
 #[derive(Debug, thiserror::Error)]
@@ -81,21 +81,22 @@ impl StorageClient {
         Self { channels: Arc::new(Channels::new(identity)), resolve }
     }
 
-    fn stub(&self, address: &str) -> Result<Stub<Channel>, String> {
-        let channel = self.channels.get(address).map_err(|error| error.to_string())?;
+    fn stub(&self, node: NodeId, address: &str) -> Result<Stub<Channel>, String> {
+        let channel =
+            self.channels.get(address, Role::Storage, Some(node)).map_err(|error| error.to_string())?;
         Ok(Stub::new(channel)
             .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(proto::MESSAGE_BYTES_MAX))
     }
 
     fn stub_for(&self, disk: DiskId) -> Result<Stub<Channel>, String> {
-        let address = (self.resolve)(disk).ok_or("the cluster map has no address for it")?;
-        self.stub(&address)
+        let (node, address) = (self.resolve)(disk).ok_or("the cluster map has no address for it")?;
+        self.stub(node, &address)
     }
 
     fn bulk_stub(&self, disk: DiskId) -> Result<(String, Stub<Channel>), StorageCallError> {
-        let address = (self.resolve)(disk).ok_or(StorageCallError::UnknownDisk { disk })?;
-        match self.stub(&address) {
+        let (node, address) = (self.resolve)(disk).ok_or(StorageCallError::UnknownDisk { disk })?;
+        match self.stub(node, &address) {
             Ok(stub) => Ok((address, stub)),
             Err(reason) => Err(StorageCallError::Unavailable { address, reason }),
         }
@@ -143,14 +144,18 @@ impl StorageClient {
         Ok((shards, page.more))
     }
 
-    /// Has the node at `address` verify every record of its disks now. The last message has `done` set; dropping the
+    /// Has `node`, at `address`, verify every record of its disks now. The last message has `done` set; dropping the
     /// stream ends the scrub.
     ///
     /// # Errors
     /// See [`StorageCallError`].
-    pub async fn scrub(&self, address: &str) -> Result<Streaming<internal::ScrubProgress>, StorageCallError> {
+    pub async fn scrub(
+        &self,
+        node: NodeId,
+        address: &str,
+    ) -> Result<Streaming<internal::ScrubProgress>, StorageCallError> {
         let unavailable = |reason| StorageCallError::Unavailable { address: address.to_owned(), reason };
-        let mut stub = self.stub(address).map_err(unavailable)?;
+        let mut stub = self.stub(node, address).map_err(unavailable)?;
         let call = stub.scrub(internal::ScrubRequest {});
         within(BULK_DEADLINE, call).await.map_err(|status| call_error(address.to_owned(), &status))
     }

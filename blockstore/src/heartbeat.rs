@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::cluster::Health;
-use engine::ids::{Epoch, VolumeId};
+use engine::ids::{Epoch, NodeId, VolumeId};
 use futures_util::future::join_all;
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::{self, DiskReport, DiskState, HeartbeatRequest, HeartbeatResponse};
+use proto::peer::{MetaAddress, Role};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -64,11 +65,11 @@ pub(crate) struct Heart {
     cluster: Vec<u8>,
     address: String,
     rack: String,
-    meta: Vec<String>,
+    meta: Vec<MetaAddress>,
     channels: Channels,
     slots: Arc<Vec<Slot>>,
     /// Where the last beat succeeded.
-    leader: Option<String>,
+    leader: Option<MetaAddress>,
     healthy: Option<bool>,
     out_of_turn: mpsc::Receiver<oneshot::Sender<()>>,
 }
@@ -108,7 +109,7 @@ impl Heart {
             cluster: identity.peer().cluster.as_bytes().to_vec(),
             address,
             rack: config.rack.clone(),
-            meta: config.meta.clone(),
+            meta: config.meta.iter().map(|text| MetaAddress::parse(text)).collect(),
             channels: Channels::new(identity),
             slots,
             leader: None,
@@ -173,27 +174,29 @@ impl Heart {
     }
 
     /// Beats to `address`, and to the leader that it names instead.
-    async fn follow(&mut self, mut address: String) -> Result<HeartbeatResponse, BeatError> {
+    async fn follow(&mut self, mut at: MetaAddress) -> Result<HeartbeatResponse, BeatError> {
         for _ in 0..HOPS_MAX {
-            let response = self.send(&address).await?;
+            let response = self.send(&at).await?;
             match &response.not_leader {
                 None => {
-                    self.leader = Some(address);
+                    self.leader = Some(at);
                     return Ok(response);
                 }
-                Some(other) if !other.leader_address.is_empty() && other.leader_address != address => {
-                    address.clone_from(&other.leader_address);
+                Some(other) if !other.leader_address.is_empty() && other.leader_address != at.address => {
+                    let node = Some(NodeId(other.leader)).filter(|node| node.0 != 0);
+                    at = MetaAddress { node, address: other.leader_address.clone() };
                 }
                 Some(_unknown) => break,
             }
         }
-        Err(BeatError::NoLeader { address })
+        Err(BeatError::NoLeader { address: at.address })
     }
 
-    async fn send(&self, address: &str) -> Result<HeartbeatResponse, BeatError> {
+    async fn send(&self, at: &MetaAddress) -> Result<HeartbeatResponse, BeatError> {
+        let address = at.address.as_str();
         let channel: Channel = self
             .channels
-            .get(address)
+            .get(address, Role::Meta, at.node)
             .map_err(|error| BeatError::Address { address: address.to_owned(), reason: error.to_string() })?;
         let mut request = tonic::Request::new(HeartbeatRequest {
             node: self.node,

@@ -10,7 +10,7 @@ use gateway::accounts::{BootstrapAdmin, bootstrap_admin};
 use metaraft::api::MetaApi;
 use metaraft::api::bootstrap::init_cluster;
 use metaraft::client::MetaClient;
-use proto::peer::TlsIdentity;
+use proto::peer::{MetaAddress, TlsIdentity};
 use tokio::time::Instant;
 
 /// How long the metadata nodes may take until they have leaders.
@@ -41,8 +41,10 @@ pub(crate) async fn bootstrap(
     installation: &Installation,
     administrator: &Administrator,
 ) -> anyhow::Result<BootstrapAdmin> {
-    let addresses: Vec<String> =
-        installation.meta_nodes.iter().map(|(_node, address)| address.clone()).collect();
+    let named = |(node, address): &(NodeId, String)| {
+        MetaAddress { node: Some(*node), address: address.clone() }.to_string()
+    };
+    let addresses: Vec<String> = installation.meta_nodes.iter().map(named).collect();
     let client = MetaClient::new(&addresses, identity).context("the metadata nodes' addresses")?;
     let api = Arc::new(MetaApi::start(client));
     let done = init_and_admin(&api, installation, administrator).await;

@@ -15,10 +15,12 @@ use metaraft::model::query::{Query, Reply};
 use metaraft::model::row::{AccountRow, DeviceRow};
 use tonic::Code;
 
+use crate::core::Core;
+use crate::door::gate::Origin;
 use crate::failure::Failure;
 use crate::limits::TEXT_BYTES_MAX;
 use crate::meta::{Meta, wrong_reply};
-use crate::password::{NO_PASSWORD, Passwords};
+use crate::password::{NO_PASSWORD, Passwords, check_length};
 use crate::random;
 use crate::token::Token;
 
@@ -152,27 +154,47 @@ pub(crate) async fn add_device(meta: &Meta, account: AccountId, name: &str) -> R
     Ok(token)
 }
 
-/// Checks a password, and gives the token of a new device.
+/// An id that no account has, always the same for an email: looking for it costs what looking for an account does.
+fn nobody(email: &str) -> AccountId {
+    let digest = sha256_parts(&[b"keepstone nobody\0", email.as_bytes()]);
+    let mut bytes = [0; AccountId::LENGTH];
+    bytes.copy_from_slice(&digest[..AccountId::LENGTH]);
+    AccountId::from_bytes(bytes)
+}
+
+/// Checks a password, and gives the token of a new device. Whether there is such an account makes no difference to
+/// what is done before the answer: two questions to the metadata, and one hash.
 pub(crate) async fn sign_in(
-    meta: &Meta,
-    passwords: &Passwords,
+    core: &Core,
+    origin: Origin,
     email: &str,
     password: String,
     device_name: &str,
 ) -> Result<Token, Failure> {
     check_text("device name", device_name)?;
+    check_text("email", email)?;
+    check_length(&password)?;
+    let email = normalise_email(email).unwrap_or_else(|_none| email.trim().to_lowercase());
+    let turn = core.turns.wait(origin, &email).await?;
     let failed = |error: MetaError| Failure::from_meta(&error, "sign-in");
-    let account = match normalise_email(email) {
-        Ok(email) => account_by_email(meta, &email).await.map_err(failed)?,
-        Err(_no_address) => None,
+    let found = async {
+        let account = account_by_email(&core.meta, &email).await?;
+        let row = account_row(&core.meta, account.unwrap_or_else(|| nobody(&email))).await?;
+        Ok((account, row))
     };
-    let row = match account {
-        Some(account) => account_row(meta, account).await.map_err(failed)?,
-        None => None,
+    let (account, row) = match found.await {
+        Ok(found) => found,
+        Err(error) => {
+            turn.was_not_used();
+            return Err(failed(error));
+        }
     };
-    let matches = passwords.matches(password, row.map(|row| row.password_hash)).await?;
+    let matches = core.passwords.matches(password, row.map(|row| row.password_hash)).await?;
     match account {
-        Some(account) if matches => add_device(meta, account, device_name).await,
+        Some(account) if matches => {
+            turn.was_right();
+            add_device(&core.meta, account, device_name).await
+        }
         _ => {
             let message = "the email or the password is wrong";
             Err(Failure::new(Code::Unauthenticated, "unauthenticated", message))

@@ -1,20 +1,17 @@
 //! Who calls: device tokens, checked against the cluster with every request.
 //!
 //! Invariants:
-//! - A token is checked by a linearizable read, so a revoked one stops with the next request; streams check theirs
-//!   again every [`STREAM_RECHECK`].
+//! - A token is checked by a linearizable read, once for each request, before anything of it is read; so a revoked one
+//!   stops with the next request. What is open already is ended by [`crate::live`].
 //! - All ways in which a token can be wrong look alike from outside.
 
-use std::time::Instant;
-
 use engine::ids::{AccountId, DeviceId, NamespaceId};
+use http::HeaderMap;
 use metaraft::model::query::{Query, Reply};
 use metaraft::model::row::{AccountRow, DeviceRow};
-use tonic::Code;
-use tonic::metadata::MetadataMap;
+use tonic::{Code, Request};
 
 use crate::failure::Failure;
-use crate::limits::STREAM_RECHECK;
 use crate::meta::{Meta, wrong_reply};
 use crate::token::Token;
 
@@ -26,17 +23,15 @@ pub(crate) struct Caller {
     pub(crate) namespace: NamespaceId,
     pub(crate) account_row: AccountRow,
     pub(crate) device_row: DeviceRow,
-    token: Token,
-    checked: Instant,
 }
 
-fn refused() -> Failure {
+pub(crate) fn refused() -> Failure {
     let message = "the token is wrong or has been revoked; sign in again (`keepstone login`)";
     Failure::new(Code::Unauthenticated, "unauthenticated", message)
 }
 
-fn token_of(metadata: &MetadataMap) -> Result<Token, Failure> {
-    let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+pub(crate) fn token_of(headers: &HeaderMap) -> Result<Token, Failure> {
+    let header = headers.get("authorization").and_then(|value| value.to_str().ok());
     let text = header.and_then(|header| header.strip_prefix("Bearer ")).ok_or_else(|| {
         let message = "no token; send it as `authorization: Bearer TOKEN`";
         Failure::new(Code::Unauthenticated, "unauthenticated", message)
@@ -44,13 +39,14 @@ fn token_of(metadata: &MetadataMap) -> Result<Token, Failure> {
     Token::parse(text.trim()).ok_or_else(refused)
 }
 
-/// The caller of a request.
-pub(crate) async fn caller(meta: &Meta, metadata: &MetadataMap) -> Result<Caller, Failure> {
-    check(meta, token_of(metadata)?).await
+/// The caller of a request, as the gate has found.
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, Failure> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| Failure::internal("caller", &"a request came by the gate without one"))
 }
 
-async fn check(meta: &Meta, token: Token) -> Result<Caller, Failure> {
-    let checked = Instant::now();
+/// Checks a token.
+pub(crate) async fn check(meta: &Meta, token: Token) -> Result<Caller, Failure> {
     let query = Query::Device { account: token.account, device: token.device };
     let found = match meta.query(token.account.slot(), query).await {
         Ok(Reply::Device(found)) => found,
@@ -67,8 +63,6 @@ async fn check(meta: &Meta, token: Token) -> Result<Caller, Failure> {
             namespace: account_row.namespace,
             account_row,
             device_row,
-            token,
-            checked,
         }),
         _ => Err(refused()),
     }
@@ -83,14 +77,6 @@ impl Caller {
         let message = "only administrators may do this";
         Err(Failure::new(Code::PermissionDenied, "not-admin", message))
     }
-
-    /// For streams: checks the token again if the last check is old.
-    pub(crate) async fn recheck(&mut self, meta: &Meta) -> Result<(), Failure> {
-        if self.checked.elapsed() >= STREAM_RECHECK {
-            *self = check(meta, self.token.clone()).await?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -99,11 +85,11 @@ mod tests {
 
     #[test]
     fn a_missing_or_malformed_token_is_unauthenticated() {
-        let mut metadata = MetadataMap::new();
-        assert_eq!(token_of(&metadata).unwrap_err().code, Code::Unauthenticated);
+        let mut headers = HeaderMap::new();
+        assert_eq!(token_of(&headers).unwrap_err().code, Code::Unauthenticated);
         for bad in ["", "Bearer", "Bearer x", "Basic eDp5", "Bearer ks1_!!"] {
-            metadata.insert("authorization", bad.parse().unwrap());
-            assert_eq!(token_of(&metadata).unwrap_err().code, Code::Unauthenticated, "{bad}");
+            headers.insert("authorization", bad.parse().unwrap());
+            assert_eq!(token_of(&headers).unwrap_err().code, Code::Unauthenticated, "{bad}");
         }
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use blockstore::client::StorageClient;
 use bytes::Bytes;
-use engine::ids::{ChunkId, ContentId, EntryId, HolderId, NamespaceId, NodeId};
+use engine::ids::{AccountId, ChunkId, ContentId, EntryId, HolderId, NamespaceId, NodeId};
 use engine::location::ChunkKind;
 use metaraft::model::query::Resolved;
 use metaraft::model::row::{ContentRow, EntryRow};
 use proto::peer::TlsIdentity;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
@@ -20,14 +20,20 @@ use crate::chunks::latency::Latencies;
 use crate::chunks::prepare::Preparer;
 use crate::chunks::reader::ChunkSource;
 use crate::chunks::writer::ChunkWriter;
+use crate::door::shares::Shares;
 use crate::failure::Failure;
+use crate::live::LiveDevices;
 use crate::meta::Meta;
 use crate::password::Passwords;
 use crate::path::RemotePath;
 use crate::sessions::{Session, Sessions};
+use crate::sign_in::turns::Turns;
 use crate::sync::seal::Sealer;
 use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::Watches;
+
+/// Bytes held are counted in units of this many.
+pub(crate) const BUDGET_UNIT_BYTES: u64 = 1024;
 
 /// Name of the secret that cursors are sealed by.
 const SEAL_SECRET: &str = "cursor-seal";
@@ -41,24 +47,28 @@ pub(crate) struct Core {
     pub(crate) meta: Meta,
     pub(crate) storage: Arc<StorageClient>,
     pub(crate) passwords: Passwords,
+    /// Whose turn it is to sign in.
+    pub(crate) turns: Arc<Turns>,
     pub(crate) sessions: Sessions,
     pub(crate) preparer: Preparer,
     pub(crate) in_flight: InFlight,
     pub(crate) latencies: Latencies,
     pub(crate) writer: ChunkWriter,
     pub(crate) source: ChunkSource,
-    /// Chunk bytes that are not acknowledged yet.
-    pub(crate) upload_budget: Arc<Semaphore>,
-    /// Chunk bytes that are read and not sent yet.
-    pub(crate) download_budget: Arc<Semaphore>,
+    /// Chunk bytes that are not acknowledged yet, in units of [`BUDGET_UNIT_BYTES`].
+    pub(crate) upload_bytes: Shares<AccountId>,
+    /// Bytes of downloads that are read and not handed over for sending, in the same units.
+    pub(crate) download_bytes: Shares<AccountId>,
     /// Streams of chunks.
-    pub(crate) put_streams: Arc<Semaphore>,
-    /// Requests in flight.
-    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) put_streams: Shares<AccountId>,
+    /// Downloads.
+    pub(crate) downloads: Shares<AccountId>,
+    /// Devices that have something open.
+    pub(crate) live: Arc<LiveDevices>,
     /// Clean-ups under way.
     pub(crate) cleanups: Arc<Semaphore>,
     /// Clients that wait for changes.
-    pub(crate) waiters: Arc<Semaphore>,
+    pub(crate) waiters: Shares<AccountId>,
     /// The same, by device.
     pub(crate) device_waiters: Arc<DeviceWaiters>,
     pub(crate) watches: Arc<Watches>,
@@ -68,11 +78,6 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Lets a request in, or says that there are too many.
-    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.requests).try_acquire_owned().map_err(|_full| Failure::busy("too many requests"))
-    }
-
     /// Seals what clients keep for us, by the secret that all gateways share.
     pub(crate) async fn sealer(&self) -> Result<&Sealer, Failure> {
         let make = || async {

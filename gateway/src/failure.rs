@@ -4,13 +4,23 @@
 //! - A message speaks of what the client named (paths, sessions), never of ids inside the cluster or of others' data.
 //! - Every failure has a stable word for programs, in the trailer [`proto::REASON_TRAILER`].
 
+use std::time::Duration;
+
 use metaraft::api::MetaError;
 use metaraft::model::command::StepError;
 use proto::v1::ItemError;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Code, Status};
 
+use crate::door::shares::Full;
 use crate::path::PathError;
+
+/// When something of which all is in use may be free again.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+}
 
 /// A failure as a client sees it: of a whole request or of one item of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,11 +32,13 @@ pub struct Failure {
     pub reason: &'static str,
     /// What happened, to what, and what to do.
     pub message: String,
+    /// When it is worth coming again, where that is known: in the trailer [`proto::RETRY_AFTER_TRAILER`] as well.
+    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
     pub(crate) fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into() }
+        Self { code, reason, message: message.into(), retry_after: None }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -44,6 +56,33 @@ impl Failure {
     pub(crate) fn busy(what: &str) -> Self {
         let message = format!("the gateway is busy ({what}); try again in a moment");
         Self::new(Code::ResourceExhausted, "busy", message)
+    }
+
+    /// A limit is reached; `setting` is its name in the gateway's configuration.
+    pub(crate) fn limit(what: &str, setting: &str, retry_after: Duration) -> Self {
+        let retry_after = (!retry_after.is_zero()).then_some(retry_after);
+        let when = retry_after
+            .map_or_else(String::new, |after| format!("; try again in {} s", whole_seconds(after)));
+        let message = format!("{what} (the gateway's limit {setting}){when}");
+        // Where coming again is no use, the word for programs says so.
+        let reason = if retry_after.is_some() { "busy" } else { "limit" };
+        Self { retry_after, ..Self::new(Code::ResourceExhausted, reason, message) }
+    }
+
+    /// One's own share of something, or all of it, is in use.
+    pub(crate) fn full(what: &str, full: Full, own_setting: &str, all_setting: &str) -> Self {
+        match full {
+            Full::Own => Self::limit(&format!("too many {what} of yours"), own_setting, FULL_RETRY_AFTER),
+            Full::All => {
+                Self::limit(&format!("the gateway is busy: too many {what}"), all_setting, FULL_RETRY_AFTER)
+            }
+        }
+    }
+
+    /// The client did not send what was waited for.
+    pub(crate) fn too_slow(what: &str, setting: &str) -> Self {
+        let message = format!("{what} (the gateway's limit {setting}); send it again");
+        Self::new(Code::DeadlineExceeded, "too-slow", message)
     }
 
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
@@ -164,6 +203,9 @@ impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let mut metadata = MetadataMap::new();
         metadata.insert(proto::REASON_TRAILER, AsciiMetadataValue::from_static(failure.reason));
+        if let Some(after) = failure.retry_after {
+            metadata.insert(proto::RETRY_AFTER_TRAILER, AsciiMetadataValue::from(whole_seconds(after)));
+        }
         Self::with_metadata(failure.code, failure.message, metadata)
     }
 }
@@ -182,6 +224,14 @@ mod tests {
         assert_eq!(status.metadata().get(proto::REASON_TRAILER).unwrap(), "conflict");
         assert!(status.message().starts_with("/a.txt: "), "{}", status.message());
         assert!(!status.message().contains('7'), "an id is shown: {}", status.message());
+    }
+
+    #[test]
+    fn a_limit_says_which_one_it_is_and_when_to_come_back() {
+        let status = Status::from(Failure::limit("too many x", "x_max", Duration::from_millis(2100)));
+        assert_eq!(status.message(), "too many x (the gateway's limit x_max); try again in 3 s");
+        assert_eq!(status.metadata().get(proto::RETRY_AFTER_TRAILER).unwrap(), "3");
+        assert_eq!(status.metadata().get(proto::REASON_TRAILER).unwrap(), "busy");
     }
 
     #[test]

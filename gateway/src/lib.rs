@@ -1,7 +1,7 @@
 //! Everything a client can reach: the `keepstone.v1` API over gRPC. Holds nothing durable.
 //!
-//! A request goes through `services` (let in, caller checked) to `uploads`, `downloads`, `entries`, `accounts` or
-//! `admin`; these speak to the metadata cluster through `meta`, and to the disks through `chunks`. Every bound is in
+//! A request comes in by `door` (connections, limits, who calls) and `services` to `uploads`, `downloads`, `entries`,
+//! `accounts` or `admin`; these speak to the metadata cluster through `meta`, and to the disks through `chunks`. Every bound is in
 //! `limits`, every error that clients see is made in `failure`.
 
 pub mod accounts;
@@ -11,10 +11,12 @@ mod chunks;
 pub mod config;
 mod convert;
 mod core;
+mod door;
 mod downloads;
 mod entries;
 pub mod failure;
 mod limits;
+mod live;
 mod meta;
 mod password;
 mod path;
@@ -23,6 +25,7 @@ mod release;
 pub mod server;
 mod services;
 mod sessions;
+mod sign_in;
 mod suspects;
 mod sync;
 pub mod token;

@@ -1,15 +1,11 @@
-//! Every bound of the gateway in one place, so that its memory can be added up.
+//! The gateway's own bounds in one place; what clients may do at most is set in [`crate::config::Limits`]. Together
+//! they say how much memory it takes.
 //!
-//! Payload bytes held at once: [`UPLOAD_BYTES_MAX`] and [`DOWNLOAD_BYTES_MAX`], each about doubled by coding and
-//! compression; chunk lists: [`SESSION_ENTRIES_MAX`] of some 44 bytes; the rest is small.
+//! Payload bytes held at once: `upload_bytes_max` and `download_bytes_max`, each about doubled by coding and
+//! compression, `request_bytes_max` and `answer_bytes_max`; chunk lists: [`SESSION_ENTRIES_MAX`] of some 44 bytes;
+//! strangers: `unproven_connections_max` of some 100 KiB; the rest is small.
 
 use std::time::Duration;
-
-/// Requests served at once; further ones are told to come again.
-pub(crate) const REQUESTS_MAX: usize = 2048;
-
-/// HTTP/2 streams of one connection.
-pub(crate) const CONNECTION_STREAMS_MAX: u32 = 256;
 
 /// Items in one batch (uploads, entries, paths).
 pub(crate) const BATCH_ITEMS_MAX: usize = 1024;
@@ -17,14 +13,8 @@ pub(crate) const BATCH_ITEMS_MAX: usize = 1024;
 /// Chunk list entries in one batch of uploads: what fits a message.
 pub(crate) const BATCH_ENTRIES_MAX: usize = 300_000;
 
-/// Messages above this many bytes, of which few may be decoded at once.
-pub(crate) const LARGE_REQUESTS_MAX: usize = 4;
-
 /// The largest message of chunks: one maximal chunk, with its sessions and room for small ones.
 pub(crate) const PUT_MESSAGE_BYTES_MAX: usize = 5 * 1024 * 1024;
-
-/// Streams of chunks at once.
-pub(crate) const PUT_STREAMS_MAX: usize = 64;
 
 /// Chunks in one message.
 pub(crate) const PUT_MESSAGE_CHUNKS_MAX: usize = 1024;
@@ -32,20 +22,14 @@ pub(crate) const PUT_MESSAGE_CHUNKS_MAX: usize = 1024;
 /// Sessions that one chunk may be for.
 pub(crate) const PUT_SESSIONS_MAX: usize = 64;
 
-/// Chunk bytes of all streams that are not acknowledged yet.
-pub(crate) const UPLOAD_BYTES_MAX: usize = 48 * 1024 * 1024;
-
-/// Of these, at most so many of one stream.
-pub(crate) const UPLOAD_STREAM_BYTES_MAX: usize = 24 * 1024 * 1024;
+/// Chunk bytes of one stream that are not acknowledged yet.
+pub(crate) const UPLOAD_STREAM_BYTES_MAX: u64 = 24 * 1024 * 1024;
 
 /// Messages of one stream that are worked on at once.
 pub(crate) const PUT_MESSAGES_IN_FLIGHT_MAX: usize = 64;
 
 /// Stripes being written at once.
 pub(crate) const STRIPES_IN_FLIGHT_MAX: usize = 6;
-
-/// Chunk bytes of all downloads that are read and not sent yet.
-pub(crate) const DOWNLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Runs of one stripe's chunks that one download reads ahead.
 pub(crate) const DOWNLOAD_RUNS_MAX: usize = 4;
@@ -64,9 +48,6 @@ pub(crate) const DOWNLOAD_MANY_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// A client that takes nothing for so long loses its download.
 pub(crate) const DOWNLOAD_STALL_MAX: Duration = Duration::from_secs(60);
-
-/// How old the check of a stream's token may be.
-pub(crate) const STREAM_RECHECK: Duration = Duration::from_secs(2);
 
 /// Chunk list entries that the session cache holds.
 pub(crate) const SESSION_ENTRIES_MAX: usize = 1024 * 1024;
@@ -112,15 +93,6 @@ pub(crate) const SYNC_PAGE_MAX: u32 = 10_000;
 /// Chunk list entries in one message of a manifest.
 pub(crate) const MANIFEST_MESSAGE_ENTRIES: usize = 8192;
 
-/// Clients that wait for changes at once.
-pub(crate) const WAITERS_MAX: usize = 16 * 1024;
-
-/// Of these, of one device: its sync client needs one, and tools beside it a few.
-pub(crate) const DEVICE_WAITERS_MAX: usize = 8;
-
-/// How old the check of a waiting client's token may be.
-pub(crate) const WATCH_TOKEN_RECHECK: Duration = Duration::from_secs(10);
-
 /// How long a subscription may be silent before the numbers of watched trees are read anew.
 pub(crate) const WATCH_REREAD: Duration = Duration::from_secs(5);
 
@@ -136,10 +108,11 @@ pub(crate) const PURGE_ENTRIES_MAX: u32 = 1000;
 /// Entries in one page of a walk.
 pub(crate) const PAGE_ENTRIES: u32 = 1000;
 
-/// Passwords hashed at once, and waiting to be.
+/// Passwords hashed at once (some 19 MiB each).
 pub(crate) const PASSWORDS_AT_ONCE_MAX: usize = 2;
-/// See [`PASSWORDS_AT_ONCE_MAX`].
-pub(crate) const PASSWORDS_WAITING_MAX: usize = 32;
+
+/// Sign-ins that wait for it.
+pub(crate) const SIGN_INS_WAITING_MAX: usize = 512;
 
 /// Bytes of emails, names of people and devices, and passwords.
 pub(crate) const TEXT_BYTES_MAX: usize = 1024;

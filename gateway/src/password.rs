@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Checking costs the same whether or not there is an account: an absent hash is replaced by one that nothing
 //!   matches.
-//! - At most [`PASSWORDS_AT_ONCE_MAX`] are hashed at once (some 19 MiB each), and [`PASSWORDS_WAITING_MAX`] wait.
+//! - At most [`PASSWORDS_AT_ONCE_MAX`] are hashed at once (some 19 MiB each). Who waits is bounded by who asks:
+//!   sign-ins have turns, other requests are bounded by account.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, Salt
 use tokio::sync::Semaphore;
 
 use crate::failure::Failure;
-use crate::limits::{PASSWORDS_AT_ONCE_MAX, PASSWORDS_WAITING_MAX, TEXT_BYTES_MAX};
+use crate::limits::{PASSWORDS_AT_ONCE_MAX, TEXT_BYTES_MAX};
 use crate::random;
 
 /// In place of a password hash: nothing matches it.
@@ -22,7 +23,6 @@ pub(crate) const NO_PASSWORD: &str = "";
 #[derive(Clone)]
 pub(crate) struct Passwords {
     at_once: Arc<Semaphore>,
-    admitted: Arc<Semaphore>,
     /// A hash of something that nobody knows, made like all others.
     decoy: Arc<str>,
 }
@@ -31,11 +31,7 @@ impl Passwords {
     /// Takes as long as hashing one password.
     pub(crate) fn new() -> Result<Self, Failure> {
         let decoy = hash_now(&hex::encode(random::bytes::<32>()))?;
-        Ok(Self {
-            at_once: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE_MAX)),
-            admitted: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE_MAX + PASSWORDS_WAITING_MAX)),
-            decoy: decoy.into(),
-        })
+        Ok(Self { at_once: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE_MAX)), decoy: decoy.into() })
     }
 
     /// The PHC string of a new password.
@@ -58,7 +54,6 @@ impl Passwords {
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-        let Ok(_admitted) = self.admitted.try_acquire() else { return Err(Failure::busy("sign-ins")) };
         let running = Arc::clone(&self.at_once).acquire_owned().await;
         let running = running.map_err(|closed| Failure::internal("password", &closed))?;
         // The permit goes with the work: a caller that is dropped does not let more of it start.
@@ -72,7 +67,8 @@ impl Passwords {
     }
 }
 
-fn check_length(password: &str) -> Result<(), Failure> {
+/// Refuses what is no password, before any work.
+pub(crate) fn check_length(password: &str) -> Result<(), Failure> {
     if password.is_empty() || password.len() > TEXT_BYTES_MAX {
         return Err(Failure::invalid(format!("a password has 1 to {TEXT_BYTES_MAX} bytes")));
     }

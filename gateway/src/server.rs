@@ -5,7 +5,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockstore::client::StorageClient;
 use engine::ids::DiskId;
@@ -15,13 +14,15 @@ use proto::peer::{TlsError, TlsIdentity};
 use proto::v1::accounts_server::AccountsServer;
 use proto::v1::admin_server::AdminServer;
 use proto::v1::sync_server::SyncServer;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::service::Routes;
 
 use crate::chunks::inflight::InFlight;
 use crate::chunks::latency::Latencies;
@@ -30,12 +31,12 @@ use crate::chunks::reader::ChunkSource;
 use crate::chunks::stripe::StripeSink;
 use crate::chunks::writer::ChunkWriter;
 use crate::config::GatewayConfig;
-use crate::core::Core;
+use crate::core::{BUDGET_UNIT_BYTES, Core};
+use crate::door::gate::Gate;
+use crate::door::listen::Door;
+use crate::door::shares::Shares;
 use crate::failure::Failure;
-use crate::limits::{
-    CLEANUPS_MAX, CONNECTION_STREAMS_MAX, DOWNLOAD_BYTES_MAX, PUT_STREAMS_MAX, REQUESTS_MAX, STOP_GRACE,
-    UPLOAD_BYTES_MAX, WAITERS_MAX,
-};
+use crate::limits::{CLEANUPS_MAX, STOP_GRACE};
 use crate::meta::Meta;
 use crate::password::Passwords;
 use crate::services::accounts::AccountsService;
@@ -44,18 +45,10 @@ use crate::services::dispatch::BoundedFiles;
 use crate::services::files::FilesService;
 use crate::services::sync::SyncService;
 use crate::sessions::Sessions;
+use crate::sign_in::turns::Turns;
 use crate::suspects::{Suspects, WatchedStore};
+use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::follow_groups;
-use crate::uploads::put::byte_budget;
-
-/// HTTP/2 by measurement (docs: large frames and windows halve the cost per byte).
-const FRAME_BYTES: u32 = 1024 * 1024;
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-
-/// Unanswered pings for so long mean that a client has gone.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +82,15 @@ pub enum StartError {
     #[error("the public certificate and key cannot be used: {source}")]
     PublicTls {
         /// Why.
-        source: tonic::transport::Error,
+        source: rustls::Error,
+    },
+    /// The TLS files are no certificate and key at all.
+    #[error("{} cannot be used: {source}", path.display())]
+    PublicPem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
     },
     /// The process cannot work at all.
     #[error("cannot start: {why}")]
@@ -118,7 +119,7 @@ fn storage_client(identity: &TlsIdentity, meta: &Meta) -> StorageClient {
     let resolve = move |disk: DiskId| {
         let map = meta.map();
         let node = map.disk(disk)?.node;
-        map.storage_node(node).map(|node| node.address.clone())
+        map.storage_node(node).map(|info| (node, info.address.clone()))
     };
     StorageClient::new(identity, Arc::new(resolve))
 }
@@ -134,7 +135,7 @@ impl Gateway {
     /// See [`StartError`]. A metadata cluster that does not answer yet is no error.
     pub async fn start(config: GatewayConfig) -> Result<Self, StartError> {
         let identity = TlsIdentity::load(&config.internal_tls)?;
-        let public = Identity::from_pem(read(&config.certificate)?, read(&config.key)?);
+        let acceptor = public_tls(&config)?;
         let client = MetaClient::new(&config.meta, &identity)
             .map_err(|error| StartError::MetaAddress { why: error.to_string() })?;
         let passwords = tokio::task::spawn_blocking(Passwords::new)
@@ -146,10 +147,6 @@ impl Gateway {
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
         let address =
             listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
-        let router = Server::builder()
-            .tls_config(ServerTlsConfig::new().identity(public))
-            .map_err(|source| StartError::PublicTls { source })?;
-
         let meta = Meta::new(Arc::new(MetaApi::start(client)));
         let storage = Arc::new(storage_client(&identity, &meta));
         let suspects = Arc::new(Suspects::default());
@@ -157,6 +154,10 @@ impl Gateway {
         let sink = StripeSink::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&store));
         let packing = CancellationToken::new();
         let (writer, pack) = ChunkWriter::new(sink, packing.clone());
+        let limits = &config.limits;
+        let bytes = |own: u64, all: u64| {
+            Shares::new(own.div_ceil(BUDGET_UNIT_BYTES), all.div_ceil(BUDGET_UNIT_BYTES))
+        };
         let core = Arc::new(Core {
             node: config.node,
             address: address.to_string(),
@@ -165,27 +166,32 @@ impl Gateway {
             meta,
             storage,
             passwords,
+            turns: Turns::new(limits),
             sessions: Sessions::default(),
             preparer: Preparer::new(),
             in_flight: InFlight::default(),
             latencies: Latencies::default(),
             writer,
-            upload_budget: byte_budget(UPLOAD_BYTES_MAX),
-            download_budget: byte_budget(DOWNLOAD_BYTES_MAX),
-            put_streams: Arc::new(Semaphore::new(PUT_STREAMS_MAX)),
-            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            upload_bytes: bytes(limits.account_upload_bytes_max, limits.upload_bytes_max),
+            download_bytes: bytes(limits.account_download_bytes_max, limits.download_bytes_max),
+            put_streams: Shares::new(limits.account_put_streams_max, limits.put_streams_max),
+            downloads: Shares::new(limits.account_downloads_max, limits.downloads_max),
+            live: Arc::default(),
             cleanups: Arc::new(Semaphore::new(CLEANUPS_MAX)),
-            waiters: Arc::new(Semaphore::new(WAITERS_MAX)),
-            device_waiters: Arc::default(),
+            waiters: Shares::new(limits.account_waiters_max, limits.waiters_max),
+            device_waiters: DeviceWaiters::new(limits.device_waiters_max),
             watches: Arc::default(),
             sealer: OnceCell::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
         core.tasks.spawn(follow_groups(Arc::clone(&core)));
+        core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));
         let packer = tokio::spawn(pack);
         let stop_serving = CancellationToken::new();
-        let serving = tokio::spawn(serve(router, listener, Arc::clone(&core), stop_serving.clone()));
+        let gate = Gate::new(routes(&core).await, Arc::clone(&core), limits);
+        let door = Door::new(acceptor, gate, limits);
+        let serving = tokio::spawn(door.serve(listener, stop_serving.clone()));
         Ok(Self { address, core, stop_serving, serving, packing, packer })
     }
 
@@ -216,7 +222,23 @@ impl Gateway {
     }
 }
 
-async fn serve(server: Server, listener: TcpListener, core: Arc<Core>, stop: CancellationToken) {
+/// The certificate that clients see; HTTP/2 only.
+fn public_tls(config: &GatewayConfig) -> Result<TlsAcceptor, StartError> {
+    let pem = |path: &Path, source| StartError::PublicPem { path: path.to_owned(), source };
+    let chain = CertificateDer::pem_slice_iter(&read(&config.certificate)?).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|source| pem(&config.certificate, source))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&config.key)?);
+    let key = key.map_err(|source| pem(&config.key, source))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|source| StartError::PublicTls { source })?;
+    tls.alpn_protocols.push(b"h2".to_vec());
+    Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+async fn routes(core: &Arc<Core>) -> Routes {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<BoundedFiles>().await;
     health.set_serving::<AccountsServer<AccountsService>>().await;
@@ -227,22 +249,16 @@ async fn serve(server: Server, listener: TcpListener, core: Arc<Core>, stop: Can
             .register_encoded_file_descriptor_set(proto::v1::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let router = server
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES)
-        .max_concurrent_streams(CONNECTION_STREAMS_MAX)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .add_service(health_service)
-        .add_service(AccountsServer::new(AccountsService::new(Arc::clone(&core))))
-        .add_service(BoundedFiles::new(FilesService::new(Arc::clone(&core))))
-        .add_service(SyncServer::new(SyncService::new(Arc::clone(&core))))
-        .add_service(AdminServer::new(AdminService::new(core)))
-        .add_optional_service(reflection().build_v1().ok())
-        .add_optional_service(reflection().build_v1alpha().ok());
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
-        tracing::error!(error = %error, "the gateway stopped serving");
+    let mut routes = Routes::new(health_service)
+        .add_service(AccountsServer::new(AccountsService::new(Arc::clone(core))))
+        .add_service(BoundedFiles::new(FilesService::new(Arc::clone(core))))
+        .add_service(SyncServer::new(SyncService::new(Arc::clone(core))))
+        .add_service(AdminServer::new(AdminService::new(Arc::clone(core))));
+    if let Ok(reflection) = reflection().build_v1() {
+        routes = routes.add_service(reflection);
     }
+    if let Ok(reflection) = reflection().build_v1alpha() {
+        routes = routes.add_service(reflection);
+    }
+    routes.prepare()
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
 
 mod cluster;
+mod door;
 mod sync;
 
 use bytes::Bytes;

@@ -54,3 +54,6 @@ pub const MESSAGE_BYTES_MAX: usize = 20 * 1024 * 1024;
 
 /// Where a request's stable reason word travels, beside the gRPC status.
 pub const REASON_TRAILER: &str = "keepstone-reason";
+
+/// Where it travels after how many seconds a refused request is worth another try.
+pub const RETRY_AFTER_TRAILER: &str = "retry-after";

@@ -4,16 +4,26 @@
 //! - A role and id come only from a certificate that the cluster's CA signed; TLS has verified that before.
 //! - Every internal call names the roles it takes; all others get PERMISSION_DENIED.
 //!
+//! - A client says whom it expects, and speaks to nobody else: see [`ExpectedServer`].
+//!
 //! A certificate carries one URI name, `keepstone://CLUSTER/ROLE/ID`, and the DNS name [`INTERNAL_NAME`], by which
 //! peers are verified whatever address they are reached at.
 
+mod expected;
+mod meta_address;
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::ids::{ClusterId, NodeId};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub use self::expected::ExpectedServer;
+use self::expected::ExpectedServerVerifier;
+pub use self::meta_address::MetaAddress;
 
 /// The DNS name in every internal certificate.
 pub const INTERNAL_NAME: &str = "node.keepstone.internal";
@@ -129,11 +139,37 @@ pub enum TlsError {
         /// Why.
         source: std::io::Error,
     },
+    /// The CAs' certificates cannot be used.
+    #[error("{} has no usable certificate of a CA: {why}", path.display())]
+    Ca {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The certificate does not say who this process is.
     #[error("{} is not a certificate of a cluster node: it has no name keepstone://CLUSTER/ROLE/ID", path.display())]
     NoPeer {
         /// The file.
         path: PathBuf,
+    },
+}
+
+/// Why no connection can be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The address is none.
+    #[error("not an address: {source}")]
+    Address {
+        /// Why.
+        #[from]
+        source: tonic::transport::Error,
+    },
+    /// The CAs' certificates cannot be used.
+    #[error("no usable certificate of a CA: {why}")]
+    Ca {
+        /// Why.
+        why: String,
     },
 }
 
@@ -159,8 +195,12 @@ impl TlsIdentity {
         let certificate = read(&files.certificate)?;
         let pem = x509_parser::pem::parse_x509_pem(&certificate).map_err(|_not_pem| no_peer())?.1;
         let peer = Peer::from_certificate(&pem.contents).ok_or_else(no_peer)?;
+        let ca = read(&files.ca)?;
+        let anybody = ExpectedServer { cluster: peer.cluster, role: peer.role, node: None };
+        ExpectedServerVerifier::new(&ca, anybody)
+            .map_err(|why| TlsError::Ca { path: files.ca.clone(), why })?;
         Ok(Self {
-            ca: Certificate::from_pem(read(&files.ca)?),
+            ca: Certificate::from_pem(ca),
             identity: Identity::from_pem(&certificate, read(&files.key)?),
             peer,
         })
@@ -178,13 +218,22 @@ impl TlsIdentity {
         ServerTlsConfig::new().identity(self.identity.clone()).client_ca_root(self.ca.clone())
     }
 
-    /// For a client that proves itself and verifies the server, whatever its address.
+    /// Whom this process expects where a node of `role` should be; `node` if it knows which.
     #[must_use]
-    pub fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .identity(self.identity.clone())
-            .ca_certificate(self.ca.clone())
-            .domain_name(INTERNAL_NAME)
+    pub fn expects(&self, role: Role, node: Option<NodeId>) -> ExpectedServer {
+        ExpectedServer { cluster: self.peer.cluster, role, node }
+    }
+
+    /// For a client that proves itself and speaks to `expected` only, at `address` (host:port).
+    ///
+    /// # Errors
+    /// See [`EndpointError`].
+    pub fn endpoint(&self, address: &str, expected: ExpectedServer) -> Result<Endpoint, EndpointError> {
+        let verifier = ExpectedServerVerifier::new(self.ca.as_ref(), expected)
+            .map_err(|why| EndpointError::Ca { why })?;
+        let tls = ClientTlsConfig::new().identity(self.identity.clone()).domain_name(INTERNAL_NAME);
+        let endpoint = Endpoint::from_shared(format!("https://{address}"))?;
+        Ok(endpoint.tls_config_with_verifier(tls, Arc::new(verifier))?)
     }
 }
 

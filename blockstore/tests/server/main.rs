@@ -15,7 +15,9 @@ use engine::cluster::StripeLayout;
 use engine::code::Code;
 use engine::ids::{ClusterId, DiskId, Epoch, NodeId, Position, StripeId, VolumeId};
 use engine::store::{PutShardError, ReadShardError, ShardPut, ShardStore};
-use proto::peer::Role;
+use proto::internal::ListShardsRequest;
+use proto::internal::storage_client::StorageClient as Stub;
+use proto::peer::{ExpectedServer, Role};
 use support::{Authority, CLUSTER};
 
 fn stripe(number: u64) -> StripeId {
@@ -85,7 +87,7 @@ async fn shards_are_stored_read_listed_deleted_and_scrubbed_over_the_network() {
     assert_eq!(client.delete_shards(disks[0], &names).await.unwrap(), 5);
 
     let meta = authority.client(CLUSTER, Role::Meta, &address);
-    let mut progress = meta.scrub(&address).await.unwrap();
+    let mut progress = meta.scrub(NodeId(7), &address).await.unwrap();
     let mut last = None;
     while let Some(message) = progress.message().await.unwrap() {
         last = Some(message);
@@ -106,10 +108,25 @@ async fn only_the_roles_of_this_cluster_are_served() {
     let denied = authority.client(CLUSTER, Role::Meta, &address).put_shard(put()).await;
     assert!(matches!(&denied, Err(PutShardError::Unavailable { reason, .. }) if reason.contains("not for")));
     let foreign = authority.client(ClusterId::from_bytes([2; 16]), Role::Gateway, &address);
-    let denied = foreign.put_shard(put()).await;
-    assert!(matches!(&denied, Err(PutShardError::Unavailable { reason, .. }) if reason.contains("not for")));
     let denied = foreign.list_shards(disks[0], None, 1).await;
-    assert!(matches!(denied, Err(StorageCallError::Refused { .. })));
+    assert!(
+        matches!(denied, Err(StorageCallError::Unavailable { .. })),
+        "it is not whom that client expects"
+    );
+    // Nor does the node take it from a client of another cluster that does not mind.
+    let identity = authority.identity(ClusterId::from_bytes([2; 16]), Role::Gateway, 1);
+    let expected = ExpectedServer { cluster: CLUSTER, role: Role::Storage, node: None };
+    let channel = identity.endpoint(&address, expected).unwrap().connect_lazy();
+    let request = ListShardsRequest { disk: disks[0].as_bytes().to_vec().into(), after: None, count_max: 1 };
+    let denied = Stub::new(channel).list_shards(request).await.unwrap_err();
+    assert_eq!(denied.code(), tonic::Code::PermissionDenied);
+
+    // A client that expects another node, or another role, at the address sends nothing.
+    let gateway = authority.identity(CLUSTER, Role::Gateway, 1);
+    for (role, node) in [(Role::Storage, Some(NodeId(8))), (Role::Meta, None), (Role::Gateway, None)] {
+        let channel = gateway.endpoint(&address, gateway.expects(role, node)).unwrap().connect().await;
+        assert!(channel.is_err(), "{role:?} {node:?}");
+    }
 
     // A certificate of another authority does not even get a connection.
     let elsewhere = tempfile::tempdir().unwrap();

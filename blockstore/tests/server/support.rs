@@ -61,9 +61,12 @@ impl Authority {
         }
     }
 
-    /// A client in some role that finds every disk at `address`.
+    /// A client in some role that finds every disk at `address`, at the node of [`Self::config`].
     pub(crate) fn client(&self, cluster: ClusterId, role: Role, address: &str) -> StorageClient {
         let address = address.to_owned();
-        StorageClient::new(&self.identity(cluster, role, 1), Arc::new(move |_disk| Some(address.clone())))
+        StorageClient::new(
+            &self.identity(cluster, role, 1),
+            Arc::new(move |_disk| Some((NodeId(7), address.clone()))),
+        )
     }
 }

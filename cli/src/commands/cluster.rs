@@ -11,7 +11,8 @@ use anyhow::Context;
 use client::profile::Profile;
 use engine::code::Code;
 use engine::ids::{ClusterId, NodeId};
-use proto::peer::{Role, TlsFiles, TlsIdentity};
+use gateway::config::Limits;
+use proto::peer::{MetaAddress, Role, TlsFiles, TlsIdentity};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -163,7 +164,10 @@ impl Writer<'_> {
     }
 
     fn meta_addresses(&self) -> Vec<String> {
-        self.arguments.metas.iter().map(|member| member.address.clone()).collect()
+        let named = |member: &Member| {
+            MetaAddress { node: Some(member.node), address: member.address.clone() }.to_string()
+        };
+        self.arguments.metas.iter().map(named).collect()
     }
 
     fn meta_file(&self, member: &Member) -> anyhow::Result<MetaFile> {
@@ -204,6 +208,7 @@ impl Writer<'_> {
             meta: self.meta_addresses(),
             public: PublicSection { certificate: "public.pem".into(), key: "public.key".into() },
             tls: Self::tls(),
+            limits: Limits::default(),
         })
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use engine::ids::NodeId;
-use gateway::config::GatewayConfig;
+use gateway::config::{GatewayConfig, Limits};
 use serde::Deserialize;
 
 use super::{TlsSection, join, path, texts};
@@ -27,6 +27,8 @@ pub(crate) struct GatewayFile {
     pub(crate) meta: Vec<String>,
     pub(crate) public: PublicSection,
     pub(crate) tls: TlsSection,
+    #[serde(default)]
+    pub(crate) limits: Limits,
 }
 
 impl GatewayFile {
@@ -39,6 +41,7 @@ impl GatewayFile {
             certificate: join(directory, &self.public.certificate),
             key: join(directory, &self.public.key),
             data_dir: join(directory, &self.data_dir),
+            limits: self.limits.clone(),
         }
     }
 
@@ -51,11 +54,13 @@ impl GatewayFile {
              listen = \"{listen}\"\n\
              # For caches. Nothing here has to survive.\n\
              data_dir = {data_dir}\n\
-             # host:port of the metadata nodes.\n\
+             # The metadata nodes, ID@host:port each: nobody else is spoken to there. (Without ID@: any metadata node.)\n\
              meta = {meta}\n\n\
              # The certificate that clients see, with its chain.\n\
              [public]\ncertificate = {certificate}\nkey = {key}\n\n\
-             {tls}",
+             {tls}\n\
+             # What clients may do at most, where it is not the default; docs/limits.md lists and explains all of it.\n\
+             [limits]\n{limits}",
             node = self.node,
             listen = self.listen,
             data_dir = path(&self.data_dir),
@@ -63,6 +68,7 @@ impl GatewayFile {
             certificate = path(&self.public.certificate),
             key = path(&self.public.key),
             tls = self.tls.render(),
+            limits = render_limits(&self.limits),
         )
     }
 
@@ -72,11 +78,19 @@ impl GatewayFile {
             node: NodeId(1),
             listen: SocketAddr::from(([0, 0, 0, 0], 7420)),
             data_dir: "/var/lib/keepstone/gateway-1".into(),
-            meta: (1..=3).map(|node| format!("meta{node}.example.org:7431")).collect(),
+            meta: (1..=3).map(|node| format!("{node}@meta{node}.example.org:7431")).collect(),
             public: PublicSection { certificate: "public.pem".into(), key: "public.key".into() },
             tls: TlsSection::example("gateway-1"),
+            limits: Limits::default(),
         }
     }
+}
+
+/// Those that are not the default.
+fn render_limits(limits: &Limits) -> String {
+    let default = Limits::default().values();
+    let own = limits.values().into_iter().zip(default).filter(|(own, default)| own != default);
+    own.map(|((name, value), _default)| format!("{name} = {value}\n")).collect()
 }
 
 #[cfg(test)]
@@ -85,7 +99,15 @@ mod tests {
 
     #[test]
     fn what_is_rendered_parses_alike() {
-        let file = GatewayFile::example();
+        let mut file = GatewayFile::example();
         assert_eq!(toml::from_str::<GatewayFile>(&file.render()).unwrap(), file);
+        file.limits.account_downloads_max = 7;
+        assert_eq!(toml::from_str::<GatewayFile>(&file.render()).unwrap(), file);
+    }
+
+    #[test]
+    fn a_limit_that_there_is_not_is_refused() {
+        let text = format!("{}no_such_limit = 1\n", GatewayFile::example().render());
+        assert!(toml::from_str::<GatewayFile>(&text).unwrap_err().to_string().contains("no_such_limit"));
     }
 }

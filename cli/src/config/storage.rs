@@ -83,7 +83,7 @@ impl StorageFile {
              disks = [{disks}]\n\
              # Its failure domain: stripes are spread over racks where there are enough.\n\
              rack = {rack}\n\
-             # host:port of the metadata nodes.\n\
+             # The metadata nodes, ID@host:port each: nobody else is spoken to there. (Without ID@: any metadata node.)\n\
              meta = {meta}\n\
              # Kept free on each disk for deletes and repairs; 2% of the disk and at most 2G unless set.\n\
              {reserve}\n\
@@ -114,7 +114,7 @@ impl StorageFile {
             data_dir: "/var/lib/keepstone/storage-1".into(),
             disks: vec!["/srv/keepstone/disk-1".into(), "/srv/keepstone/disk-2".into()],
             rack: "rack-1".to_owned(),
-            meta: (1..=3).map(|node| format!("meta{node}.example.org:7431")).collect(),
+            meta: (1..=3).map(|node| format!("{node}@meta{node}.example.org:7431")).collect(),
             reserve: None,
             scrub: ScrubSection::default(),
             tls: TlsSection::example("storage-1"),

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use engine::ids::NodeId;
-use proto::peer::Role;
+use gateway::config::Limits;
+use proto::peer::{MetaAddress, Role};
 
 use super::layout::{Layout, RoleName};
 use super::parameters::{Changes, META_NODES, Parameters};
@@ -110,7 +111,8 @@ fn meta_file(parameters: &Parameters, name: RoleName) -> MetaFile {
 }
 
 fn meta_addresses(parameters: &Parameters) -> Vec<String> {
-    parameters.meta.iter().map(ToString::to_string).collect()
+    let named = |(node, address)| MetaAddress { node: Some(node), address }.to_string();
+    parameters.meta_nodes().into_iter().map(named).collect()
 }
 
 fn storage_file(parameters: &Parameters, name: RoleName) -> StorageFile {
@@ -137,6 +139,7 @@ fn gateway_file(parameters: &Parameters, name: RoleName) -> GatewayFile {
         meta: meta_addresses(parameters),
         public: PublicSection { certificate: "../pki/public.pem".into(), key: "../pki/public.key".into() },
         tls: tls(name),
+        limits: Limits::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use metaraft::model::query::{Query, Reply};
 use metaraft::model::row::GroupCounters;
 use proto::internal::NodeStatusRequest;
 use proto::internal::metadata_client::MetadataClient;
-use tonic::transport::Endpoint;
+use proto::peer::Role;
 
 use crate::admin::status::Gathered;
 use crate::core::Core;
@@ -46,8 +46,8 @@ async fn counters(core: &Core, group: GroupId) -> (GroupId, Option<GroupCounters
 /// The node's id, if it answers.
 async fn answers(core: &Core, node: &MetaNodeInfo) -> Option<NodeId> {
     let ask = async {
-        let endpoint = Endpoint::from_shared(format!("https://{}", node.address)).ok()?;
-        let endpoint = endpoint.tls_config(core.identity.client()).ok()?.tcp_nodelay(true);
+        let expected = core.identity.expects(Role::Meta, Some(node.node));
+        let endpoint = core.identity.endpoint(&node.address, expected).ok()?.tcp_nodelay(true);
         let channel = endpoint.connect().await.ok()?;
         let answer = MetadataClient::new(channel).node_status(NodeStatusRequest {}).await.ok()?;
         (answer.into_inner().node == node.node.0).then_some(node.node)

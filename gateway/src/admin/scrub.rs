@@ -61,7 +61,8 @@ impl Merged {
 
 async fn scrub_node(core: Arc<Core>, node: StorageNodeInfo, said: mpsc::Sender<Said>) {
     let over = async {
-        let mut progress = core.storage.scrub(&node.address).await.map_err(|error| error.to_string())?;
+        let mut progress =
+            core.storage.scrub(node.node, &node.address).await.map_err(|error| error.to_string())?;
         loop {
             let message = progress.message().await.map_err(|status| status.message().to_owned())?;
             let Some(message) = message else { return Err("its answer ended early".to_owned()) };

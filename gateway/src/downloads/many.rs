@@ -4,18 +4,19 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::{Bytes, BytesMut};
-use engine::ids::{ChunkId, ContentId, EntryId, StripeId};
+use engine::ids::{AccountId, ChunkId, ContentId, EntryId, StripeId};
 use engine::location::LocatedChunk;
 use engine::manifest::{ContentList, ManifestEntry};
 use futures_util::{StreamExt, stream};
 use metaraft::model::row::ContentRow;
 use proto::v1;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
 use crate::auth::Caller;
 use crate::convert;
-use crate::core::{Core, content_gone, found};
+use crate::core::{BUDGET_UNIT_BYTES, Core, content_gone, found};
+use crate::door::shares::Share;
 use crate::downloads::stream::{FileVersion, file_state, version_of};
 use crate::failure::Failure;
 use crate::limits::{
@@ -99,8 +100,8 @@ fn bounded(file: FileVersion, left: &mut u64) -> Result<FileVersion, Failure> {
 type Sink = mpsc::Sender<Result<v1::DownloadManyResponse, Status>>;
 
 /// Sends all files, each whole or with an error in its place.
-pub(crate) async fn serve(core: &Core, many: Many, sink: Sink) {
-    let gathered = gather(core, &many).await;
+pub(crate) async fn serve(core: &Core, account: AccountId, many: Many, sink: Sink) {
+    let gathered = gather(core, account, &many).await;
     let (lists, plain, _budget) = match gathered {
         Ok(gathered) => gathered,
         Err(failure) => {
@@ -134,16 +135,13 @@ fn error_message(index: u32, failure: Failure) -> v1::DownloadManyResponse {
     v1::DownloadManyResponse { index, end: true, error, ..v1::DownloadManyResponse::default() }
 }
 
-type Gathered =
-    (HashMap<ContentId, ContentRow>, HashMap<ChunkId, Result<Bytes, Failure>>, OwnedSemaphorePermit);
+type Gathered = (HashMap<ContentId, ContentRow>, HashMap<ChunkId, Result<Bytes, Failure>>, Share);
 
 /// Reads all chunks of all files, each stripe once.
-async fn gather(core: &Core, many: &Many) -> Result<Gathered, Failure> {
+async fn gather(core: &Core, account: AccountId, many: &Many) -> Result<Gathered, Failure> {
     let files = || many.files.iter().filter_map(|file| file.as_ref().ok());
     let bytes: u64 = files().map(|file| file.state.size).sum();
-    let units = u32::try_from(bytes.div_ceil(1024).max(1)).unwrap_or(u32::MAX);
-    let budget = std::sync::Arc::clone(&core.download_budget).acquire_many_owned(units).await;
-    let budget = budget.map_err(|closed| Failure::internal("download budget", &closed))?;
+    let budget = core.download_bytes.take(account, bytes.div_ceil(BUDGET_UNIT_BYTES)).await;
     let contents: HashSet<ContentId> =
         files().filter(|file| file.state.size > 0).map(|file| file.state.content).collect();
     let contents: Vec<ContentId> = contents.into_iter().collect();

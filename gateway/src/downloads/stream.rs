@@ -7,24 +7,23 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use engine::ids::{EntryId, VersionId};
+use engine::ids::{AccountId, EntryId, VersionId};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use metaraft::model::row::{EntryKind, EntryRow, FileState, VersionRow};
 use proto::v1;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
 use crate::auth::Caller;
 use crate::convert;
-use crate::core::Core;
+use crate::core::{BUDGET_UNIT_BYTES, Core};
+use crate::door::bodies::counted;
+use crate::door::shares::Share;
 use crate::downloads::plan::{Planner, Run};
 use crate::failure::Failure;
 use crate::limits::{DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_RUNS_MAX, DOWNLOAD_STALL_MAX};
 use crate::path::{RemotePath, shown};
-
-/// The bound on downloads' bytes is counted in units of this many.
-const BUDGET_UNIT_BYTES: u64 = 1024;
 
 /// A version of a file that the caller may read.
 pub(crate) struct FileVersion {
@@ -122,29 +121,33 @@ pub(crate) async fn find(
 struct ReadRun {
     run: Run,
     plain: Vec<Bytes>,
-    _budget: OwnedSemaphorePermit,
+    budget: Share,
 }
 
 /// Reads the runs of a plan ahead, in order.
-fn read_ahead(core: Arc<Core>, planner: Planner) -> impl Stream<Item = Result<ReadRun, Failure>> + Send {
+fn read_ahead(
+    core: Arc<Core>,
+    account: AccountId,
+    planner: Planner,
+) -> impl Stream<Item = Result<ReadRun, Failure>> + Send {
     let runs = futures_util::stream::try_unfold(planner, |mut planner| async move {
         Ok::<_, Failure>(planner.next_runs().await?.map(|runs| (runs, planner)))
     });
     let runs = runs.map_ok(|runs| futures_util::stream::iter(runs.into_iter().map(Ok::<Run, Failure>)));
-    let budget = Arc::clone(&core.download_budget);
+    let budgets = Arc::clone(&core);
     let admitted = runs.try_flatten().and_then(move |run| {
-        let budget = Arc::clone(&budget);
+        let core = Arc::clone(&budgets);
         async move {
-            let units = u32::try_from(run.bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
-            let permit = budget.acquire_many_owned(units).await;
-            Ok((run, permit.map_err(|closed| Failure::internal("download budget", &closed))?))
+            let units = run.bytes.div_ceil(BUDGET_UNIT_BYTES);
+            let budget = core.download_bytes.take(account, units).await;
+            Ok((run, budget))
         }
     });
     let reads = admitted.map_ok(move |(run, budget)| {
         let source = core.source.clone();
         let read = AbortOnDropHandle::new(tokio::spawn(async move {
             let plain = source.read_run(&run.chunks).await?;
-            Ok(ReadRun { run, plain, _budget: budget })
+            Ok(ReadRun { run, plain, budget })
         }));
         async move { read.await.map_err(|error| Failure::internal("read", &error))? }
     });
@@ -208,17 +211,26 @@ async fn send(sink: &Sink, message: v1::DownloadResponse) -> Result<(), Ended> {
     }
 }
 
+/// A message's bytes count until they are handed over for sending, also while it waits to be taken.
+fn still_counted(data: Bytes, budget: Option<&mut Share>) -> Bytes {
+    let units = usize::try_from((data.len() as u64).div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(usize::MAX);
+    match budget.and_then(|budget| budget.split(units)) {
+        Some(share) => counted(data, share),
+        None => data,
+    }
+}
+
 /// Sends a download to the end, or ends it with an error.
 pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, sink: Sink) {
     let subject = download.file.subject.clone();
-    if let Err(Ended::Failed(failure)) = send_all(core, caller, download, &sink).await {
+    if let Err(Ended::Failed(failure)) = send_all(core, caller.account, download, &sink).await {
         let told = Failure { message: format!("{subject}: {}", failure.message), ..failure };
         // The client may have gone; and a stalled one is not waited for again.
         drop(sink.try_send(Err(told.into())));
     }
 }
 
-async fn send_all(core: Arc<Core>, mut caller: Caller, download: Download, sink: &Sink) -> Result<(), Ended> {
+async fn send_all(core: Arc<Core>, account: AccountId, download: Download, sink: &Sink) -> Result<(), Ended> {
     let mut entry = Some(download.file.entry);
     if download.range.is_empty() {
         return send(sink, v1::DownloadResponse { entry, data: Bytes::new() }).await;
@@ -226,23 +238,26 @@ async fn send_all(core: Arc<Core>, mut caller: Caller, download: Download, sink:
     let content = download.file.state.content;
     let row = core.content(content).await?;
     let planner = Planner::new(core.source.clone(), row.list, download.range.clone())?;
-    let mut runs = std::pin::pin!(read_ahead(Arc::clone(&core), planner));
+    let mut runs = std::pin::pin!(read_ahead(Arc::clone(&core), account, planner));
     let mut messages = Messages::default();
     let mut left = download.range.end - download.range.start;
+    let mut budget = None;
     while let Some(read) = runs.next().await {
         let read = read?;
-        caller.recheck(&core.meta).await?;
+        budget = Some(read.budget);
         for (plain, cut) in read.plain.into_iter().zip(read.run.cuts) {
             if cut.end > plain.len() {
                 return Err(Failure::internal("manifest", &"a chunk is shorter than its list says").into());
             }
             left -= cut.len() as u64;
             for data in messages.push(plain.slice(cut)) {
+                let data = still_counted(data, budget.as_mut());
                 send(sink, v1::DownloadResponse { entry: entry.take(), data }).await?;
             }
         }
     }
     if let Some(data) = messages.flush() {
+        let data = still_counted(data, budget.as_mut());
         send(sink, v1::DownloadResponse { entry: entry.take(), data }).await?;
     }
     if left > 0 {

@@ -14,6 +14,7 @@ use crate::accounts;
 use crate::auth;
 use crate::convert;
 use crate::core::Core;
+use crate::door::gate::Origin;
 use crate::failure::Failure;
 use crate::meta::wrong_reply;
 
@@ -37,10 +38,11 @@ impl Accounts for AccountsService {
         &self,
         request: Request<v1::SignInRequest>,
     ) -> Result<Response<v1::SignInResponse>, Status> {
-        let _admitted = self.core.admit()?;
+        let origin = request.extensions().get::<Origin>().copied();
+        let origin = origin
+            .ok_or_else(|| Failure::internal("sign-in", &"a request came by the gate without an origin"))?;
         let v1::SignInRequest { email, password, device_name } = request.into_inner();
-        let token =
-            accounts::sign_in(&self.core.meta, &self.core.passwords, &email, password, &device_name).await?;
+        let token = accounts::sign_in(&self.core, origin, &email, password, &device_name).await?;
         Ok(Response::new(v1::SignInResponse {
             token: token.text(),
             account: Bytes::copy_from_slice(token.account.as_bytes()),
@@ -52,8 +54,7 @@ impl Accounts for AccountsService {
         &self,
         request: Request<v1::WhoAmIRequest>,
     ) -> Result<Response<v1::WhoAmIResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = auth::caller(&self.core.meta, request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let query = Query::Namespace { namespace: caller.namespace };
         let reply =
             self.core.meta.query(caller.namespace.slot(), query).await.map_err(|error| failed(&error))?;
@@ -76,8 +77,7 @@ impl Accounts for AccountsService {
         &self,
         request: Request<v1::ListDevicesRequest>,
     ) -> Result<Response<v1::ListDevicesResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = auth::caller(&self.core.meta, request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let query = Query::Devices { account: caller.account };
         let reply =
             self.core.meta.query(caller.account.slot(), query).await.map_err(|error| failed(&error))?;
@@ -95,8 +95,7 @@ impl Accounts for AccountsService {
         &self,
         request: Request<v1::RevokeDeviceRequest>,
     ) -> Result<Response<v1::RevokeDeviceResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = auth::caller(&self.core.meta, request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let device = convert::device_id(&message.device)?;

@@ -9,7 +9,6 @@ use proto::v1;
 use proto::v1::admin_server::Admin;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::accounts::{self, NewAccount};
@@ -17,7 +16,6 @@ use crate::admin;
 use crate::auth;
 use crate::convert;
 use crate::core::Core;
-use crate::failure::Failure;
 use crate::password::NO_PASSWORD;
 
 /// Progress messages that wait to be taken.
@@ -31,10 +29,6 @@ impl AdminService {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
     }
-
-    async fn require_admin(&self, metadata: &MetadataMap) -> Result<(), Failure> {
-        auth::caller(&self.core.meta, metadata).await?.require_admin()
-    }
 }
 
 #[tonic::async_trait]
@@ -43,8 +37,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::CreateAccountRequest>,
     ) -> Result<Response<v1::CreateAccountResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        self.require_admin(request.metadata()).await?;
+        auth::caller(&request)?.require_admin()?;
         let v1::CreateAccountRequest { request_id, email, name, password, quota_bytes, admin } =
             request.into_inner();
         let request = convert::request_id(&request_id)?;
@@ -65,8 +58,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        self.require_admin(request.metadata()).await?;
+        auth::caller(&request)?.require_admin()?;
         let gathered = admin::gather::gather(&self.core).await;
         Ok(Response::new(admin::status::status(&gathered)))
     }
@@ -77,13 +69,11 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::AdminScrubRequest>,
     ) -> Result<Response<Self::ScrubStream>, Status> {
-        let admitted = self.core.admit()?;
-        self.require_admin(request.metadata()).await?;
+        auth::caller(&request)?.require_admin()?;
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             admin::scrub::serve(core, sink).await;
-            drop(admitted);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -92,8 +82,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ListSettingsRequest>,
     ) -> Result<Response<v1::ListSettingsResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        self.require_admin(request.metadata()).await?;
+        auth::caller(&request)?.require_admin()?;
         let settings = admin::settings::list(&self.core).await?;
         Ok(Response::new(v1::ListSettingsResponse { settings }))
     }
@@ -102,8 +91,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::SetSettingRequest>,
     ) -> Result<Response<v1::SetSettingResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        self.require_admin(request.metadata()).await?;
+        auth::caller(&request)?.require_admin()?;
         let v1::SetSettingRequest { request_id, name, value } = request.into_inner();
         let request = convert::request_id(&request_id)?;
         let setting = admin::settings::set(&self.core, request, &name, &value).await?;

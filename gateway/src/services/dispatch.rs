@@ -1,5 +1,5 @@
 //! Puts the right bound on messages before any of their bytes are gathered: chunks come in small messages in many
-//! streams, chunk lists in large ones of which only a few are taken at a time.
+//! streams, chunk lists in large ones. How many bytes are gathered at once the door bounds.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -8,14 +8,11 @@ use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use proto::v1::files_server::FilesServer;
-use tokio::sync::Semaphore;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
-use crate::failure::Failure;
-use crate::limits::{LARGE_REQUESTS_MAX, PUT_MESSAGE_BYTES_MAX};
+use crate::limits::PUT_MESSAGE_BYTES_MAX;
 use crate::services::files::FilesService;
 
 const PUT_CHUNKS: &str = "/keepstone.v1.Files/PutChunks";
@@ -28,7 +25,6 @@ pub(crate) struct BoundedFiles {
     chunks: FilesServer<FilesService>,
     lists: FilesServer<FilesService>,
     others: FilesServer<FilesService>,
-    lists_at_once: Arc<Semaphore>,
 }
 
 impl BoundedFiles {
@@ -43,7 +39,6 @@ impl BoundedFiles {
             chunks: bounded(PUT_MESSAGE_BYTES_MAX),
             lists: bounded(proto::MESSAGE_BYTES_MAX),
             others: bounded(DECODE_BYTES_MAX),
-            lists_at_once: Arc::new(Semaphore::new(LARGE_REQUESTS_MAX)),
         }
     }
 }
@@ -64,16 +59,7 @@ impl Service<Request<Body>> for BoundedFiles {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match request.uri().path() {
             PUT_CHUNKS => self.chunks.call(request),
-            BEGIN_UPLOADS => {
-                let mut lists = self.lists.clone();
-                let at_once = Arc::clone(&self.lists_at_once);
-                Box::pin(async move {
-                    let Ok(_permit) = at_once.acquire_owned().await else {
-                        return Ok(Status::from(Failure::busy("uploads")).into_http());
-                    };
-                    lists.call(request).await
-                })
-            }
+            BEGIN_UPLOADS => self.lists.call(request),
             _ => self.others.call(request),
         }
     }

@@ -9,19 +9,19 @@ use proto::v1;
 use proto::v1::files_server::Files;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
+use crate::door::shares::Share;
 use crate::downloads;
 use crate::entries;
 use crate::failure::Failure;
 use crate::uploads;
 
 /// Answers of one stream of chunks that wait to be taken.
-const ANSWERS_MAX: usize = 16 * 1024;
+const ANSWERS_MAX: usize = 2 * 1024;
 
 /// Answers that are sent in one message.
 const ANSWERS_TOGETHER_MAX: usize = 512;
@@ -29,8 +29,9 @@ const ANSWERS_TOGETHER_MAX: usize = 512;
 /// Messages of a download that wait to be taken, a MiB each at most.
 const MESSAGES_MAX: usize = 2;
 
-/// How long a stream of chunks waits to be let in.
+/// How long a stream of chunks, or of a file's bytes, waits to be let in; and when it is worth another try.
 const STREAM_WAIT_MAX: Duration = Duration::from_secs(10);
+const STREAM_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -43,8 +44,11 @@ impl FilesService {
         Self { core }
     }
 
-    async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Failure> {
-        auth::caller(&self.core.meta, metadata).await
+    async fn admit_download(&self, caller: &Caller) -> Result<Share, Failure> {
+        let slot = self.core.downloads.take(caller.account, 1);
+        tokio::time::timeout(STREAM_WAIT_MAX, slot).await.map_err(|_elapsed| {
+            Failure::limit("too many downloads at once", "account_downloads_max", STREAM_RETRY_AFTER)
+        })
     }
 }
 
@@ -58,8 +62,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::BeginUploadsRequest>,
     ) -> Result<Response<v1::BeginUploadsResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         convert::request_id(&message.request_id)?;
         let uploads = uploads::begin::begin(&self.core, &caller, message.uploads).await?;
@@ -72,18 +75,18 @@ impl Files for FilesService {
         &self,
         request: Request<Streaming<v1::PutChunksRequest>>,
     ) -> Result<Response<Self::PutChunksStream>, Status> {
-        let admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
-        let slot = Arc::clone(&self.core.put_streams).acquire_owned();
-        let Ok(Ok(slot)) = tokio::time::timeout(STREAM_WAIT_MAX, slot).await else {
-            return Err(Failure::busy("too many uploads").into());
+        let caller = auth::caller(&request)?;
+        let slot = self.core.put_streams.take(caller.account, 1);
+        let Ok(slot) = tokio::time::timeout(STREAM_WAIT_MAX, slot).await else {
+            let what = "too many uploads at once";
+            return Err(Failure::limit(what, "account_put_streams_max", STREAM_RETRY_AFTER).into());
         };
         let (answers, answered) = mpsc::channel(ANSWERS_MAX);
         let core = Arc::clone(&self.core);
         let incoming = request.into_inner();
         self.core.tasks.spawn(async move {
             uploads::put::serve(core, caller, incoming, answers).await;
-            drop((slot, admitted));
+            drop(slot);
         });
         let together = ReceiverStream::new(answered).ready_chunks(ANSWERS_TOGETHER_MAX);
         Ok(Response::new(Box::pin(together.flat_map(|answers| futures_util::stream::iter(gather(answers))))))
@@ -93,8 +96,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::UploadStatusRequest>,
     ) -> Result<Response<v1::UploadStatusResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let upload = request.into_inner().upload_id;
         Ok(Response::new(uploads::status::status(&self.core, &caller, &upload).await?))
     }
@@ -103,8 +105,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::CommitUploadsRequest>,
     ) -> Result<Response<v1::CommitUploadsResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let committed = uploads::commit::commit(&self.core, &caller, request, &message.uploads).await?;
@@ -115,8 +116,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::AbortUploadRequest>,
     ) -> Result<Response<v1::AbortUploadResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         uploads::status::abort(&self.core, &caller, request, &message.upload_id).await?;
@@ -129,14 +129,14 @@ impl Files for FilesService {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
-        let admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
+        let slot = self.admit_download(&caller).await?;
         let download = downloads::stream::find(&self.core, &caller, &request.into_inner()).await?;
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             downloads::stream::serve(core, caller, download, sink).await;
-            drop(admitted);
+            drop(slot);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -147,14 +147,14 @@ impl Files for FilesService {
         &self,
         request: Request<v1::DownloadManyRequest>,
     ) -> Result<Response<Self::DownloadManyStream>, Status> {
-        let admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
+        let slot = self.admit_download(&caller).await?;
         let many = downloads::many::find(&self.core, &caller, &request.into_inner()).await?;
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
-            downloads::many::serve(&core, many, sink).await;
-            drop(admitted);
+            downloads::many::serve(&core, caller.account, many, sink).await;
+            drop(slot);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -163,8 +163,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::GetEntryRequest>,
     ) -> Result<Response<v1::GetEntryResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let entry = entries::look::get(&self.core, &caller, &request.into_inner().path).await?;
         Ok(Response::new(v1::GetEntryResponse { entry: Some(entry) }))
     }
@@ -173,8 +172,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::ListFolderRequest>,
     ) -> Result<Response<v1::ListFolderResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(entries::look::list(&self.core, &caller, &request.into_inner()).await?))
     }
 
@@ -182,8 +180,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::CreateEntriesRequest>,
     ) -> Result<Response<v1::CreateEntriesResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let created = entries::create::create(&self.core, &caller, request, &message.entries).await?;
@@ -194,8 +191,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::SetAttributesRequest>,
     ) -> Result<Response<v1::SetAttributesResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let set = entries::change::set_attributes(&self.core, &caller, request, &message.entries).await?;
@@ -206,8 +202,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::MoveEntryRequest>,
     ) -> Result<Response<v1::MoveEntryResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let entry = entries::change::move_entry(&self.core, &caller, request, &message).await?;
@@ -218,8 +213,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::CopyEntryRequest>,
     ) -> Result<Response<v1::CopyEntryResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         Ok(Response::new(entries::copy::copy(&self.core, &caller, request, &message).await?))
@@ -229,8 +223,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::DeleteEntryRequest>,
     ) -> Result<Response<v1::DeleteEntryResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let trash_id = entries::change::delete(&self.core, &caller, request, &message).await?;
@@ -241,8 +234,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::ListVersionsRequest>,
     ) -> Result<Response<v1::ListVersionsResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(entries::look::versions(&self.core, &caller, &request.into_inner().path).await?))
     }
 
@@ -250,8 +242,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::RestoreVersionRequest>,
     ) -> Result<Response<v1::RestoreVersionResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let entry = entries::change::restore_version(&self.core, &caller, request, &message).await?;
@@ -262,8 +253,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::ListTrashRequest>,
     ) -> Result<Response<v1::ListTrashResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(entries::look::trash(&self.core, &caller, &request.into_inner()).await?))
     }
 
@@ -271,8 +261,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::RestoreTrashRequest>,
     ) -> Result<Response<v1::RestoreTrashResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let entry = entries::trash::restore(&self.core, &caller, request, &message).await?;
@@ -283,8 +272,7 @@ impl Files for FilesService {
         &self,
         request: Request<v1::PurgeTrashRequest>,
     ) -> Result<Response<v1::PurgeTrashResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         Ok(Response::new(entries::trash::purge(&self.core, &caller, request, message.trash_id).await?))

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use futures_util::Stream;
 use proto::v1;
 use proto::v1::sync_server::Sync as SyncApi;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::auth::{self, Caller};
+use crate::auth;
 use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
@@ -30,15 +29,6 @@ impl SyncService {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
     }
-
-    async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Failure> {
-        auth::caller(&self.core.meta, metadata).await
-    }
-
-    /// Who waits costs little, and is counted apart from who works.
-    fn admit_waiter(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.core.waiters).try_acquire_owned().map_err(|_full| Failure::busy("too many watchers"))
-    }
 }
 
 #[tonic::async_trait]
@@ -47,8 +37,7 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::ChangesRequest>,
     ) -> Result<Response<v1::ChangesResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(sync::changes::changes(&self.core, &caller, &request.into_inner()).await?))
     }
 
@@ -56,22 +45,20 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::ListBelowRequest>,
     ) -> Result<Response<v1::ListBelowResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         Ok(Response::new(sync::changes::list_below(&self.core, &caller, &request.into_inner()).await?))
     }
 
     type WatchStream = Messages<v1::WatchResponse>;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let waiter = self.admit_waiter()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let of_device = self.core.device_waiters.admit(caller.device)?;
         let (sink, messages) = mpsc::channel(1);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
-            sync::watch::serve(&core, caller, sink).await;
-            drop((of_device, waiter));
+            sync::watch::serve(&core, &caller, sink).await;
+            drop(of_device);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
@@ -80,16 +67,14 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::WaitForChangeRequest>,
     ) -> Result<Response<v1::WaitForChangeResponse>, Status> {
-        let _waiter = self.admit_waiter()?;
-        let mut caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let _of_device = self.core.device_waiters.admit(caller.device)?;
-        let changed = sync::watch::wait_for_change(&self.core, &mut caller, &request.into_inner()).await?;
+        let changed = sync::watch::wait_for_change(&self.core, &caller, &request.into_inner()).await?;
         Ok(Response::new(v1::WaitForChangeResponse { changed }))
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let _admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_id(&message.request_id)?;
         let applied = sync::apply::apply(&self.core, &caller, request, message.actions).await?;
@@ -109,14 +94,16 @@ impl SyncApi for SyncService {
         &self,
         request: Request<v1::GetManifestRequest>,
     ) -> Result<Response<Self::GetManifestStream>, Status> {
-        let admitted = self.core.admit()?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = auth::caller(&request)?;
+        let slot = self.core.downloads.try_take(caller.account, 1).map_err(|full| {
+            Failure::full("downloads at once", full, "account_downloads_max", "downloads_max")
+        })?;
         let manifest = sync::manifest::find(&self.core, &caller, &request.into_inner()).await?;
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
-            sync::manifest::serve(core, caller, manifest, sink).await;
-            drop(admitted);
+            sync::manifest::serve(core, manifest, sink).await;
+            drop(slot);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }

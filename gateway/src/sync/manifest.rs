@@ -33,8 +33,8 @@ pub(crate) async fn find(
 }
 
 /// Sends the list to the end, or ends the stream with an error.
-pub(crate) async fn serve(core: Arc<Core>, caller: Caller, manifest: Manifest, sink: Sink) {
-    if let Err(failure) = send_all(&core, caller, manifest, &sink).await {
+pub(crate) async fn serve(core: Arc<Core>, manifest: Manifest, sink: Sink) {
+    if let Err(failure) = send_all(&core, manifest, &sink).await {
         // The client may have gone; and a stalled one is not waited for again.
         drop(sink.try_send(Err(failure.into())));
     }
@@ -62,7 +62,7 @@ fn chunk_list(entries: &[ManifestEntry]) -> Result<v1::ChunkList, Failure> {
     Ok(v1::ChunkList { ids: Bytes::from(ids), sizes })
 }
 
-async fn send_all(core: &Core, mut caller: Caller, manifest: Manifest, sink: &Sink) -> Result<(), Failure> {
+async fn send_all(core: &Core, manifest: Manifest, sink: &Sink) -> Result<(), Failure> {
     let FileVersion { entry, state, .. } = manifest.file;
     let mut entry = Some(entry);
     let mut waiting: Vec<ManifestEntry> = Vec::new();
@@ -84,7 +84,6 @@ async fn send_all(core: &Core, mut caller: Caller, manifest: Manifest, sink: &Si
                 if !send(sink, v1::GetManifestResponse { entry: entry.take(), chunks }).await? {
                     return Ok(());
                 }
-                caller.recheck(&core.meta).await?;
             }
         }
     }

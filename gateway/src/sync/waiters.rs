@@ -9,13 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::ids::DeviceId;
 
+use crate::door::shares::Full;
 use crate::failure::Failure;
-use crate::limits::DEVICE_WAITERS_MAX;
 
 /// How often each device waits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DeviceWaiters {
-    counts: Mutex<HashMap<DeviceId, usize>>,
+    /// How often each may.
+    each_max: u64,
+    counts: Mutex<HashMap<DeviceId, u64>>,
 }
 
 /// One place among a device's waiters.
@@ -26,7 +28,11 @@ pub(crate) struct DeviceWaiter {
 }
 
 impl DeviceWaiters {
-    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, usize>> {
+    pub(crate) fn new(each_max: u64) -> Arc<Self> {
+        Arc::new(Self { each_max, counts: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, u64>> {
         // Held for a count.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -35,8 +41,8 @@ impl DeviceWaiters {
     pub(crate) fn admit(self: &Arc<Self>, device: DeviceId) -> Result<DeviceWaiter, Failure> {
         let mut counts = self.lock();
         let count = counts.entry(device).or_default();
-        if *count >= DEVICE_WAITERS_MAX {
-            return Err(Failure::busy("too many watchers of one device"));
+        if *count >= self.each_max {
+            return Err(Failure::full("watchers of one device", Full::Own, "device_waiters_max", ""));
         }
         *count += 1;
         Ok(DeviceWaiter { device, waiters: Arc::clone(self) })
@@ -61,10 +67,9 @@ mod tests {
 
     #[test]
     fn a_device_waits_so_often_and_no_other_is_hindered() {
-        let waiters = Arc::new(DeviceWaiters::default());
+        let waiters = DeviceWaiters::new(8);
         let [one, other] = [1, 2].map(|number| DeviceId::from_bytes([number; 8]));
-        let mut waiting: Vec<_> =
-            (0..DEVICE_WAITERS_MAX).map(|_number| waiters.admit(one).unwrap()).collect();
+        let mut waiting: Vec<_> = (0..8).map(|_number| waiters.admit(one).unwrap()).collect();
         assert_eq!(waiters.admit(one).unwrap_err().reason, "busy");
         drop(waiters.admit(other).unwrap());
         waiting.pop();

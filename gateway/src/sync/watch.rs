@@ -24,7 +24,7 @@ use tonic::{Code, Status};
 use crate::auth::Caller;
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::limits::{WATCH_GROUPS_CHECK, WATCH_PAUSE, WATCH_REREAD, WATCH_TOKEN_RECHECK};
+use crate::limits::{WATCH_GROUPS_CHECK, WATCH_PAUSE, WATCH_REREAD};
 use crate::sync::changes::{Position, open_cursor};
 
 /// How long a client may wait for a change.
@@ -183,8 +183,12 @@ async fn follow_stream(
         match tokio::time::timeout(WATCH_REREAD, stream.next()).await {
             Ok(None) => return Ok(()),
             Ok(Some(WatchedChanges { notices, gap })) => {
-                notices.into_iter().for_each(|(namespace, sequence)| core.watches.tell(namespace, sequence));
+                for (namespace, sequence) in notices {
+                    core.watches.tell(namespace, sequence);
+                    core.live.told(namespace);
+                }
                 if gap {
+                    core.live.told_gap();
                     reread_group(core, group).await?;
                 }
             }
@@ -209,27 +213,25 @@ fn stopping() -> Failure {
 /// Where a watcher's messages go.
 pub(crate) type Sink = mpsc::Sender<Result<v1::WatchResponse, Status>>;
 
-/// Tells a client of its tree's numbers until it goes, its token is revoked, or the gateway stops.
-pub(crate) async fn serve(core: &Core, mut caller: Caller, sink: Sink) {
-    let ended = tell_all(core, &mut caller, &sink).await;
+/// Tells a client of its tree's numbers until it goes (or is ended, see [`crate::live`]), or the gateway stops.
+pub(crate) async fn serve(core: &Core, caller: &Caller, sink: Sink) {
+    let ended = tell_all(core, caller, &sink).await;
     if let Err(failure) = ended {
         // The client may have gone, or takes nothing.
         drop(sink.try_send(Err(failure.into())));
     }
 }
 
-async fn tell_all(core: &Core, caller: &mut Caller, sink: &Sink) -> Result<(), Failure> {
+async fn tell_all(core: &Core, caller: &Caller, sink: &Sink) -> Result<(), Failure> {
     let namespace = caller.namespace;
     let mut watched = watch_from_now(core, namespace).await?;
     watched.number.mark_changed();
     let journal = Bytes::copy_from_slice(namespace.as_bytes());
-    let mut recheck = tokio::time::interval(WATCH_TOKEN_RECHECK);
     let mut news = false;
     loop {
         tokio::select! {
             () = core.stopping.cancelled() => return Err(stopping()),
             () = sink.closed() => return Ok(()),
-            _now = recheck.tick() => caller.recheck(&core.meta).await?,
             changed = watched.number.changed(), if !news => {
                 changed.map_err(|closed| Failure::internal("watch", &closed))?;
                 news = true;
@@ -256,7 +258,7 @@ async fn beyond(number: &mut watch::Receiver<u64>, position: u64) -> Result<(), 
 /// Answers once the tree has changed beyond a cursor, or after a time.
 pub(crate) async fn wait_for_change(
     core: &Core,
-    caller: &mut Caller,
+    caller: &Caller,
     request: &v1::WaitForChangeRequest,
 ) -> Result<bool, Failure> {
     let timeout_ms = match request.timeout_ms {
@@ -273,16 +275,10 @@ pub(crate) async fn wait_for_change(
     let mut watched = watch_from_now(core, caller.namespace).await?;
     let timeout = tokio::time::sleep(Duration::from_millis(u64::from(timeout_ms)));
     let mut timeout = std::pin::pin!(timeout);
-    let mut recheck = tokio::time::interval(WATCH_TOKEN_RECHECK);
-    loop {
-        tokio::select! {
-            () = core.stopping.cancelled() => return Err(stopping()),
-            changed = beyond(&mut watched.number, position) => {
-                return changed.map(|()| true);
-            }
-            _now = recheck.tick() => caller.recheck(&core.meta).await?,
-            () = &mut timeout => return Ok(false),
-        }
+    tokio::select! {
+        () = core.stopping.cancelled() => Err(stopping()),
+        changed = beyond(&mut watched.number, position) => changed.map(|()| true),
+        () = &mut timeout => Ok(false),
     }
 }
 

@@ -26,15 +26,13 @@ use tonic::{Status, Streaming};
 use crate::auth::Caller;
 use crate::chunks::inflight::{Claim, Claimed};
 use crate::convert;
-use crate::core::Core;
+use crate::core::{BUDGET_UNIT_BYTES, Core};
+use crate::door::shares::Share;
 use crate::failure::Failure;
 use crate::limits::{
     PUT_MESSAGE_CHUNKS_MAX, PUT_MESSAGES_IN_FLIGHT_MAX, PUT_SESSIONS_MAX, UPLOAD_STREAM_BYTES_MAX,
 };
 use crate::sessions::{Session, session_gone};
-
-/// Bytes are counted in units of this many.
-const BUDGET_UNIT_BYTES: usize = 1024;
 
 /// A client that takes no answers for so long loses its stream.
 const ANSWER_STALL_MAX: Duration = Duration::from_secs(30);
@@ -82,26 +80,16 @@ impl Answers {
     }
 }
 
-/// The bound on bytes of all streams, or of one.
-pub(crate) fn byte_budget(bytes: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(bytes / BUDGET_UNIT_BYTES))
-}
-
-async fn take(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
-    let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES).max(1)).unwrap_or(u32::MAX);
-    let permit = Arc::clone(budget).acquire_many_owned(units).await;
-    permit.map_err(|closed| Failure::internal("upload budget", &closed))
-}
-
 /// Serves one stream until it ends.
 pub(crate) async fn serve(
     core: Arc<Core>,
-    mut caller: Caller,
+    caller: Caller,
     mut incoming: Streaming<v1::PutChunksRequest>,
     sink: Sink,
 ) {
     let answers = Answers::new(sink, ANSWER_STALL_MAX);
-    let stream_budget = byte_budget(UPLOAD_STREAM_BYTES_MAX);
+    let stream_budget =
+        Arc::new(Semaphore::new(usize::try_from(UPLOAD_STREAM_BYTES_MAX / BUDGET_UNIT_BYTES).unwrap_or(1)));
     let mut working = JoinSet::new();
     let end: Result<(), Status> = loop {
         let message = tokio::select! {
@@ -121,7 +109,7 @@ pub(crate) async fn serve(
             break Err(Failure::invalid(text).into());
         }
         let budgets = tokio::select! {
-            budgets = admit(&core, &mut caller, &stream_budget, &message) => budgets,
+            budgets = admit(&core, &caller, &stream_budget, &message) => budgets,
             () = answers.ended() => break Ok(()),
         };
         let budgets = match budgets {
@@ -141,20 +129,23 @@ pub(crate) async fn serve(
     }
 }
 
-type Budgets = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+type Budgets = (OwnedSemaphorePermit, Share);
 
 async fn admit(
     core: &Core,
-    caller: &mut Caller,
+    caller: &Caller,
     stream_budget: &Arc<Semaphore>,
     message: &v1::PutChunksRequest,
 ) -> Result<Budgets, Failure> {
     let size = |chunk: &v1::PutChunk| {
         chunk.data.len() + chunk.id.len() + chunk.upload_ids.iter().map(Bytes::len).sum::<usize>()
     };
-    let bytes = message.chunks.iter().map(size).sum();
-    caller.recheck(&core.meta).await?;
-    Ok((take(stream_budget, bytes).await?, take(&core.upload_budget, bytes).await?))
+    let bytes: usize = message.chunks.iter().map(size).sum();
+    let units = (bytes as u64).div_ceil(BUDGET_UNIT_BYTES).max(1);
+    let of_stream = u32::try_from(units).unwrap_or(u32::MAX);
+    let of_stream = Arc::clone(stream_budget).acquire_many_owned(of_stream).await;
+    let of_stream = of_stream.map_err(|closed| Failure::internal("upload budget", &closed))?;
+    Ok((of_stream, core.upload_bytes.take(caller.account, units).await))
 }
 
 /// A chunk that is what it says, and its place in each session that it is for.

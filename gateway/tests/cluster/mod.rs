@@ -11,7 +11,7 @@ use blockstore::config::{ScrubConfig, StorageConfig};
 use blockstore::node::StorageNode;
 use bytes::Bytes;
 use engine::ids::{ClusterId, NodeId, ROOT_GROUP};
-use gateway::config::GatewayConfig;
+use gateway::config::{GatewayConfig, Limits};
 use gateway::server::Gateway;
 use metaraft::api::{MetaApi, bootstrap};
 use metaraft::client::MetaClient;
@@ -83,6 +83,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts a fresh cluster, and waits until it has volumes.
     pub(crate) async fn start(data_groups: u16) -> Self {
+        Self::start_with(data_groups, Limits::default()).await
+    }
+
+    /// The same, with limits of its own.
+    pub(crate) async fn start_with(data_groups: u16, limits: Limits) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::new();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -121,6 +126,7 @@ impl Cluster {
             key: tls.key.clone(),
             internal_tls: tls,
             data_dir: directory.path().join("gateway"),
+            limits,
         });
         let gateway = gateway.await.unwrap();
         let mut cluster = Self {
@@ -157,6 +163,27 @@ impl Cluster {
         self.storage.insert(node, StorageNode::start(config).await.unwrap());
     }
 
+    /// Another gateway of the same cluster.
+    pub(crate) async fn another_gateway(&self, node: u64, limits: Limits) -> Gateway {
+        let tls = self.authority.issue(self.directory.path(), Role::Gateway, node);
+        let gateway = Gateway::start(GatewayConfig {
+            node: NodeId(node),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            meta: vec![self.meta_address.to_string()],
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+            internal_tls: tls,
+            data_dir: self.directory.path().join(format!("gateway-{node}")),
+            limits,
+        });
+        gateway.await.unwrap()
+    }
+
+    /// The CA's certificate, in PEM form.
+    pub(crate) fn ca(&self) -> Vec<u8> {
+        std::fs::read(self.directory.path().join("gateway-1.ca")).unwrap()
+    }
+
     pub(crate) async fn stop_storage(&mut self, node: u64) {
         if let Some(storage) = self.storage.remove(&node) {
             storage.stop().await;
@@ -180,9 +207,13 @@ impl Cluster {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        let ca = std::fs::read(self.directory.path().join("gateway-1.ca")).unwrap();
-        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name("localhost");
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.gateway.address())).unwrap();
+        self.client_of(&self.gateway).await
+    }
+
+    pub(crate) async fn client_of(&self, gateway: &Gateway) -> Client {
+        let ca = Certificate::from_pem(self.ca());
+        let tls = ClientTlsConfig::new().ca_certificate(ca).domain_name("localhost");
+        let endpoint = Endpoint::from_shared(format!("https://{}", gateway.address())).unwrap();
         let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
         Client { channel, token: self.token.clone() }
     }

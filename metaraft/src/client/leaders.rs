@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use engine::ids::GroupId;
 use proto::internal::NotLeader;
 use proto::internal::metadata_client::MetadataClient;
-use proto::peer::TlsIdentity;
+use proto::peer::{MetaAddress, Role, TlsIdentity};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -50,8 +50,10 @@ impl Leaders {
         config: ClientConfig,
     ) -> Result<Self, PeerAddressError> {
         let mut nodes = Vec::new();
-        for address in addresses {
-            nodes.push((address.clone(), connect_lazily(address, identity, CONNECT_TIMEOUT)?));
+        for MetaAddress { node, address } in addresses.iter().map(|text| MetaAddress::parse(text)) {
+            let expected = identity.expects(Role::Meta, node);
+            let channel = connect_lazily(&address, identity, expected, CONNECT_TIMEOUT)?;
+            nodes.push((address, channel));
         }
         Ok(Self { config, nodes, favourites: Mutex::default() })
     }

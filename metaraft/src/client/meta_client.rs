@@ -54,7 +54,7 @@ pub struct MetaClient {
 }
 
 impl MetaClient {
-    /// A client of the nodes at these addresses (host:port). Connects when it is first used.
+    /// A client of the nodes at these addresses (see [`proto::peer::MetaAddress`]). Connects when it is first used.
     ///
     /// # Errors
     /// If an address is malformed.

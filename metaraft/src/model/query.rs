@@ -196,6 +196,11 @@ pub enum Query {
         /// Its name.
         name: String,
     },
+    /// Whether devices are there and not revoked. Answers [`Reply::Flags`], in order.
+    DevicesLive {
+        /// Which.
+        devices: Vec<(AccountId, DeviceId)>,
+    },
 }
 
 /// Where the listing of a folder has come to.

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use engine::ids::NodeId;
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::raft_client::RaftClient;
-use proto::peer::TlsIdentity;
-use tonic::transport::{Channel, Endpoint};
+use proto::peer::{EndpointError, ExpectedServer, Role, TlsIdentity};
+use tonic::transport::Channel;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -30,7 +31,7 @@ pub(crate) enum Lane {
 pub struct PeerAddressError {
     /// The address.
     pub address: String,
-    source: tonic::transport::Error,
+    source: EndpointError,
 }
 
 /// Connections to all peers, made when they are first used.
@@ -38,14 +39,16 @@ pub(crate) struct Peers {
     channels: BTreeMap<u64, (Channel, Channel)>,
 }
 
-/// A connection to `address` (host:port), made when it is first used and made again when it breaks.
+/// A connection to `address` (host:port), made when it is first used and made again when it breaks. Nobody but
+/// `expected` is spoken to there.
 pub(crate) fn connect_lazily(
     address: &str,
     identity: &TlsIdentity,
+    expected: ExpectedServer,
     connect_timeout: Duration,
 ) -> Result<Channel, PeerAddressError> {
-    let endpoint = Endpoint::from_shared(format!("https://{address}"))
-        .and_then(|endpoint| endpoint.tls_config(identity.client()))
+    let endpoint = identity
+        .endpoint(address, expected)
         .map_err(|source| PeerAddressError { address: address.to_owned(), source })?;
     let channel = endpoint
         .connect_timeout(connect_timeout)
@@ -67,7 +70,8 @@ impl Peers {
     ) -> Result<Self, PeerAddressError> {
         let mut channels = BTreeMap::new();
         for (node, address) in members {
-            let connect = || connect_lazily(address, identity, CONNECT_TIMEOUT);
+            let expected = identity.expects(Role::Meta, Some(NodeId(*node)));
+            let connect = || connect_lazily(address, identity, expected, CONNECT_TIMEOUT);
             channels.insert(*node, (connect()?, connect()?));
         }
         Ok(Self { channels })

@@ -176,7 +176,8 @@ impl Prover {
         let named = itself.roster.as_ref().map(|roster| roster.get(&self.node.0) == Some(&own));
         if self.found.roster.is_none() && named == Some(false) {
             let what = format!(
-                "metadata node {voter} belongs to a cluster in which node {} had another data directory",
+                "metadata node {voter} belongs to a cluster in which node {} had another data directory (this one \
+                 was wiped, or is another disk)",
                 self.node
             );
             self.refuse(&what, Behind::OtherIncarnation);

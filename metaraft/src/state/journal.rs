@@ -66,14 +66,28 @@ fn prune_row(txn: &mut Txn<'_>, namespace: NamespaceId, sequence: u64) {
     txn.delete(&key);
 }
 
-/// Which journals have which numbers, of the namespaces whose rows were written.
+/// Which journals have which numbers, of the namespaces whose rows were written; and, each under its id as if that
+/// were a namespace's, the accounts of which a device was added or revoked.
 pub(super) fn notices(changes: &Changes) -> Vec<Notice> {
-    let prefix = keys::namespaces();
+    let mut notices = Vec::new();
+    for (key, value) in changes_of(changes, keys::namespaces()) {
+        let row = value.as_ref().and_then(|value| codec::decode::<NamespaceRow>(value).ok());
+        if let (Some(row), Some(namespace)) = (row, keys::namespace_id(key)) {
+            notices.push(Notice { namespace, sequence: row.sequence });
+        }
+    }
+    for (key, _row) in changes_of(changes, keys::all_devices()) {
+        if let Some(account) = keys::account_of_device(key) {
+            notices.push(Notice { namespace: NamespaceId::from_bytes(*account.as_bytes()), sequence: 0 });
+        }
+    }
+    notices
+}
+
+fn changes_of(
+    changes: &Changes,
+    prefix: Vec<u8>,
+) -> std::collections::btree_map::Range<'_, Vec<u8>, Option<Vec<u8>>> {
     let end = prefix_end(&prefix).unwrap_or_default();
-    let rows = changes.range(prefix..end);
-    rows.filter_map(|(key, value)| {
-        let row: NamespaceRow = codec::decode(value.as_ref()?).ok()?;
-        Some(Notice { namespace: keys::namespace_id(key)?, sequence: row.sequence })
-    })
-    .collect()
+    changes.range(prefix..end)
 }

@@ -216,6 +216,17 @@ pub(super) fn device(account: AccountId, device: DeviceId) -> Vec<u8> {
     Key(devices(account)).bytes(device.as_bytes()).0
 }
 
+/// All devices of a group, as a prefix.
+pub(super) fn all_devices() -> Vec<u8> {
+    Key::of(Table::Device).0
+}
+
+/// The account in the key of a device row.
+pub(super) fn account_of_device(key: &[u8]) -> Option<AccountId> {
+    let end = key.len().checked_sub(DeviceId::LENGTH)?;
+    AccountId::from_slice(last(key.get(..end)?, AccountId::LENGTH)?).ok()
+}
+
 /// The device in the key of a device row.
 pub(super) fn device_id(key: &[u8]) -> Option<DeviceId> {
     DeviceId::from_slice(last(key, DeviceId::LENGTH)?).ok()

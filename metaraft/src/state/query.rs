@@ -118,6 +118,7 @@ impl<'a> Reader<'a> {
             Query::Account { account } => Ok(Reply::Account(self.account(account)?)),
             Query::Devices { account } => self.devices(account),
             Query::Device { account, device } => self.device(account, device),
+            Query::DevicesLive { devices } => self.devices_live(&devices),
             Query::Contents { contents } => self.contents(&contents),
             Query::ChunksLocate { chunks } => self.chunks_locate(&chunks),
             Query::ChunksPinned { holder, chunks } => self.chunks_pinned(holder, &chunks),
@@ -141,6 +142,17 @@ impl<'a> Reader<'a> {
             devices.push((device, decode_row::<DeviceRow>(&key, &bytes)?));
         }
         Ok(Reply::Devices(devices))
+    }
+
+    fn devices_live(&self, devices: &[(AccountId, DeviceId)]) -> Result<Reply, Refusal> {
+        check_count(devices.len())?;
+        let mut live = Vec::with_capacity(devices.len());
+        for (account, device) in devices {
+            self.own(account.slot())?;
+            let row: Option<DeviceRow> = self.get(&keys::device(*account, *device))?;
+            live.push(row.is_some_and(|row| row.revoked_ms.is_none()));
+        }
+        Ok(Reply::Flags(live))
     }
 
     fn device(&self, account: AccountId, device: DeviceId) -> Result<Reply, Refusal> {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use engine::ids::{ClusterId, GroupId, ROOT_GROUP};
+use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::raft_client::RaftClient;
 use proto::internal::{
     HeartbeatRequest, HeartbeatResponse, NodeStatusRequest, QueryRequest, RaftRequest, VolumeEpoch,
 };
-use proto::peer::{Role, TlsIdentity};
+use proto::peer::{ExpectedServer, Role, TlsIdentity};
 use tonic::{Code, Status};
 
 use super::cluster::{Cluster, run};
@@ -25,9 +25,20 @@ impl HeartbeatSink for Sink {
     }
 }
 
+fn expecting(
+    address: &str,
+    identity: &TlsIdentity,
+    cluster: ClusterId,
+    role: Role,
+    node: Option<NodeId>,
+) -> tonic::transport::Channel {
+    let expected = ExpectedServer { cluster, role, node };
+    connect_lazily(address, identity, expected, std::time::Duration::from_secs(5)).unwrap()
+}
+
 fn channel(cluster: &Cluster, node: u64, identity: &TlsIdentity) -> tonic::transport::Channel {
     let address = cluster.addresses[&node].to_string();
-    connect_lazily(&address, identity, std::time::Duration::from_secs(5)).unwrap()
+    expecting(&address, identity, cluster.authority.cluster, Role::Meta, Some(NodeId(node)))
 }
 
 fn query(group: GroupId) -> QueryRequest {
@@ -58,6 +69,31 @@ fn each_call_takes_only_its_roles_and_only_this_cluster() {
         let stranger = channel(&cluster, leader, &TlsIdentity::load(&files).unwrap());
         let refused = MetadataClient::new(stranger).query(query(ROOT_GROUP)).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn nothing_is_sent_to_a_server_that_is_not_who_is_expected() {
+    run(async {
+        let mut cluster = Cluster::start(0, 1000).await;
+        let leader = cluster.leader(ROOT_GROUP).await;
+        let (address, own) = (cluster.addresses[&leader].to_string(), cluster.authority.cluster);
+        let other = ClusterId::from_bytes([8; 16]);
+        let gateway = cluster.identity(Role::Gateway);
+        let wrong = [
+            (own, Role::Storage, None),
+            (own, Role::Gateway, Some(NodeId(leader))),
+            (own, Role::Meta, Some(NodeId(leader % 3 + 1))),
+            (other, Role::Meta, Some(NodeId(leader))),
+        ];
+        for (of, role, node) in wrong {
+            let channel = expecting(&address, &gateway, of, role, node);
+            let refused = MetadataClient::new(channel).query(query(ROOT_GROUP)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unavailable, "{of} {role:?} {node:?}: {refused}");
+        }
+        let right = expecting(&address, &gateway, own, Role::Meta, None);
+        MetadataClient::new(right).query(query(ROOT_GROUP)).await.unwrap();
         cluster.stop().await;
     });
 }

@@ -28,7 +28,7 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
 /// The certificates of one installation.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    cluster: ClusterId,
+    pub(crate) cluster: ClusterId,
 }
 
 impl Authority {

@@ -157,4 +157,19 @@ fn an_email_stays_with_its_first_account_and_tokens_can_be_revoked() {
     assert_eq!((found.email, token.revoked_ms), (row.email, Some(revoked_at)));
     let Reply::Devices(devices) = harness.ask(&Query::Devices { account }) else { panic!("no devices") };
     assert_eq!(devices[0].0, device);
+    let none = DeviceId::from_bytes([2; 8]);
+    harness.done(DataStep::DeviceAdd { account, device: none, row: devices[0].1.clone() });
+    let asked = Query::DevicesLive { devices: vec![(account, device), (account, none), (accounts[1], none)] };
+    assert_eq!(harness.ask(&asked), Reply::Flags(vec![false, true, false]));
+}
+
+#[test]
+fn who_watches_is_told_of_accounts_whose_devices_changed() {
+    let (account, device) = (AccountId::from_bytes([5; 16]), DeviceId::from_bytes([6; 8]));
+    let mut changes = crate::kv::Changes::new();
+    changes.insert(super::super::keys::account(account), Some(vec![1]));
+    assert_eq!(super::super::journal::notices(&changes), []);
+    changes.insert(super::super::keys::device(account, device), Some(vec![1]));
+    let notice = crate::app::Notice { namespace: NamespaceId::from_bytes([5; 16]), sequence: 0 };
+    assert_eq!(super::super::journal::notices(&changes), [notice]);
 }

@@ -1,0 +1,333 @@
+//! Who may ask: every request's caller is known before a byte of its body is read and before anything is taken that
+//! others share.
+//!
+//! Invariants:
+//! - Only [`Kind::SignIn`] and [`Kind::Open`] are served without a right token, within the bounds for strangers.
+//! - What a request takes is counted to its account (to its address, for strangers) first, and to all second.
+//! - A wrong token costs its address some of its tries; a token that was right before costs none, so nobody is hindered
+//!   by who else comes from the same address.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use engine::ids::AccountId;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower::Service;
+
+use crate::auth::{self, Caller};
+use crate::config::Limits;
+use crate::core::Core;
+use crate::door::address::Address;
+use crate::door::bodies::{Counting, Held, RequestBody, ResponseBody, Rules, UNIT_BYTES};
+use crate::door::chunk_messages::Messages;
+use crate::door::connections::{Connection, OpenStream};
+use crate::door::meter::Meter;
+use crate::door::recent::Recent;
+use crate::door::shares::{Share, Shares};
+use crate::failure::Failure;
+use crate::live::LiveDevice;
+use crate::token::Token;
+
+/// How long a token that was never seen waits to be looked at.
+const TOKEN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Tokens of one address that wait for that, and of all.
+const TOKENS_WAITING_MAX: u64 = 128;
+const TOKENS_WAITING_ALL_MAX: u64 = 2048;
+
+/// How a request is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Shows a password.
+    SignIn,
+    /// Says what everybody may know: health, reflection.
+    Open,
+    /// Waits for changes: costs little, and is counted apart from who works.
+    Wait,
+    /// Sends chunks, which are counted by who takes them.
+    Put,
+    /// Takes a file's bytes.
+    Get,
+    /// Of an administrator.
+    Admin,
+    /// Anything else of an account.
+    Other,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        match path {
+            "/keepstone.v1.Accounts/SignIn" => Self::SignIn,
+            "/keepstone.v1.Sync/Watch" | "/keepstone.v1.Sync/WaitForChange" => Self::Wait,
+            "/keepstone.v1.Files/PutChunks" => Self::Put,
+            "/keepstone.v1.Files/Download"
+            | "/keepstone.v1.Files/DownloadMany"
+            | "/keepstone.v1.Sync/GetManifest" => Self::Get,
+            _ if path.starts_with("/keepstone.v1.Admin/") => Self::Admin,
+            _ if path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.") => {
+                Self::Open
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) address: Address,
+    /// The number of its connection.
+    pub(crate) connection: u64,
+}
+
+/// What requests take.
+struct Taken {
+    requests: Shares<AccountId>,
+    request_bytes: Arc<Shares<AccountId>>,
+    chunk_bytes: Arc<Shares<AccountId>>,
+    answer_bytes: Arc<Shares<AccountId>>,
+    sign_ins: Shares<Address>,
+    open: Shares<Address>,
+    tokens_waiting: Shares<Address>,
+    tokens: Mutex<Meter<Address>>,
+    /// Hashes of tokens that were right lately.
+    proven: Mutex<Recent<[u8; 32]>>,
+}
+
+/// What a request holds until it is answered.
+type Guards = (OpenStream, Option<Share>, Held, Option<LiveDevice>);
+
+/// The gate before all services. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    routes: Routes,
+    core: Arc<Core>,
+    limits: Arc<Limits>,
+    taken: Arc<Taken>,
+}
+
+/// A request that may go on.
+struct Admitted {
+    share: Option<Share>,
+    held: Held,
+    rules: Rules,
+    caller: Option<Caller>,
+    /// For what stays open: it ends when its device may not go on.
+    live: Option<LiveDevice>,
+    counting: Option<Counting>,
+    ending_after: Option<Duration>,
+}
+
+impl Gate {
+    pub(crate) fn new(routes: Routes, core: Arc<Core>, limits: &Limits) -> Self {
+        let units = |bytes: u64| bytes.div_ceil(UNIT_BYTES);
+        let of_bytes = |own: u64, all: u64| Arc::new(Shares::new(units(own), units(all)));
+        let period = Duration::from_secs(1)
+            / u32::try_from(limits.address_tokens_per_second.max(1)).unwrap_or(u32::MAX);
+        let taken = Taken {
+            requests: Shares::new(limits.account_requests_max, limits.requests_max),
+            request_bytes: of_bytes(limits.account_request_bytes_max, limits.request_bytes_max),
+            chunk_bytes: of_bytes(limits.account_chunk_message_bytes_max, limits.chunk_message_bytes_max),
+            answer_bytes: of_bytes(limits.account_answer_bytes_max, limits.answer_bytes_max),
+            sign_ins: Shares::new(limits.address_sign_ins_max, limits.sign_ins_max),
+            open: Shares::new(limits.address_open_requests_max, limits.open_requests_max),
+            tokens_waiting: Shares::new(TOKENS_WAITING_MAX, TOKENS_WAITING_ALL_MAX),
+            tokens: Mutex::new(Meter::new(limits.address_tokens_burst, period)),
+            proven: Mutex::default(),
+        };
+        Self { routes, core, limits: Arc::new(limits.clone()), taken: Arc::new(taken) }
+    }
+
+    /// Serves one request. What it was refused for is in the answer.
+    pub(crate) async fn serve(
+        mut self,
+        request: Request<Incoming>,
+        connection: Arc<Connection>,
+    ) -> Response<ResponseBody<Guards>> {
+        let stream = connection.begin();
+        let kind = Kind::of(request.uri().path());
+        let admitted = match kind {
+            Kind::SignIn | Kind::Open => self.admit_stranger(kind, &connection),
+            _ => self.admit_caller(kind, request.headers(), &connection).await,
+        };
+        let Admitted { share, held, rules, caller, live, counting, ending_after } = match admitted {
+            Ok(admitted) => admitted,
+            Err(failure) => {
+                // The body is dropped unread, which resets its stream.
+                let response = Status::from(failure).into_http::<Body>();
+                let guards = (stream, None, Held::default(), None);
+                return response.map(|body| ResponseBody::new(body, None, guards));
+            }
+        };
+        let mut request = request.map(|body| Body::new(RequestBody::new(body, rules)));
+        request
+            .extensions_mut()
+            .insert(Origin { address: connection.address, connection: connection.number });
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
+        let ended = live.as_ref().map(|live| live.ended.clone());
+        let response = match (kind, &ended) {
+            // Reading and waiting may be broken off at any moment; what changes something is not.
+            (Kind::Wait | Kind::Get | Kind::Put, Some(ended)) => tokio::select! {
+                response = self.routes.call(request) => response,
+                failure = ended.wait() => Ok(Status::from(failure).into_http()),
+            },
+            _ => self.routes.call(request).await,
+        };
+        let response = match response {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        response.map(|body| {
+            let body = ResponseBody::new(body, counting, (stream, share, held, live));
+            body.ending_after(ending_after).ending_with(ended)
+        })
+    }
+
+    fn admit_stranger(&self, kind: Kind, connection: &Connection) -> Result<Admitted, Failure> {
+        let (shares, what, own, all) = if kind == Kind::SignIn {
+            (&self.taken.sign_ins, "sign-ins", "address_sign_ins_max", "sign_ins_max")
+        } else {
+            (&self.taken.open, "requests", "address_open_requests_max", "open_requests_max")
+        };
+        let share = shares.try_take(connection.address, 1);
+        let share = share.map_err(|full| Failure::full(what, full, own, all))?;
+        let rules = Rules::Stranger {
+            bytes_max: self.limits.stranger_body_bytes_max,
+            seconds_max: self.limits.stranger_body_seconds_max,
+        };
+        let open_for = Duration::from_secs(self.limits.open_request_seconds_max);
+        Ok(Admitted {
+            share: Some(share),
+            held: Held::default(),
+            rules,
+            caller: None,
+            live: None,
+            counting: None,
+            ending_after: (kind == Kind::Open).then_some(open_for),
+        })
+    }
+
+    async fn admit_caller(
+        &self,
+        kind: Kind,
+        headers: &HeaderMap,
+        connection: &Connection,
+    ) -> Result<Admitted, Failure> {
+        let token = auth::token_of(headers)?;
+        let stays_open = matches!(kind, Kind::Wait | Kind::Put | Kind::Get | Kind::Admin);
+        let live = stays_open.then(|| self.core.live.enter(token.account, token.device));
+        let caller = self.caller(token, connection).await?;
+        if kind == Kind::Admin {
+            caller.require_admin()?;
+        }
+        if !connection.prove(caller.account) {
+            let what = "too many connections of yours";
+            return Err(Failure::limit(what, "account_connections_max", Duration::from_secs(5)));
+        }
+        let (shares, what, own, all) = match kind {
+            Kind::Wait => (&self.core.waiters, "watchers", "account_waiters_max", "waiters_max"),
+            _ => (&self.taken.requests, "requests under way", "account_requests_max", "requests_max"),
+        };
+        let share = shares.try_take(caller.account, 1);
+        let share = Some(share.map_err(|full| Failure::full(what, full, own, all))?);
+        let held = Held::default();
+        let idle_max = Duration::from_secs(self.limits.body_idle_seconds_max);
+        let rules = match kind {
+            Kind::Put => Rules::Stream {
+                messages: Messages::new(caller.account, Arc::clone(&self.taken.chunk_bytes)),
+                idle_max,
+            },
+            _ => Rules::Message {
+                account: caller.account,
+                bytes: Arc::clone(&self.taken.request_bytes),
+                held: Arc::clone(&held),
+                idle_max,
+                pace: self.limits.body_bytes_per_second_min,
+            },
+        };
+        let counting = Counting {
+            account: caller.account,
+            shares: Arc::clone(&self.taken.answer_bytes),
+            stream: kind == Kind::Get,
+        };
+        Ok(Admitted {
+            share,
+            held,
+            rules,
+            caller: Some(caller),
+            live,
+            counting: Some(counting),
+            ending_after: None,
+        })
+    }
+
+    /// Who shows a token: checked against the cluster, as every request's is.
+    async fn caller(&self, token: Token, connection: &Connection) -> Result<Caller, Failure> {
+        let hash = token.hash();
+        let lock = || self.taken.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock().contains(&hash) {
+            let checked = auth::check(&self.core.meta, token).await;
+            if matches!(&checked, Err(failure) if failure.code == Code::Unauthenticated) {
+                lock().remove(&hash);
+            }
+            return checked;
+        }
+        self.take_token_try(connection.address).await?;
+        let checked = auth::check(&self.core.meta, token).await;
+        if !matches!(&checked, Err(failure) if failure.code == Code::Unauthenticated) {
+            self.tokens().give_back(connection.address);
+        }
+        if checked.is_ok() {
+            lock().insert(hash);
+        }
+        checked
+    }
+
+    fn tokens(&self) -> std::sync::MutexGuard<'_, Meter<Address>> {
+        // Held for a look-up.
+        self.taken.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `address` may show another token that was never seen.
+    async fn take_token_try(&self, address: Address) -> Result<(), Failure> {
+        let limit = |after| {
+            let what = "too many wrong tokens from your address";
+            Failure::limit(what, "address_tokens_per_second", after)
+        };
+        let Err(mut wait) = self.tokens().take(address, Instant::now()) else { return Ok(()) };
+        let _waiting =
+            self.taken.tokens_waiting.try_take(address, 1).map_err(|_full| limit(TOKEN_WAIT_MAX))?;
+        let deadline = Instant::now() + TOKEN_WAIT_MAX;
+        loop {
+            if Instant::now() + wait > deadline {
+                return Err(limit(TOKEN_WAIT_MAX));
+            }
+            tokio::time::sleep(wait).await;
+            match self.tokens().take(address, Instant::now()) {
+                Ok(()) => return Ok(()),
+                Err(longer) => wait = longer,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_everybody_may_know_needs_no_token() {
+        let open = ["/keepstone.v1.Accounts/SignIn", "/grpc.health.v1.Health/Check"];
+        assert_eq!(open.map(Kind::of), [Kind::SignIn, Kind::Open]);
+        for closed in ["/keepstone.v1.Accounts/WhoAmI", "/keepstone.v1.Files/BeginUploads", "/", "", "/x/y"] {
+            assert_eq!(Kind::of(closed), Kind::Other, "{closed}");
+        }
+        assert_eq!(Kind::of("/keepstone.v1.Admin/Status"), Kind::Admin);
+    }
+}

@@ -1,0 +1,107 @@
+//! One account cannot use up what is everybody's.
+
+use std::time::{Duration, Instant};
+
+use gateway::config::Limits;
+use tonic::Code;
+
+use super::{account, grpc, grpc_status, message_head, raw};
+use crate::cluster::{Client, Cluster, PATIENCE, request_id};
+use crate::{get, noise, put};
+
+/// The innocent account reads and writes, and nothing of it takes long.
+async fn is_undisturbed(client: &Client, name: &str) {
+    for number in 0..10 {
+        let path = format!("/{name}-{number}");
+        let begun = Instant::now();
+        put(client, &path, &noise(number, 100_000)).await.unwrap();
+        assert_eq!(get(client, &path).await.unwrap(), noise(number, 100_000));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn idle_uploads_of_one_account_stop_no_other_and_end() {
+    let limits = Limits { body_idle_seconds_max: 3, ..Limits::default() };
+    let cluster = Cluster::start_with(1, limits.clone()).await;
+    let client = account(&cluster, "ada@x.org", "correct horse battery").await;
+    let other = account(&cluster, "bob@x.org", "hunter2hunter2").await;
+    let mut requests = raw(&cluster).await;
+    let streams = limits.account_put_streams_max;
+    let idle: Vec<_> = (0..streams)
+        .map(|_| requests.send_request(grpc("Files/PutChunks", Some(&other.token)), false).unwrap())
+        .collect();
+    is_undisturbed(&client, "beside-idle").await;
+    for (response, body) in idle {
+        let status = tokio::time::timeout(PATIENCE, grpc_status(response)).await.unwrap();
+        assert_eq!(status, Code::DeadlineExceeded as i32);
+        drop(body);
+    }
+    // A message that comes too slowly ends as well, and what it held is there again.
+    let (response, mut body) =
+        requests.send_request(grpc("Files/BeginUploads", Some(&other.token)), false).unwrap();
+    body.send_data(message_head(10 << 20), false).unwrap();
+    assert_eq!(grpc_status(response).await, Code::DeadlineExceeded as i32);
+    is_undisturbed(&other, "after-idle").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn unread_downloads_of_one_account_stop_no_others_reads() {
+    let cluster = Cluster::start_with(1, Limits::default()).await;
+    let client = account(&cluster, "ada@x.org", "correct horse battery").await;
+    let other = account(&cluster, "bob@x.org", "hunter2hunter2").await;
+    put(&other, "/large", &noise(7, 24 << 20)).await.unwrap();
+    let download = |client: &Client| {
+        let request = proto::v1::DownloadRequest { path: "/large".to_owned(), ..Default::default() };
+        let (mut files, request) = (client.files(), client.request(request));
+        async move { files.download(request).await }
+    };
+    let mut unread = Vec::new();
+    for _more in 0..40 {
+        unread.push(download(&other).await.unwrap().into_inner());
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    is_undisturbed(&client, "beside-unread").await;
+    drop(unread);
+    assert_eq!(get(&other, "/large").await.unwrap(), noise(7, 24 << 20), "what it held is there again");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_limit_says_its_name_and_when_to_come_back() {
+    let limits = Limits { account_requests_max: 2, device_waiters_max: 1, ..Limits::default() };
+    let cluster = Cluster::start_with(1, limits).await;
+    let client = account(&cluster, "ada@x.org", "correct horse battery").await;
+    let mut requests = raw(&cluster).await;
+    let begin = |requests: &mut h2::client::SendRequest<bytes::Bytes>| {
+        let request = grpc("Files/BeginUploads", Some(&client.token));
+        let (response, mut body) = requests.send_request(request, false).unwrap();
+        body.send_data(message_head(1 << 20), false).unwrap();
+        (response, body)
+    };
+    let _open = [begin(&mut requests), begin(&mut requests)];
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        let request = client.request(proto::v1::WhoAmIRequest {});
+        if let Err(refused) = client.accounts().who_am_i(request).await {
+            break refused;
+        }
+        assert!(Instant::now() < deadline, "it is never refused");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("account_requests_max"), "{}", refused.message());
+    assert_eq!(refused.metadata().get(proto::REASON_TRAILER).unwrap(), "busy");
+    assert_eq!(refused.metadata().get(proto::RETRY_AFTER_TRAILER).unwrap(), "1");
+    let admin = cluster.client().await;
+    let who = admin.accounts().who_am_i(admin.request(proto::v1::WhoAmIRequest {})).await;
+    who.unwrap();
+
+    let watch = || admin.request(proto::v1::WatchRequest {});
+    let mut open = admin.sync().watch(watch()).await.unwrap().into_inner();
+    open.message().await.unwrap().unwrap();
+    let refused = admin.sync().watch(watch()).await.unwrap_err();
+    assert!(refused.message().contains("device_waiters_max"), "{}", refused.message());
+    drop((open, request_id()));
+    cluster.stop().await;
+}
