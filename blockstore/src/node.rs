@@ -70,6 +70,8 @@ pub struct StorageNode {
     address: SocketAddr,
     slots: Arc<Vec<Slot>>,
     stop: CancellationToken,
+    /// Ends the heart, once the disks are closed.
+    stop_heart: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     tasks: TaskTracker,
 }
@@ -100,7 +102,8 @@ impl StorageNode {
         let tasks = TaskTracker::new();
         let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
         let (heart, pulse) = Heart::new(&config, &identity, advertised, Arc::clone(&slots));
-        tasks.spawn(heart.run(stop.clone()));
+        let stop_heart = CancellationToken::new();
+        tasks.spawn(heart.run(stop_heart.clone()));
 
         let service =
             StorageServer::new(StorageService::new(peer.cluster, Arc::clone(&slots), tasks.clone(), pulse))
@@ -118,7 +121,7 @@ impl StorageNode {
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
         tracing::info!(node = %config.node, %address, disks = slots.len(), "the storage node serves");
-        Ok(Self { address, slots, stop, server, tasks })
+        Ok(Self { address, slots, stop, stop_heart, server, tasks })
     }
 
     /// Where it serves.
@@ -159,6 +162,7 @@ impl StorageNode {
         if stopped.await.is_err() {
             tracing::error!("a disk did not stop");
         }
+        self.stop_heart.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
