@@ -18,7 +18,7 @@ use engine::store::ShardLoss;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ScrubConfig;
-use crate::disk_core::{Core, DiskStatus};
+use crate::disk_core::{Core, DiskStatus, fenced_words};
 use crate::extent::Extents;
 use crate::files::is_out_of_space;
 use crate::index::{IndexError, Row};
@@ -82,7 +82,7 @@ pub enum OpenError {
     #[error("cannot open the disk: {0}")]
     Io(#[from] std::io::Error),
     /// A write or a sync failed, now or at an earlier start.
-    #[error("fenced: {reason}; once the disk is sound, stop the node and run `keepstone storage --config FILE --unfence {}`", path.display())]
+    #[error("{}", fenced_words(reason, path))]
     Fenced {
         /// What happened.
         reason: String,
@@ -142,7 +142,7 @@ pub enum Verdict {
     /// It holds less, for this reason.
     Behind(String),
     /// A write or a sync failed in an earlier start, and it has not been verified since.
-    Fenced(String),
+    Fenced,
 }
 
 /// A disk that serves.
@@ -316,7 +316,10 @@ impl Disk {
             }
             Verdict::Behind(reason) => self.core.set_behind(Some(reason)),
             // Noting it may block on the disk that errs: not on the caller's thread.
-            Verdict::Fenced(reason) => drop(self.ask(Work::Fence(reason))),
+            Verdict::Fenced => {
+                let reason = "a write failed in an earlier start, as the cluster remembers".to_owned();
+                drop(self.ask(Work::Fence(reason)));
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 //! - A disk that is behind takes no writes; what it has is verified as it is read.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -41,6 +41,14 @@ impl DiskStatus {
     pub(crate) fn up() -> Self {
         Self { health: Health::Up, reason: String::new() }
     }
+}
+
+/// What a person reads of a fenced disk, with what to do.
+pub(crate) fn fenced_words(reason: &str, path: &Path) -> String {
+    format!(
+        "fenced: {reason}; once the disk is sound, stop its node and run `keepstone storage --config FILE --unfence {}`",
+        path.display()
+    )
 }
 
 /// How firmly a disk is out of service; a higher one replaces a lower one.
@@ -163,7 +171,7 @@ impl Core {
     /// Takes the disk out of service, over restarts: a write or a sync failed, so what it says can no longer be
     /// relied on.
     pub(crate) fn fence(&self, reason: &str) {
-        if self.leave_service(Outage::Fenced, Health::Failed, reason) {
+        if self.leave_service(Outage::Fenced, Health::Failed, &fenced_words(reason, &self.path)) {
             locked(&self.logbook).fence(reason);
         }
     }
@@ -324,7 +332,7 @@ impl Core {
 }
 
 /// Bytes allocated to the files in a directory, not to those in its subdirectories.
-fn directory_bytes(directory: &std::path::Path) -> u64 {
+fn directory_bytes(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
     // Files come and go while RocksDB compacts: what is gone takes nothing.

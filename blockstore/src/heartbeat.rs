@@ -263,7 +263,7 @@ fn verdict(told: &internal::DiskVerdict) -> Option<(DiskId, Verdict)> {
     let verdict = match told.state() {
         DiskState::Up => Verdict::Confirmed,
         DiskState::Behind => Verdict::Behind(told.reason.clone()),
-        DiskState::Failed => Verdict::Fenced(told.reason.clone()),
+        DiskState::Failed => Verdict::Fenced,
         DiskState::Unspecified | DiskState::Missing | DiskState::Full => return None,
     };
     Some((DiskId::from_slice(&told.disk).ok()?, verdict))

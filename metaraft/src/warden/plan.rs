@@ -38,7 +38,7 @@ pub(super) fn take_in(
     let mut attested = Vec::new();
     for (disk, reported) in &report.disks {
         let info = map.disk(*disk);
-        let before = info.map(|info| known(info)).unwrap_or_default();
+        let before = info.map_or_else(DiskAttestation::default, &known);
         let judgement = attest::judge(&before, reported);
         let sound = !matches!(judgement, Judgement::Behind(_) | Judgement::Fenced(_));
         let serves = sound && reported.health.readable();
