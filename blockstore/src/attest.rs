@@ -15,7 +15,7 @@ use engine::attestation::{Attestation, Attestations};
 use engine::ids::NodeId;
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::{AttestRequest, AttestResponse};
-use proto::peer::TlsIdentity;
+use proto::peer::{MetaAddress, Role, TlsIdentity};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -102,20 +102,20 @@ pub(crate) fn start(
     let channels = Arc::new(Channels::new(identity));
     for address in &config.meta {
         let (held, channels) = (Arc::clone(&held), Arc::clone(&channels));
-        tasks.spawn(attend(held, channels, address.clone(), stop.clone()));
+        tasks.spawn(attend(held, channels, MetaAddress::parse(address), stop.clone()));
     }
 }
 
-async fn attend(held: Arc<Held>, channels: Arc<Channels>, address: String, stop: CancellationToken) {
+async fn attend(held: Arc<Held>, channels: Arc<Channels>, address: MetaAddress, stop: CancellationToken) {
     // Which voter serves there, as far as it is known.
-    let mut voter = 0;
+    let mut voter = address.node.map_or(0, |node| node.0);
     loop {
         let pause = match stop.run_until_cancelled(attend_once(&held, &channels, &address, &mut voter)).await
         {
             None => return,
             Some(Ok(pause)) => pause.clamp(PAUSE_MIN, PAUSE_MAX),
             Some(Err(reason)) => {
-                tracing::debug!(address, reason, "a metadata voter cannot be attended");
+                tracing::debug!(%address, reason, "a metadata voter cannot be attended");
                 PAUSE_FAILED
             }
         };
@@ -126,8 +126,12 @@ async fn attend(held: Arc<Held>, channels: Arc<Channels>, address: String, stop:
     }
 }
 
-async fn call(channels: &Channels, address: &str, request: AttestRequest) -> Result<AttestResponse, String> {
-    let channel = channels.get(address).map_err(|error| error.to_string())?;
+async fn call(
+    channels: &Channels,
+    at: &MetaAddress,
+    request: AttestRequest,
+) -> Result<AttestResponse, String> {
+    let channel = channels.get(&at.address, Role::Meta, at.node).map_err(|error| error.to_string())?;
     let mut request = tonic::Request::new(request);
     request.set_timeout(DEADLINE);
     tokio::time::timeout(DEADLINE, MetadataClient::new(channel).attest(request))
@@ -141,7 +145,7 @@ async fn call(channels: &Channels, address: &str, request: AttestRequest) -> Res
 async fn attend_once(
     held: &Arc<Held>,
     channels: &Channels,
-    address: &str,
+    address: &MetaAddress,
     voter: &mut u64,
 ) -> Result<Duration, String> {
     let of_voter = held.of(*voter).map_or_else(Bytes::new, |held| Bytes::copy_from_slice(&held.to_bytes()));

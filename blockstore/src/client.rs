@@ -4,11 +4,13 @@
 //! - Every call has a deadline, and a node that refuses the connection is reported at once.
 //! - An answer is `Ok` only for bytes that the node verified; TLS keeps them whole on the way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::ids::{DiskId, Epoch, NodeId, Position, StripeId};
+use engine::cluster::HISTORY;
+use engine::ids::{DiskId, Epoch, NodeId, Position, StripeId, VolumeId};
 use engine::store::{PutShardError, ReadShardError, ShardPut, ShardStore};
 use proto::internal::storage_client::StorageClient as Stub;
 use proto::internal::{self, put_shard_response, read_shard_response};
@@ -102,15 +104,27 @@ impl StorageClient {
         }
     }
 
-    /// Deletes shards of one disk, up to 4,096; says how many there were. Repeating it is harmless.
+    /// Deletes shards of one disk, up to 4,096; says how many there were. `epochs` names those of their volumes, as the
+    /// caller's cluster map has them: the node deletes nothing if it knows newer ones. Repeating it is harmless.
     ///
     /// # Errors
     /// See [`StorageCallError`].
-    pub async fn delete_shards(&self, disk: DiskId, shards: &[ShardName]) -> Result<u64, StorageCallError> {
+    pub async fn delete_shards(
+        &self,
+        disk: DiskId,
+        shards: &[ShardName],
+        epochs: &BTreeMap<VolumeId, Epoch>,
+    ) -> Result<u64, StorageCallError> {
         let (address, mut stub) = self.bulk_stub(disk)?;
+        let named = |(volume, epoch): (&VolumeId, &Epoch)| internal::VolumeAuthority {
+            volume: volume.0,
+            epoch: epoch.0,
+        };
         let request = internal::DeleteShardsRequest {
             disk: disk.as_bytes().to_vec().into(),
             shards: shards.iter().map(wire_name).collect(),
+            history: HISTORY,
+            volumes: epochs.iter().map(named).collect(),
         };
         let call = stub.delete_shards(request);
         Ok(within(BULK_DEADLINE, call).await.map_err(|status| call_error(address, &status))?.deleted)
@@ -216,6 +230,7 @@ impl ShardStore for StorageClient {
             stripe_length: put.stripe_length,
             payload_crc32: crc32fast::hash(&put.payload),
             payload: put.payload,
+            history: HISTORY,
         });
         request.set_timeout(SHARD_DEADLINE);
         let answer = within(SHARD_DEADLINE, stub.put_shard(request)).await;
@@ -264,7 +279,8 @@ impl ShardStore for StorageClient {
                 Err(unavailable(format!("{} bytes came where {length} were asked for", bytes.len())))
             }
             Ok(Some(read_shard_response::Result::Lost(lost))) => {
-                Err(ReadShardError::Lost { stripe, position, reason: lost.reason })
+                let loss = wire::loss_from_wire(lost.loss());
+                Err(ReadShardError::Lost { stripe, position, loss, reason: lost.reason })
             }
             Ok(Some(read_shard_response::Result::DiskRefuses(refusal))) => Err(unavailable(refusal.reason)),
             Ok(None) => Err(unavailable("an answer of a kind this version does not know".to_owned())),

@@ -30,7 +30,13 @@ pub struct StorageConfig {
     pub reserve_bytes: Option<u64>,
     /// The background scrub.
     pub scrub: ScrubConfig,
+    /// More places of a disk than this that cannot be read make it suspect: it serves nothing more.
+    pub unreadable_places_max: u64,
 }
+
+/// The default of [`StorageConfig::unreadable_places_max`]: drives remap some sectors in their life; one with more has
+/// begun to die.
+pub const UNREADABLE_PLACES_MAX_DEFAULT: u64 = 64;
 
 /// How the background scrub goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]

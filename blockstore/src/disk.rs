@@ -13,23 +13,26 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use engine::cluster::DiskUsage;
-use engine::ids::{DiskId, Epoch, VolumeId};
+use engine::ids::DiskId;
+use engine::store::ShardLoss;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ScrubConfig;
-use crate::disk_core::{Core, DiskStatus};
+use crate::disk_core::{Core, DiskStatus, fenced_words};
 use crate::extent::Extents;
+use crate::files::is_out_of_space;
 use crate::index::{IndexError, Row};
 use crate::locks::locked;
-use crate::reader::{ReadFault, read_range};
+use crate::logbook::{Logbook, Start};
+use crate::reader::read_range;
 use crate::record::{Owner, Place, ShardName};
-use crate::recovery;
+use crate::recovery::{self, Task};
 use crate::scan::ScanError;
 use crate::scrub::{self, Checked, ScrubEnd, finish_deletion, report_damage};
 use crate::space::Space;
 use crate::superblock::{self, DiskLock, SuperblockError};
 use crate::threads::{NotRun, Threads};
-use crate::writer::{Put, PutOutcome, Work, Writer};
+use crate::writer::{Authority, DeleteRefused, Put, PutOutcome, Work, Writer};
 
 /// Changes that may wait for the writer.
 const CHANGES_WAITING_MAX: usize = 256;
@@ -57,6 +60,10 @@ pub struct DiskOptions {
     pub reserve_bytes: Option<u64>,
     /// The background scrub.
     pub scrub: ScrubConfig,
+    /// The node's own directory, where it is noted that the disk is fenced, if the disk itself takes no more writes.
+    pub data_dir: Option<PathBuf>,
+    /// More places than this that cannot be read make the disk suspect: it serves nothing more.
+    pub unreadable_places_max: u64,
 }
 
 /// Why a disk was not opened.
@@ -74,6 +81,14 @@ pub enum OpenError {
     /// The directory or a thread cannot be made.
     #[error("cannot open the disk: {0}")]
     Io(#[from] std::io::Error),
+    /// A write or a sync failed, now or at an earlier start.
+    #[error("{}", fenced_words(reason, path))]
+    Fenced {
+        /// What happened.
+        reason: String,
+        /// The disk's directory.
+        path: PathBuf,
+    },
 }
 
 /// Why a disk did not answer a request.
@@ -85,6 +100,18 @@ pub enum DiskError {
     /// The disk is out of service, or the node stops.
     #[error("{0}")]
     Refused(String),
+    /// The caller knows less of the cluster than the disk does: fetch the cluster map.
+    #[error("{0}")]
+    Stale(String),
+}
+
+impl From<DeleteRefused> for DiskError {
+    fn from(refused: DeleteRefused) -> Self {
+        match refused {
+            DeleteRefused::Stale(reason) => Self::Stale(reason),
+            DeleteRefused::Disk(reason) => Self::Refused(reason),
+        }
+    }
 }
 
 /// What became of a read.
@@ -92,8 +119,8 @@ pub enum DiskError {
 pub enum ReadOutcome {
     /// Verified bytes.
     Bytes(Bytes),
-    /// Not there, or damaged: rebuild it from the others.
-    Lost(String),
+    /// Not there, damaged or unreadable: rebuild it from the others.
+    Lost(ShardLoss, String),
     /// The disk is out of service.
     Refused(String),
 }
@@ -105,6 +132,17 @@ impl From<NotRun> for DiskError {
             NotRun::Stopping => Self::Refused(error.to_string()),
         }
     }
+}
+
+/// What the cluster knows of a disk's start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The disk holds all that it is known to have acknowledged.
+    Confirmed,
+    /// It holds less, for this reason.
+    Behind(String),
+    /// A write or a sync failed in an earlier start, and it has not been verified since.
+    Fenced,
 }
 
 /// A disk that serves.
@@ -129,13 +167,15 @@ impl Disk {
     /// # Errors
     /// If the disk is locked, or cannot be read or written.
     pub fn open(options: &DiskOptions) -> Result<Self, OpenError> {
-        let lock = superblock::lock(&options.path)?;
-        let extents = Extents::open(&options.path, options.owner)?;
-        let index = recovery::open_index(&options.path, &extents)?;
-        let space = Space::new(&options.path, options.reserve_bytes);
-        let core = Arc::new(Core::new(options.path.clone(), extents, index, space));
+        Self::open_locked(options, superblock::lock(&options.path)?)
+    }
+
+    /// As [`Self::open`], for who holds the lock already.
+    pub(crate) fn open_locked(options: &DiskOptions, lock: DiskLock) -> Result<Self, OpenError> {
+        let core = Arc::new(open_core(options)?);
         recovery::measure(&core)?;
         let (work, changes) = mpsc::channel(CHANGES_WAITING_MAX);
+        core.set_writer(&work);
         let writer = Writer::new(Arc::clone(&core))?;
         core.refresh_usage();
 
@@ -181,7 +221,22 @@ impl Disk {
         self.core.usage()
     }
 
+    /// This start of the disk, as the cluster is to be told of it.
+    #[must_use]
+    pub fn start(&self) -> Start {
+        self.core.start()
+    }
+
+    /// Whether a write or a sync has failed.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.core.is_fenced()
+    }
+
     fn ask(&self, work: Work) -> Result<(), DiskError> {
+        if let Some(reason) = self.core.refuses_reads() {
+            return Err(DiskError::Refused(reason));
+        }
         self.work.try_send(work).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => NotRun::Busy.into(),
             mpsc::error::TrySendError::Closed(_) => NotRun::Stopping.into(),
@@ -193,6 +248,9 @@ impl Disk {
     /// # Errors
     /// If the disk is busy or the node stops.
     pub async fn put(&self, put: Put) -> Result<PutOutcome, DiskError> {
+        if let Some(reason) = self.core.refuses_writes() {
+            return Ok(PutOutcome::Refused(reason));
+        }
         let (answer, answered) = oneshot::channel();
         self.ask(Work::Put { put, answer })?;
         answered.await.map_err(|_dropped| NotRun::Stopping.into())
@@ -207,14 +265,15 @@ impl Disk {
         Ok(self.reads.run(move || read(&core, &work, name, offset, length)).await?)
     }
 
-    /// Deletes shards, and says how many of them there were. Dropping the future leaves them deleted or not.
+    /// Deletes shards, and says how many of them there were; none of them if `authority` is older than what the disk
+    /// knows, or lacks one of their volumes. Dropping the future leaves them deleted or not.
     ///
     /// # Errors
-    /// If the disk is busy or out of service, or the node stops.
-    pub async fn delete(&self, names: Vec<ShardName>) -> Result<u64, DiskError> {
+    /// If the disk is busy or out of service, the caller's knowledge is old, or the node stops.
+    pub async fn delete(&self, names: Vec<ShardName>, authority: Authority) -> Result<u64, DiskError> {
         let (answer, answered) = oneshot::channel();
-        self.ask(Work::Delete { names, answer })?;
-        answered.await.map_err(|_dropped| DiskError::from(NotRun::Stopping))?.map_err(DiskError::Refused)
+        self.ask(Work::Delete { names, authority, answer })?;
+        Ok(answered.await.map_err(|_dropped| DiskError::from(NotRun::Stopping))??)
     }
 
     /// Up to `count_max` shards after `after`, by stripe and position.
@@ -230,17 +289,37 @@ impl Disk {
         let listed = self.reads.run(move || match core.refuses_reads() {
             Some(reason) => Err(reason),
             None => core.index.list(after, count_max).map_err(|error| {
-                core.fence_for_index(&error);
+                core.index_failed(&error);
                 error.to_string()
             }),
         });
         listed.await?.map_err(DiskError::Refused)
     }
 
-    /// Refuses writers of older epochs from now on. Told again with every heartbeat, so a full queue loses nothing.
-    pub fn raise_epochs(&self, epochs: Vec<(VolumeId, Epoch)>) {
-        if let Err(error) = self.ask(Work::RaiseEpochs(epochs)) {
+    /// Refuses older epochs and histories from now on. Told again with every heartbeat, so a full queue loses nothing.
+    pub fn raise_authority(&self, authority: Authority) {
+        if let Err(error) = self.ask(Work::RaiseAuthority(authority)) {
             tracing::debug!(disk = %self.id(), %error, "epochs wait for the next heartbeat");
+        }
+    }
+
+    /// Takes what the cluster knows of this start. Told again with every heartbeat.
+    pub fn hear(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Confirmed => {
+                self.core.set_behind(None);
+                if !self.core.confirmed.load(Ordering::Relaxed)
+                    && let Err(error) = self.ask(Work::Confirm)
+                {
+                    tracing::debug!(disk = %self.id(), %error, "the confirmation waits for the next heartbeat");
+                }
+            }
+            Verdict::Behind(reason) => self.core.set_behind(Some(reason)),
+            // Noting it may block on the disk that errs: not on the caller's thread.
+            Verdict::Fenced => {
+                let reason = "a write failed in an earlier start, as the cluster remembers".to_owned();
+                drop(self.ask(Work::Fence(reason)));
+            }
         }
     }
 
@@ -278,6 +357,7 @@ impl Disk {
 
     /// Ends scrubs soon; everything else goes on.
     pub fn stop_scrubs(&self) {
+        self.core.stopping.store(true, Ordering::Relaxed);
         self.stopping.store(true, Ordering::Relaxed);
     }
 
@@ -295,12 +375,80 @@ impl Disk {
         self.join(&self.writer);
     }
 
+    /// Has the index write its rows to a table.
+    #[cfg(test)]
+    pub(crate) fn flush_index(&self) {
+        self.core.index.flush();
+    }
+
     fn join(&self, thread: &Mutex<Option<JoinHandle<()>>>) {
         let thread = locked(thread).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(disk = %self.id(), "a disk thread panicked");
         }
     }
+}
+
+/// Opens what the threads of a disk share, and writes the start down.
+fn open_core(options: &DiskOptions) -> Result<Core, OpenError> {
+    let disk = options.owner.disk;
+    let logbook = Mutex::new(Logbook::load(&options.path, options.data_dir.as_deref(), disk)?);
+    let fenced = |reason| OpenError::Fenced { reason, path: options.path.clone() };
+    if let Some(reason) = locked(&logbook).fenced() {
+        return Err(fenced(reason));
+    }
+    let fence = |error: &std::io::Error| {
+        let reason = format!("a write failed: {error}");
+        locked(&logbook).fence(&reason);
+        fenced(reason)
+    };
+    let never = AtomicBool::new(false);
+    let task =
+        Task { verify_all: false, unreadable_places_max: options.unreadable_places_max, stopping: &never };
+    let extents = Extents::open(&options.path, options.owner)?;
+    let index = match recovery::open_index(&options.path, &extents, &logbook, task) {
+        Err(ScanError::Write(error)) => return Err(fence(&error)),
+        opened => opened?,
+    };
+    let sequence = index.totals()?.sequence;
+    let begun = locked(&logbook).begin(sequence);
+    match begun {
+        Err(error) if is_out_of_space(&error) => {
+            tracing::warn!(%disk, "no room to write the disk's start down: the cluster is not told of it");
+        }
+        Err(error) => return Err(fence(&error)),
+        Ok(()) => {}
+    }
+    let space = Space::new(&options.path, options.reserve_bytes);
+    Ok(Core::new(options.path.clone(), extents, index, space, logbook, options.unreadable_places_max))
+}
+
+/// What was found when a fenced disk was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Shards that it holds.
+    pub shards: u64,
+    /// Of these, how many are damaged or unreadable: they are to be rebuilt from others.
+    pub damaged: u64,
+}
+
+/// Verifies every record of a disk from the medium, makes its index anew and lifts its fence. Blocks for as long as
+/// the disk takes to be read.
+///
+/// # Errors
+/// If the disk is served, cannot be read or written, or too much of it cannot be read: the fence stays.
+pub fn unfence(options: &DiskOptions) -> Result<Verified, OpenError> {
+    let _lock = superblock::lock(&options.path)?;
+    let logbook = Mutex::new(Logbook::load(&options.path, options.data_dir.as_deref(), options.owner.disk)?);
+    let extents = Extents::open(&options.path, options.owner)?;
+    let never = AtomicBool::new(false);
+    let task =
+        Task { verify_all: true, unreadable_places_max: options.unreadable_places_max, stopping: &never };
+    let index = recovery::open_index(&options.path, &extents, &logbook, task)?;
+    let totals = index.totals()?;
+    index.stop();
+    locked(&logbook).lift_fence()?;
+    Ok(Verified { shards: totals.shards, damaged: totals.damaged_found })
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
@@ -314,7 +462,7 @@ fn read(core: &Core, work: &mpsc::Sender<Work>, name: ShardName, offset: u32, le
     }
     let row_now = || {
         core.index.row(name).map_err(|error| {
-            core.fence_for_index(&error);
+            core.index_failed(&error);
             ReadOutcome::Refused(error.to_string())
         })
     };
@@ -325,30 +473,27 @@ fn read(core: &Core, work: &mpsc::Sender<Work>, name: ShardName, offset: u32, le
     for _ in 0..READ_ATTEMPTS_MAX {
         let Some(found) = row else { break };
         if u64::from(offset) + u64::from(length) > u64::from(found.payload_length) {
-            return ReadOutcome::Lost(format!("the shard has only {} bytes", found.payload_length));
+            let reason = format!("the shard has only {} bytes", found.payload_length);
+            return ReadOutcome::Lost(ShardLoss::Absent, reason);
         }
         let fault = match read_range(&core.extents, name, &found, offset, length) {
             Ok(bytes) => return ReadOutcome::Bytes(bytes),
             Err(fault) => fault,
         };
-        if let ReadFault::Io(error) = fault {
-            core.fence(&format!("a read failed: {error}"));
-            return ReadOutcome::Refused(error.to_string());
-        }
         row = match row_now() {
             Ok(row) => row,
             Err(outcome) => return outcome,
         };
         if row == Some(found) {
-            if matches!(fault, ReadFault::Gone) {
-                finish_deletion(work, name, found);
-            } else {
-                report_damage(work, name, found);
+            let loss = fault.loss();
+            match loss {
+                ShardLoss::Absent => finish_deletion(work, name, found),
+                ShardLoss::Damaged | ShardLoss::Unreadable => report_damage(work, name, found, loss),
             }
-            return ReadOutcome::Lost(fault.to_string());
+            return ReadOutcome::Lost(loss, fault.to_string());
         }
     }
-    ReadOutcome::Lost("it is not stored on this disk".to_owned())
+    ReadOutcome::Lost(ShardLoss::Absent, "it is not stored on this disk".to_owned())
 }
 
 #[cfg(test)]

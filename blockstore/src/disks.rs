@@ -4,6 +4,7 @@
 //! - A directory that ever held a disk is never formatted again: the node remembers which disk it held, and when
 //!   that is gone, or another is in its place, it reports the disk as missing.
 //! - A directory is formatted only if it is new to the node and absent or empty.
+//! - A directory is locked before anything is written to it or remembered of it, and until its disk is closed.
 //! - One disk is served once: a second directory with the same superblock is refused.
 //! - A directory that is refused does not keep the others from being served.
 //!
@@ -17,12 +18,12 @@ use std::sync::Arc;
 use engine::cluster::Health;
 use engine::ids::{ClusterId, DiskId};
 
-use crate::config::{ScrubConfig, StorageConfig};
-use crate::disk::{Disk, DiskOptions, OpenError};
+use crate::config::StorageConfig;
+use crate::disk::{self, Disk, DiskOptions, OpenError};
 use crate::disk_core::DiskStatus;
 use crate::files;
 use crate::record::Owner;
-use crate::superblock::{self, SuperblockError};
+use crate::superblock::{self, DiskLock, SuperblockError};
 
 /// The memory's file in the node's data directory.
 pub const KNOWN_DISKS_FILE: &str = "known-disks.json";
@@ -116,8 +117,42 @@ fn random_disk_id() -> std::io::Result<DiskId> {
     Ok(DiskId::from_bytes(bytes))
 }
 
-/// Whose disk the directory is; formats it if that is right.
-fn identify(path: &Path, known: Option<DiskId>, cluster: ClusterId) -> Result<DiskId, DiskStatus> {
+/// Why a directory is not served.
+struct Refusal {
+    status: DiskStatus,
+    /// Another process serves it: it is that one's to report.
+    others: bool,
+}
+
+impl From<DiskStatus> for Refusal {
+    fn from(status: DiskStatus) -> Self {
+        Self { status, others: false }
+    }
+}
+
+fn not_locked(error: &SuperblockError) -> Refusal {
+    let others = matches!(error, SuperblockError::Locked { .. });
+    let health = if others { Health::Missing } else { Health::Failed };
+    Refusal { status: DiskStatus { health, reason: error.to_string() }, others }
+}
+
+/// Whose disk the directory is, with its lock; formats it if that is right.
+fn identify(path: &Path, known: Option<DiskId>, cluster: ClusterId) -> Result<(DiskId, DiskLock), Refusal> {
+    match superblock::read(path, cluster) {
+        Err(error) if known.is_none() && error.is_blank() => {
+            let lock = superblock::lock_blank(path).map_err(|error| not_locked(&error))?;
+            Ok((look(path, known, cluster)?, lock))
+        }
+        _written => {
+            let disk = look(path, known, cluster)?;
+            let lock = superblock::lock(path).map_err(|error| not_locked(&error))?;
+            Ok((disk, lock))
+        }
+    }
+}
+
+/// Whose disk the directory is; formats it if that is right, once the caller has locked it.
+fn look(path: &Path, known: Option<DiskId>, cluster: ClusterId) -> Result<DiskId, DiskStatus> {
     let missing = |reason: String| DiskStatus { health: Health::Missing, reason };
     match (superblock::read(path, cluster), known) {
         (Ok(found), Some(known)) if found != known => Err(missing(format!(
@@ -164,28 +199,37 @@ pub fn open_all(config: &StorageConfig, cluster: ClusterId) -> Result<Vec<Slot>,
     let mut memory = Memory::load(&config.data_dir)?;
     let mut served = BTreeSet::new();
     let mut slots = Vec::new();
+    let mut locks = Vec::new();
     for path in paths {
         let known = memory.disk(&path)?;
         let mut slot = Slot { path, id: known, disk: None, refused: DiskStatus::up() };
+        let mut held = None;
         match identify(&slot.path, known, cluster) {
-            Ok(disk) if !served.insert(disk) => {
+            Ok((disk, _lock)) if !served.insert(disk) => {
                 let reason = format!("{} is a second copy of disk {disk}", slot.path.display());
                 slot.id = None;
                 slot.refused = DiskStatus { health: Health::Missing, reason };
             }
-            Ok(disk) => {
+            Ok((disk, lock)) => {
                 slot.id = Some(disk);
+                held = Some(lock);
                 if known.is_none() {
                     memory.remember(&slot.path, disk)?;
                 }
             }
-            Err(status) => slot.refused = status,
+            Err(Refusal { status, others }) => {
+                slot.refused = status;
+                slot.id = slot.id.filter(|_known| !others);
+            }
         }
         slots.push(slot);
+        locks.push(held);
     }
     std::thread::scope(|scope| {
-        for slot in slots.iter_mut().filter(|slot| slot.refused.health == Health::Up) {
-            scope.spawn(|| open_slot(slot, cluster, config.reserve_bytes, &config.scrub));
+        for (slot, lock) in slots.iter_mut().zip(locks) {
+            if let Some(lock) = lock {
+                scope.spawn(|| open_slot(slot, lock, cluster, config));
+            }
         }
     });
     for slot in slots.iter().filter(|slot| slot.disk.is_none()) {
@@ -194,25 +238,35 @@ pub fn open_all(config: &StorageConfig, cluster: ClusterId) -> Result<Vec<Slot>,
     Ok(slots)
 }
 
-fn open_slot(slot: &mut Slot, cluster: ClusterId, reserve_bytes: Option<u64>, scrub: &ScrubConfig) {
+/// What the disk in `path` is opened with.
+fn options(path: &Path, owner: Owner, config: &StorageConfig) -> DiskOptions {
+    DiskOptions {
+        path: path.to_owned(),
+        owner,
+        reserve_bytes: config.reserve_bytes,
+        scrub: config.scrub.clone(),
+        data_dir: Some(config.data_dir.clone()),
+        unreadable_places_max: config.unreadable_places_max,
+    }
+}
+
+fn open_slot(slot: &mut Slot, lock: DiskLock, cluster: ClusterId, config: &StorageConfig) {
     let Some(disk) = slot.id else { return };
-    let options = DiskOptions {
-        path: slot.path.clone(),
-        owner: Owner { cluster, disk },
-        reserve_bytes,
-        scrub: scrub.clone(),
-    };
-    match Disk::open(&options) {
+    match Disk::open_locked(&options(&slot.path, Owner { cluster, disk }, config), lock) {
         Ok(disk) => slot.disk = Some(Arc::new(disk)),
-        Err(OpenError::Lock(error)) => {
-            // It is somebody else's to report.
-            slot.id = None;
-            slot.refused = DiskStatus { health: Health::Missing, reason: error.to_string() };
-        }
         Err(error) => {
             slot.refused = DiskStatus { health: Health::Failed, reason: error.to_string() };
         }
     }
+}
+
+/// Has the disk in `path`, one of the configured ones, verified, and lifts its fence: see [`disk::unfence`]. Blocks.
+///
+/// # Errors
+/// If it is no disk of this cluster, or as [`disk::unfence`].
+pub fn unfence(config: &StorageConfig, cluster: ClusterId, path: &Path) -> Result<disk::Verified, OpenError> {
+    let disk = superblock::read(path, cluster)?;
+    disk::unfence(&options(path, Owner { cluster, disk }, config))
 }
 
 #[cfg(test)]

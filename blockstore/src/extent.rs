@@ -4,6 +4,9 @@
 //! - Only the writer thread appends, and only to the one extent it created since the node started.
 //! - An extent file takes what was written to it: nothing is allocated ahead.
 //! - A file is at most [`EXTENT_BYTES_MAX`] long; it never shrinks.
+//! - An extent that is appended to no more is sealed: the seal, in its first boundary behind the header, says how far
+//!   it is known to be whole. What does not verify before that is damage; behind it, and in an extent without a seal,
+//!   the end may be torn. A seal is a sector of its own, so that writing it cannot hurt the header.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -16,7 +19,9 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::files;
 use crate::locks::locked;
-use crate::record::{BOUNDARY, BOUNDARY_BYTES, ExtentNumber, HEADER_BYTES, Head, Owner, Place, encode_head};
+use crate::record::{
+    BOUNDARY, BOUNDARY_BYTES, ExtentNumber, HEADER_BYTES, Head, Owner, Place, Stamp, encode_head,
+};
 
 /// Largest extent file.
 pub(crate) const EXTENT_BYTES_MAX: u64 = 1 << 30;
@@ -31,6 +36,39 @@ const MAGIC: &[u8; 8] = b"KSEXTNT\n";
 const FORMAT: u16 = 1;
 const SALT_BYTES: usize = 32;
 const FIELDS_BYTES: usize = 8 + 2 + 6 + 16 + 16 + 4 + 8 + SALT_BYTES;
+
+const SEAL_MAGIC: &[u8; 8] = b"KSSEAL\n\0";
+const SEAL_AT: usize = 2048;
+const SEAL_FIELDS_BYTES: usize = 8 + 16 + 4 + 8 + 8;
+
+/// What a seal says of its extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seal {
+    /// Bytes from the beginning that are whole and durable.
+    pub(crate) end: u64,
+    /// The number of the disk's last record when it was sealed.
+    pub(crate) sequence: u64,
+}
+
+fn encode_seal(owner: Owner, extent: ExtentNumber, seal: Seal) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(SEAL_FIELDS_BYTES + 4);
+    bytes.extend_from_slice(SEAL_MAGIC);
+    bytes.extend_from_slice(owner.disk.as_bytes());
+    bytes.extend_from_slice(&extent.0.to_le_bytes());
+    bytes.extend_from_slice(&seal.end.to_le_bytes());
+    bytes.extend_from_slice(&seal.sequence.to_le_bytes());
+    let checksum = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// The seal in an extent's first boundary; `None` if there is none, or it is damaged.
+pub(crate) fn decode_seal(owner: Owner, extent: ExtentNumber, first_boundary: &[u8]) -> Option<Seal> {
+    let bytes = first_boundary.get(SEAL_AT..SEAL_AT + SEAL_FIELDS_BYTES + 4)?;
+    let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let seal = Seal { end: number(28)?, sequence: number(36)? };
+    (encode_seal(owner, extent, seal) == bytes).then_some(seal)
+}
 
 /// The header of extent `extent`: whose it is, and the salt from which its keys will come.
 fn encode_header(owner: Owner, extent: ExtentNumber, salt: &[u8; SALT_BYTES]) -> Vec<u8> {
@@ -157,11 +195,32 @@ impl Extents {
         std::fs::metadata(self.path(extent)).map_or(0, |metadata| metadata.blocks() * 512)
     }
 
-    /// Replaces a record's first boundary by a tombstone.
-    pub(crate) fn write_tombstone(&self, file: &File, place: Place, head: &Head) -> io::Result<()> {
+    /// Replaces a record's first boundary by a tombstone. Not durable yet: the caller syncs the file.
+    pub(crate) fn write_tombstone(
+        &self,
+        file: &File,
+        place: Place,
+        stamp: Stamp,
+        head: &Head,
+    ) -> io::Result<()> {
         let mut boundary = [0; BOUNDARY];
-        boundary[..HEADER_BYTES].copy_from_slice(&encode_head(self.owner, place, head));
+        boundary[..HEADER_BYTES].copy_from_slice(&encode_head(self.owner, place, stamp, head));
         file.write_all_at(&boundary, place.offset)
+    }
+
+    /// Says that an extent is appended to no more, and syncs that.
+    pub(crate) fn write_seal(&self, file: &File, extent: ExtentNumber, seal: Seal) -> io::Result<()> {
+        file.write_all_at(&encode_seal(self.owner, extent, seal), SEAL_AT as u64)?;
+        sync(file)
+    }
+
+    /// Bytes of an extent's file; `None` if it is not there.
+    pub(crate) fn file_bytes(&self, extent: ExtentNumber) -> io::Result<Option<u64>> {
+        match std::fs::metadata(self.path(extent)) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -190,8 +249,17 @@ pub(crate) fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()
     Ok(())
 }
 
+/// Makes what was written to an extent durable.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    crate::faults::sync(file)?;
+    file.sync_data()
+}
+
 /// Reads up to `buffer.len()` bytes from `offset`: fewer only at the end of the file.
 pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    #[cfg(test)]
+    crate::faults::read(file, offset, buffer.len())?;
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {
@@ -241,6 +309,24 @@ mod tests {
             assert!(!header_is_sound(owner(), ExtentNumber(3), &damaged) || (10..16).contains(&byte));
         }
         assert!(!header_is_sound(owner(), ExtentNumber(3), &bytes[..20]));
+    }
+
+    #[test]
+    fn a_seal_reads_back_and_is_bound_to_its_extent() {
+        let scratch = tempfile::tempdir().unwrap();
+        let extents = Extents::open(scratch.path(), owner()).unwrap();
+        let (extent, seal) = (ExtentNumber(3), Seal { end: 1 << 20, sequence: 77 });
+        let file = extents.create(extent).unwrap();
+        let mut boundary = [0; BOUNDARY];
+        read_up_to(&file, &mut boundary, 0).unwrap();
+        assert_eq!(decode_seal(owner(), extent, &boundary), None);
+        extents.write_seal(&file, extent, seal).unwrap();
+        read_up_to(&file, &mut boundary, 0).unwrap();
+        assert_eq!(decode_seal(owner(), extent, &boundary), Some(seal));
+        assert!(header_is_sound(owner(), extent, &boundary), "a seal leaves the header alone");
+        assert_eq!(decode_seal(owner(), ExtentNumber(4), &boundary), None);
+        boundary[SEAL_AT + 30] ^= 1;
+        assert_eq!(decode_seal(owner(), extent, &boundary), None);
     }
 
     #[test]

@@ -1,15 +1,16 @@
-//! Heartbeats: the node reports itself and its disks to whoever leads the root group, and learns of epochs.
+//! Heartbeats: the node reports itself and its disks to whoever leads the root group, and learns of epochs, and of
+//! what the cluster knows of its disks' starts.
 //!
 //! Invariants:
 //! - One beat is under way at a time, each with a deadline; a metadata node that hangs delays the next by no more.
 //! - Disks are reported only by an id that their own superblock, or the node's memory, gave.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::cluster::Health;
-use engine::ids::{Epoch, NodeId, VolumeId};
+use engine::ids::{DiskId, Epoch, NodeId, VolumeId};
 use futures_util::future::join_all;
 use proto::internal::metadata_client::MetadataClient;
 use proto::internal::{self, DiskReport, DiskState, HeartbeatRequest, HeartbeatResponse};
@@ -20,13 +21,18 @@ use tonic::transport::Channel;
 
 use crate::channels::Channels;
 use crate::config::StorageConfig;
+use crate::disk::Verdict;
 use crate::disks::Slot;
+use crate::writer::Authority;
 
 /// From one beat to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A metadata node that takes longer is passed over.
 const DEADLINE: Duration = Duration::from_secs(2);
+
+/// The last beat of a node that stops takes no longer.
+const LAST_BEAT_MAX: Duration = Duration::from_secs(1);
 
 /// Leaders that one beat follows from answer to answer.
 const HOPS_MAX: usize = 3;
@@ -72,6 +78,7 @@ pub(crate) struct Heart {
     leader: Option<MetaAddress>,
     healthy: Option<bool>,
     out_of_turn: mpsc::Receiver<oneshot::Sender<()>>,
+    stopping: bool,
 }
 
 fn report(slot: &Slot) -> Option<DiskReport> {
@@ -80,8 +87,10 @@ fn report(slot: &Slot) -> Option<DiskReport> {
         Health::Up => DiskState::Up,
         Health::Full => DiskState::Full,
         Health::Failed => DiskState::Failed,
+        Health::Behind => DiskState::Behind,
         Health::Missing | Health::Down => DiskState::Missing,
     };
+    let start = slot.disk.as_ref().map(|disk| disk.start()).unwrap_or_default();
     let usage = slot.disk.as_ref().map(|disk| disk.usage()).unwrap_or_default();
     Some(DiskReport {
         disk: slot.id?.as_bytes().to_vec().into(),
@@ -93,6 +102,13 @@ fn report(slot: &Slot) -> Option<DiskReport> {
         allocated_bytes: usage.allocated_bytes,
         shards: usage.shards,
         shards_damaged_found: usage.shards_damaged_found,
+        starts: start.starts,
+        incarnation: start.incarnation,
+        lineage: start.lineage,
+        sequence: start.sequence,
+        sequence_opened: start.sequence_opened,
+        verified_starts: start.verified_starts,
+        fenced: slot.disk.as_ref().is_some_and(|disk| disk.is_fenced()),
     })
 }
 
@@ -115,27 +131,36 @@ impl Heart {
             leader: None,
             healthy: None,
             out_of_turn,
+            stopping: false,
         };
         (heart, Pulse(pulse))
     }
 
-    /// Beats every second, and when asked, until `stop`.
+    /// Beats every second, and when asked, until `stop`; then once more, so that the cluster knows how the disks were
+    /// when they were closed.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let asked = tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 _ = ticks.tick() => None,
                 Some(asked) = self.out_of_turn.recv() => Some(asked),
             };
             // A beat that is dropped by the stop is as good as one that was never sent.
             if stop.run_until_cancelled(self.beat()).await.is_none() {
-                return;
+                break;
             }
             if asked.is_some_and(|asked| asked.send(()).is_err()) {
                 tracing::debug!("nobody waits for the beat any more");
             }
+        }
+        self.stopping = true;
+        if tokio::time::timeout(LAST_BEAT_MAX, self.send_to_leader()).await.is_err() {
+            tracing::warn!(
+                node = self.node,
+                "the cluster was not told how the disks were when they were closed"
+            );
         }
     }
 
@@ -146,6 +171,10 @@ impl Heart {
         if tokio::time::timeout(INTERVAL / 2, refreshed).await.is_err() {
             tracing::warn!("a disk is slow to give its figures");
         }
+        self.send_to_leader().await;
+    }
+
+    async fn send_to_leader(&mut self) {
         let mut last_error = None;
         let first = self.leader.take();
         for address in first.into_iter().chain(self.meta.clone()) {
@@ -204,6 +233,7 @@ impl Heart {
             address: self.address.clone(),
             rack: self.rack.clone(),
             disks: self.slots.iter().filter_map(report).collect(),
+            stopping: self.stopping,
         });
         request.set_timeout(DEADLINE);
         let mut client = MetadataClient::new(channel).max_decoding_message_size(proto::MESSAGE_BYTES_MAX);
@@ -214,18 +244,30 @@ impl Heart {
     }
 
     fn apply(&self, response: &HeartbeatResponse) {
-        if response.volumes.is_empty() {
-            return;
-        }
-        let epochs: HashMap<VolumeId, Epoch> = response
+        let epochs: BTreeMap<VolumeId, Epoch> = response
             .volumes
             .iter()
             .map(|internal::VolumeEpoch { volume, epoch }| (VolumeId(*volume), Epoch(*epoch)))
             .collect();
+        let authority = Authority { history: response.history, epochs };
+        let verdicts: BTreeMap<DiskId, Verdict> = response.verdicts.iter().filter_map(verdict).collect();
         for slot in self.slots.iter() {
-            if let Some(disk) = &slot.disk {
-                disk.raise_epochs(epochs.iter().map(|(volume, epoch)| (*volume, *epoch)).collect());
+            let Some(disk) = &slot.disk else { continue };
+            disk.raise_authority(authority.clone());
+            if let Some(verdict) = verdicts.get(&disk.id()) {
+                disk.hear(verdict.clone());
             }
         }
     }
+}
+
+/// A verdict off the wire; `None` for a state that is none.
+fn verdict(told: &internal::DiskVerdict) -> Option<(DiskId, Verdict)> {
+    let verdict = match told.state() {
+        DiskState::Up => Verdict::Confirmed,
+        DiskState::Behind => Verdict::Behind(told.reason.clone()),
+        DiskState::Failed => Verdict::Fenced,
+        DiskState::Unspecified | DiskState::Missing | DiskState::Full => return None,
+    };
+    Some((DiskId::from_slice(&told.disk).ok()?, verdict))
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `s` stripe position | [`Row`]: place, lengths, epoch |
 //! | `p` extent offset | [`ShardName`]: the same, in the order of the medium, for scrubbing |
-//! | `d` stripe position | empty: the shard is known to be damaged |
+//! | `d` stripe position | the shard is known to be damaged (empty), or unreadable (one byte) |
 //! | `v` volume | highest epoch known |
 //! | `x` extent | [`ExtentFigures`] |
 //! | `m` name | format and disk, [`Totals`], [`ScrubCursor`] |
@@ -31,8 +31,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{ExtentNumber, Place, ShardHeader, ShardName};
 
+/// The value of a damaged shard's row whose record the medium does not give back.
+const UNREADABLE: &[u8] = b"u";
+
 /// Format of the rows. An index of another is rebuilt.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const SHARDS: u8 = b's';
 const PLACES: u8 = b'p';
@@ -66,6 +69,9 @@ pub enum IndexError {
     /// The directory cannot be removed or made.
     #[error("index directory: {0}")]
     Io(#[from] std::io::Error),
+    /// It was found damaged and is being made anew from the extents.
+    #[error("the index is being rebuilt")]
+    Rebuilding,
 }
 
 /// Where a shard lies, and its header but for its name.
@@ -124,6 +130,10 @@ pub(crate) struct ExtentFigures {
     pub shards: u64,
     /// Whether a scan met bytes there that it could not place: then the file is not unlinked unasked.
     pub unreadable: bool,
+    /// Places that the medium did not give back, where a scan could not tell what lies there.
+    pub unreadable_places: u64,
+    /// How long the file is at least.
+    pub bytes: u64,
 }
 
 /// Figures of the whole disk.
@@ -137,6 +147,8 @@ pub(crate) struct Totals {
     pub damaged_found: u64,
     /// The next extent to be made.
     pub extent_next: ExtentNumber,
+    /// Records ever appended.
+    pub sequence: u64,
 }
 
 /// How far the background scrub is.
@@ -285,6 +297,18 @@ impl Index {
         Ok(self.db.get_pinned(shard_key(DAMAGED, name))?.is_some())
     }
 
+    /// Shards whose records the medium does not give back, up to `count_max`.
+    pub(crate) fn unreadable(&self, count_max: usize) -> Result<Vec<ShardName>, IndexError> {
+        let mut found = Vec::new();
+        self.walk(&[DAMAGED], |key, value| {
+            if value == UNREADABLE {
+                found.push(parse_shard_key(key)?);
+            }
+            Ok(found.len() < count_max)
+        })?;
+        Ok(found)
+    }
+
     pub(crate) fn totals(&self) -> Result<Totals, IndexError> {
         Ok(self.get(TOTALS, "totals")?.unwrap_or_default())
     }
@@ -378,6 +402,11 @@ impl Index {
         Ok(self.db.write_opt(batch.0, &write)?)
     }
 
+    #[cfg(test)]
+    pub(crate) fn flush(&self) -> Result<(), IndexError> {
+        Ok(self.db.flush()?)
+    }
+
     /// Ends RocksDB's background work, so that dropping the index is quick and leaves no thread in it.
     pub(crate) fn stop(&self) {
         if let Err(error) = self.db.flush_wal(true) {
@@ -404,8 +433,8 @@ impl IndexBatch {
         self.0.delete(shard_key(DAMAGED, name));
     }
 
-    pub(crate) fn set_damaged(&mut self, name: ShardName) {
-        self.0.put(shard_key(DAMAGED, name), []);
+    pub(crate) fn set_damaged(&mut self, name: ShardName, unreadable: bool) {
+        self.0.put(shard_key(DAMAGED, name), if unreadable { UNREADABLE } else { &[] });
     }
 
     pub(crate) fn set_epoch(&mut self, volume: VolumeId, epoch: Epoch) -> Result<(), IndexError> {

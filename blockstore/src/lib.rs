@@ -11,10 +11,13 @@ pub mod disk;
 mod disk_core;
 pub mod disks;
 mod extent;
+#[cfg(test)]
+mod faults;
 mod files;
 mod heartbeat;
 mod index;
 mod locks;
+mod logbook;
 pub mod node;
 mod reader;
 pub mod record;
@@ -22,6 +25,7 @@ mod recovery;
 mod scan;
 mod scrub;
 mod service;
+mod shared_index;
 mod space;
 pub mod superblock;
 #[cfg(test)]
@@ -32,5 +36,6 @@ mod writer;
 
 pub use disk_core::DiskStatus;
 pub use index::{IndexError, Row};
+pub use logbook::Start;
 pub use scan::ScanError;
-pub use writer::{Put, PutOutcome};
+pub use writer::{Authority, Put, PutOutcome};

@@ -71,6 +71,8 @@ pub struct StorageNode {
     address: SocketAddr,
     slots: Arc<Vec<Slot>>,
     stop: CancellationToken,
+    /// Ends the heart, once the disks are closed.
+    stop_heart: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     tasks: TaskTracker,
 }
@@ -101,7 +103,8 @@ impl StorageNode {
         let tasks = TaskTracker::new();
         let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
         let (heart, pulse) = Heart::new(&config, &identity, advertised, Arc::clone(&slots));
-        tasks.spawn(heart.run(stop.clone()));
+        let stop_heart = CancellationToken::new();
+        tasks.spawn(heart.run(stop_heart.clone()));
         attest::start(&config, &identity, &tasks, &stop);
 
         let service =
@@ -120,7 +123,7 @@ impl StorageNode {
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
         tracing::info!(node = %config.node, %address, disks = slots.len(), "the storage node serves");
-        Ok(Self { address, slots, stop, server, tasks })
+        Ok(Self { address, slots, stop, stop_heart, server, tasks })
     }
 
     /// Where it serves.
@@ -161,6 +164,7 @@ impl StorageNode {
         if stopped.await.is_err() {
             tracing::error!("a disk did not stop");
         }
+        self.stop_heart.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }

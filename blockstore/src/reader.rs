@@ -10,6 +10,7 @@ use std::io;
 use std::num::NonZeroU64;
 
 use bytes::Bytes;
+use engine::store::ShardLoss;
 use rustix::fs::{Advice, fadvise};
 
 use crate::extent::{Extents, read_up_to};
@@ -34,9 +35,20 @@ pub(crate) enum ReadFault {
     /// What is there is not what was written.
     #[error("{0}")]
     Damaged(String),
-    /// The disk failed: it is suspect as a whole.
+    /// The medium does not give it back: this shard is lost, its neighbours are read on.
     #[error("read failed: {0}")]
     Io(#[from] io::Error),
+}
+
+impl ReadFault {
+    /// How the shard is lost.
+    pub(crate) fn loss(&self) -> ShardLoss {
+        match self {
+            Self::Gone => ShardLoss::Absent,
+            Self::Damaged(_) => ShardLoss::Damaged,
+            Self::Io(_) => ShardLoss::Unreadable,
+        }
+    }
 }
 
 impl From<HeadError> for ReadFault {

@@ -16,6 +16,9 @@
 //!   put elsewhere never verify, nor do bytes of another shard.
 //! - A tombstone is the header of what was there with another kind: it is durable before its shard is forgotten, so
 //!   a scan never brings a deleted shard back.
+//! - Records of one disk are numbered in the order in which they are appended, and each says how much of its extent
+//!   was durable when it was written: so a scan tells a torn end from damage, and an older copy of a disk from the
+//!   disk. Records of earlier versions have 0 for both: nothing is known.
 
 use engine::cluster::StripeLayout;
 use engine::code::Code;
@@ -101,6 +104,15 @@ pub struct ShardHeader {
     pub payload_crc32: u32,
 }
 
+/// When a record was appended, as its header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// Its number among all records of the disk, from 1; a tombstone's is that of the last record before it.
+    pub sequence: u64,
+    /// Bytes of its extent that were on stable storage when it was written.
+    pub durable_bytes: u64,
+}
+
 /// What stands at a boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
@@ -170,9 +182,15 @@ pub fn block_crc32(owner: Owner, place: Place, name: ShardName, number: u32, blo
 /// # Panics
 /// If `payload` is not as long as the header says: the caller has checked.
 #[must_use]
-pub fn encode_front(owner: Owner, place: Place, header: &ShardHeader, payload: &[u8]) -> Vec<u8> {
+pub fn encode_front(
+    owner: Owner,
+    place: Place,
+    stamp: Stamp,
+    header: &ShardHeader,
+    payload: &[u8],
+) -> Vec<u8> {
     assert_eq!(payload.len() as u64, u64::from(header.payload_length), "a header says its payload's length");
-    let mut front = encode_head(owner, place, &Head::Shard(*header)).to_vec();
+    let mut front = encode_head(owner, place, stamp, &Head::Shard(*header)).to_vec();
     for (number, block) in (0..).zip(payload.chunks(BLOCK_BYTES as usize)) {
         front.extend_from_slice(&block_crc32(owner, place, header.name, number, block).to_le_bytes());
     }
@@ -181,7 +199,7 @@ pub fn encode_front(owner: Owner, place: Place, header: &ShardHeader, payload: &
 
 /// A header as it stands on disk.
 #[must_use]
-pub fn encode_head(owner: Owner, place: Place, head: &Head) -> [u8; HEADER_BYTES] {
+pub fn encode_head(owner: Owner, place: Place, stamp: Stamp, head: &Head) -> [u8; HEADER_BYTES] {
     let (kind, header) = match head {
         Head::Shard(header) => (KIND_SHARD, header),
         Head::Tombstone(header) => (KIND_TOMBSTONE, header),
@@ -205,6 +223,8 @@ pub fn encode_head(owner: Owner, place: Place, head: &Head) -> [u8; HEADER_BYTES
     fields.extend_from_slice(&[0; 4]);
     fields.extend_from_slice(owner.disk.as_bytes());
     fields.extend_from_slice(owner.cluster.as_bytes());
+    fields.extend_from_slice(&stamp.sequence.to_le_bytes());
+    fields.extend_from_slice(&stamp.durable_bytes.to_le_bytes());
     let mut bytes = [0; HEADER_BYTES];
     bytes[..fields.len()].copy_from_slice(&fields);
     let checksum = crc32fast::hash(&bytes[..CHECKSUM_AT]);
@@ -225,6 +245,10 @@ impl Fields<'_> {
     fn take_u32(&mut self) -> Result<u32, HeadError> {
         self.take().map(u32::from_le_bytes)
     }
+
+    fn take_u64(&mut self) -> Result<u64, HeadError> {
+        self.take().map(u64::from_le_bytes)
+    }
 }
 
 /// Reads what stands at `place`, given its first bytes.
@@ -232,6 +256,14 @@ impl Fields<'_> {
 /// # Errors
 /// If that is not a head that belongs there. Fewer than [`HEADER_BYTES`] bytes are no record.
 pub fn decode_head(owner: Owner, place: Place, bytes: &[u8]) -> Result<Head, HeadError> {
+    decode_stamped_head(owner, place, bytes).map(|(head, _stamp)| head)
+}
+
+/// As [`decode_head`], with when it was appended.
+///
+/// # Errors
+/// As [`decode_head`].
+pub fn decode_stamped_head(owner: Owner, place: Place, bytes: &[u8]) -> Result<(Head, Stamp), HeadError> {
     let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(HeadError::NoRecord)?;
     if bytes.iter().all(|byte| *byte == 0) {
         return Err(HeadError::Empty);
@@ -268,6 +300,7 @@ pub fn decode_head(owner: Owner, place: Place, bytes: &[u8]) -> Result<Head, Hea
     fields.take::<4>()?;
     let found_owner =
         Owner { disk: DiskId::from_bytes(fields.take()?), cluster: ClusterId::from_bytes(fields.take()?) };
+    let stamp = Stamp { sequence: fields.take_u64()?, durable_bytes: fields.take_u64()? };
     if found != place || found_owner != owner {
         return Err(HeadError::Elsewhere);
     }
@@ -276,8 +309,8 @@ pub fn decode_head(owner: Owner, place: Place, bytes: &[u8]) -> Result<Head, Hea
         return Err(HeadError::Fields);
     }
     match kind {
-        KIND_SHARD => Ok(Head::Shard(header)),
-        KIND_TOMBSTONE => Ok(Head::Tombstone(header)),
+        KIND_SHARD => Ok((Head::Shard(header), stamp)),
+        KIND_TOMBSTONE => Ok((Head::Tombstone(header), stamp)),
         _ => Err(HeadError::Fields),
     }
 }
@@ -302,19 +335,20 @@ mod tests {
         }
     }
 
+    const STAMP: Stamp = Stamp { sequence: 1 << 40, durable_bytes: 8192 };
     const PLACE: Place = Place { extent: ExtentNumber(11), offset: 8192 };
 
     #[test]
     fn heads_read_back_as_written() {
         for head in [Head::Shard(header(1)), Head::Tombstone(header(SHARD_BYTES_MAX))] {
-            let bytes = encode_head(owner(), PLACE, &head);
-            assert_eq!(decode_head(owner(), PLACE, &bytes), Ok(head));
+            let bytes = encode_head(owner(), PLACE, STAMP, &head);
+            assert_eq!(decode_stamped_head(owner(), PLACE, &bytes), Ok((head, STAMP)));
         }
     }
 
     #[test]
     fn a_head_verifies_only_where_it_belongs() {
-        let bytes = encode_head(owner(), PLACE, &Head::Shard(header(100)));
+        let bytes = encode_head(owner(), PLACE, STAMP, &Head::Shard(header(100)));
         let elsewhere = [
             (owner(), Place { offset: 4096, ..PLACE }),
             (owner(), Place { extent: ExtentNumber(1), ..PLACE }),
@@ -328,7 +362,7 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_of_a_head_shows() {
-        let bytes = encode_head(owner(), PLACE, &Head::Shard(header(100)));
+        let bytes = encode_head(owner(), PLACE, STAMP, &Head::Shard(header(100)));
         for bit in 0..HEADER_BYTES * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -345,7 +379,7 @@ mod tests {
         assert_eq!(record_bytes(4096 - 132), BOUNDARY_BYTES);
         assert_eq!(record_bytes(4096 - 131), 2 * BOUNDARY_BYTES);
         let payload = vec![1; BLOCK_BYTES as usize + 1];
-        let front = encode_front(owner(), PLACE, &header(BLOCK_BYTES + 1), &payload);
+        let front = encode_front(owner(), PLACE, STAMP, &header(BLOCK_BYTES + 1), &payload);
         assert_eq!(front.len() as u64, payload_start(BLOCK_BYTES + 1));
     }
 }

@@ -1,6 +1,7 @@
 //! Scrubbing: every indexed record is read from the medium and verified, in the order in which it lies there.
 //!
 //! Invariants:
+//! - A record that cannot be read is damaged like one that does not verify; the scrub goes on behind it.
 //! - A record counts as damaged only if the index still leads to it after it failed.
 //! - The buffer is fixed ([`crate::reader::PIECE_BYTES`]), and the index is read a page at a time.
 //! - The background scrub reads at most its rate, and goes on after a restart where it was.
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use engine::store::ShardLoss;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ScrubConfig;
@@ -46,11 +48,12 @@ pub(crate) enum ScrubEnd {
     Refused(String),
 }
 
-/// Tells the writer that the record of a row is damaged, and waits until that is counted. Blocks.
-pub(crate) fn report_damage(work: &mpsc::Sender<Work>, name: ShardName, row: Row) {
+/// Tells the writer that the record of a row is damaged or unreadable, and waits until that is counted. Blocks.
+pub(crate) fn report_damage(work: &mpsc::Sender<Work>, name: ShardName, row: Row, loss: ShardLoss) {
     let (answer, counted) = oneshot::channel();
-    if work.blocking_send(Work::MarkDamaged { name, row, answer }).is_ok() && counted.blocking_recv().is_err()
-    {
+    let unreadable = loss == ShardLoss::Unreadable;
+    let told = work.blocking_send(Work::MarkDamaged { name, row, unreadable, answer });
+    if told.is_ok() && counted.blocking_recv().is_err() {
         tracing::debug!("the node stopped before a damaged shard was counted; it will be found again");
     }
 }
@@ -71,7 +74,7 @@ fn check(
     place: Place,
 ) -> Result<Option<Checked>, String> {
     let index_failed = |error: IndexError| {
-        core.fence_for_index(&error);
+        core.index_failed(&error);
         error.to_string()
     };
     let row = match core.index.row(name).map_err(index_failed)? {
@@ -81,19 +84,15 @@ fn check(
     let bytes = record_bytes(row.payload_length);
     match verify_record(&core.extents, name, &row) {
         Ok(()) => Ok(Some(Checked { place, bytes, damaged: false })),
-        Err(ReadFault::Io(error)) => {
-            core.fence(&format!("a read failed: {error}"));
-            Err(error.to_string())
-        }
         Err(ReadFault::Gone) => {
             finish_deletion(work, name, row);
             Ok(None)
         }
-        Err(ReadFault::Damaged(_reason)) => {
+        Err(fault @ (ReadFault::Damaged(_) | ReadFault::Io(_))) => {
             if core.index.row(name).map_err(index_failed)? != Some(row) {
                 return Ok(None);
             }
-            report_damage(work, name, row);
+            report_damage(work, name, row, fault.loss());
             Ok(Some(Checked { place, bytes, damaged: true }))
         }
     }
@@ -115,7 +114,7 @@ pub(crate) fn scrub_disk(
         let page = match core.index.list_by_place(after, PAGE_COUNT) {
             Ok(page) => page,
             Err(error) => {
-                core.fence_for_index(&error);
+                core.index_failed(&error);
                 return ScrubEnd::Refused(error.to_string());
             }
         };
@@ -134,7 +133,7 @@ pub(crate) fn scrub_disk(
     }
 }
 
-/// The background scrub of one disk: runs until `stop` is dropped or the disk leaves service.
+/// The background scrub of one disk: runs until `stop` is dropped, and rests while the disk is out of service.
 pub(crate) fn scrub_for_ever(
     core: &Core,
     work: &mpsc::Sender<Work>,
@@ -168,8 +167,12 @@ pub(crate) fn scrub_for_ever(
             cursor = ScrubCursor { checked: Place::default(), began_ms: cursor.began_ms };
         }
         drop(work.blocking_send(Work::SetScrubCursor(cursor)));
-        if end != ScrubEnd::Complete {
-            return;
+        match end {
+            ScrubEnd::Complete => {}
+            ScrubEnd::Stopped => return,
+            // It may serve again: once its index is rebuilt.
+            ScrubEnd::Refused(_) if stop.recv_timeout(IDLE) == Err(RecvTimeoutError::Timeout) => {}
+            ScrubEnd::Refused(_) => return,
         }
     }
 }

@@ -106,7 +106,7 @@ impl StorageService {
 fn disk_status(error: DiskError) -> Status {
     match error {
         DiskError::Busy(reason) => Status::resource_exhausted(reason),
-        DiskError::Refused(reason) => Status::failed_precondition(reason),
+        DiskError::Refused(reason) | DiskError::Stale(reason) => Status::failed_precondition(reason),
     }
 }
 
@@ -136,7 +136,8 @@ impl Storage for StorageService {
                 Ok(PutOutcome::StaleEpoch(current)) => {
                     put_shard_response::Result::StaleEpoch(internal::StaleEpoch { current: current.0 })
                 }
-                Ok(PutOutcome::Refused(reason)) | Err(DiskError::Refused(reason)) => put_refused(reason),
+                Ok(PutOutcome::Refused(reason))
+                | Err(DiskError::Refused(reason) | DiskError::Stale(reason)) => put_refused(reason),
                 Ok(PutOutcome::Conflict(reason)) => return Err(Status::already_exists(reason)),
                 Err(busy @ DiskError::Busy(_)) => return Err(disk_status(busy)),
             },
@@ -158,10 +159,12 @@ impl Storage for StorageService {
             Found::Refuses(reason) => read_refused(reason),
             Found::Serves(disk) => match disk.read(name, request.offset, request.length).await {
                 Ok(ReadOutcome::Bytes(bytes)) => read_shard_response::Result::Payload(bytes),
-                Ok(ReadOutcome::Lost(reason)) => {
-                    read_shard_response::Result::Lost(internal::ShardLost { reason })
+                Ok(ReadOutcome::Lost(loss, reason)) => {
+                    let loss = wire::loss_to_wire(loss).into();
+                    read_shard_response::Result::Lost(internal::ShardLost { reason, loss })
                 }
-                Ok(ReadOutcome::Refused(reason)) | Err(DiskError::Refused(reason)) => read_refused(reason),
+                Ok(ReadOutcome::Refused(reason))
+                | Err(DiskError::Refused(reason) | DiskError::Stale(reason)) => read_refused(reason),
                 Err(busy @ DiskError::Busy(_)) => return Err(disk_status(busy)),
             },
         };
@@ -178,7 +181,8 @@ impl Storage for StorageService {
         wire::shard_count(request.shards.len())?;
         let names: Result<Vec<_>, Status> =
             request.shards.iter().map(|shard| wire::shard_name(&shard.stripe, shard.position)).collect();
-        let deleted = self.find_or_status(disk)?.delete(names?).await.map_err(disk_status)?;
+        let authority = wire::authority(request.history, &request.volumes)?;
+        let deleted = self.find_or_status(disk)?.delete(names?, authority).await.map_err(disk_status)?;
         Ok(Response::new(internal::DeleteShardsResponse { deleted }))
     }
 

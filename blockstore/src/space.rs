@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 
 /// Most that is reserved unless the configuration says otherwise.
 const RESERVE_BYTES_MAX: u64 = 2 << 30;
@@ -30,6 +30,8 @@ pub(crate) struct Sample {
     pub(crate) free_bytes: u64,
     /// Of which these are kept back.
     pub(crate) reserve_bytes: u64,
+    /// Whether nothing can be written there: the kernel remounts a file system so when it errs.
+    pub(crate) read_only: bool,
 }
 
 impl Sample {
@@ -62,6 +64,7 @@ impl Space {
         Ok(Sample {
             capacity_bytes,
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
             reserve_bytes: self.reserve_bytes.unwrap_or_else(|| default_reserve_bytes(capacity_bytes)),
         })
     }
@@ -80,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_needs_room_to_spare_before_it_takes_more() {
-        let sample = Sample { capacity_bytes: 1000, free_bytes: 108, reserve_bytes: 80 };
+        let sample = Sample { capacity_bytes: 1000, free_bytes: 108, reserve_bytes: 80, read_only: false };
         assert!(sample.admits(28, false) && !sample.admits(29, false));
         assert!(sample.admits(18, true) && !sample.admits(19, true));
     }

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A superblock is written once, whole, before anything else is in the directory, and never changed.
-//! - Only a directory that is absent or empty is formatted, and only by [`format`].
+//! - Only a directory that is absent or empty is formatted, only by [`format`], and by who holds its lock: of two
+//!   processes with one blank directory the second meets the lock.
 //!
 //! After a crash while formatting there is no superblock, and the directory counts as empty.
 
@@ -165,7 +166,22 @@ pub fn read(directory: &Path, cluster: ClusterId) -> Result<DiskId, SuperblockEr
     Ok(disk)
 }
 
-/// Makes an absent or empty directory a disk of its own.
+/// Makes an absent or empty directory, and locks it: what is to be done before it is formatted.
+///
+/// # Errors
+/// If another process has it, it is neither absent nor empty (by now), or it cannot be written.
+pub fn lock_blank(directory: &Path) -> Result<DiskLock, SuperblockError> {
+    let io = |source| SuperblockError::Io { path: directory.to_owned(), source };
+    files::create_directory_durably(directory).map_err(io)?;
+    let lock = lock(directory)?;
+    // Whoever had the lock until now may have formatted it.
+    if !is_empty(directory).map_err(io)? || directory.join(SUPERBLOCK_FILE).exists() {
+        return Err(SuperblockError::Absent { path: directory.to_owned(), empty: false });
+    }
+    Ok(lock)
+}
+
+/// Makes an absent or empty directory a disk of its own. The caller holds its lock, if others may know of it.
 ///
 /// # Errors
 /// If it is neither, or cannot be written.

@@ -11,13 +11,13 @@ use engine::ids::{ClusterId, DiskId, Epoch, Position, StripeId, VolumeId};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
-use crate::config::ScrubConfig;
+use crate::config::{ScrubConfig, UNREADABLE_PLACES_MAX_DEFAULT};
 use crate::disk::{Disk, DiskOptions, ReadOutcome};
 use crate::index::Row;
 use crate::record::{Owner, ShardHeader, ShardName};
 use crate::scrub::ScrubEnd;
 use crate::superblock;
-use crate::writer::{Put, PutOutcome};
+use crate::writer::{Authority, Put, PutOutcome};
 
 pub(crate) const OWNER: Owner =
     Owner { cluster: ClusterId::from_bytes([0xc1; 16]), disk: DiskId::from_bytes([0xd1; 16]) };
@@ -39,7 +39,15 @@ pub(crate) fn options(path: &Path) -> DiskOptions {
         owner: OWNER,
         reserve_bytes: Some(0),
         scrub: ScrubConfig { bytes_per_second: 0, ..ScrubConfig::default() },
+        data_dir: None,
+        unreadable_places_max: UNREADABLE_PLACES_MAX_DEFAULT,
     }
+}
+
+/// Leave to change any of the tests' volumes.
+pub(crate) fn authority() -> Authority {
+    let volumes = (0..10).chain([u64::MAX]).map(|volume| (VolumeId(volume), Epoch(1))).collect();
+    Authority { history: 1, epochs: volumes }
 }
 
 /// A formatted disk in `path`, served.
@@ -84,7 +92,7 @@ pub(crate) fn put_of(name: ShardName, epoch: u32, payload: &Bytes) -> Put {
         payload_length,
         payload_crc32: crc32fast::hash(payload),
     };
-    Put { header, payload: payload.clone() }
+    Put { history: 1, header, payload: payload.clone() }
 }
 
 pub(crate) async fn put(disk: &Disk, name: ShardName, payload: &Bytes) -> PutOutcome {

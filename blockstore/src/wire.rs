@@ -2,12 +2,13 @@
 
 use engine::cluster::StripeLayout;
 use engine::code::Code;
-use engine::ids::{DiskId, Epoch, Position, StripeId};
+use engine::ids::{DiskId, Epoch, Position, StripeId, VolumeId};
+use engine::store::ShardLoss;
 use proto::internal;
 use tonic::Status;
 
 use crate::record::{SHARD_BYTES_MAX, ShardHeader, ShardName};
-use crate::writer::Put;
+use crate::writer::{Authority, Put};
 
 /// Shards that one call may delete or list.
 pub(crate) const SHARDS_PER_CALL_MAX: usize = 4096;
@@ -38,6 +39,34 @@ pub(crate) fn layout_to_wire(layout: StripeLayout) -> internal::ShardLayout {
     }
 }
 
+/// The wire's word for how a shard is lost.
+pub(crate) fn loss_to_wire(loss: ShardLoss) -> internal::ShardLoss {
+    match loss {
+        ShardLoss::Absent => internal::ShardLoss::Absent,
+        ShardLoss::Damaged => internal::ShardLoss::Damaged,
+        ShardLoss::Unreadable => internal::ShardLoss::Unreadable,
+    }
+}
+
+/// How a shard is lost, off the wire. What a later version says counts as damage.
+pub(crate) fn loss_from_wire(loss: internal::ShardLoss) -> ShardLoss {
+    match loss {
+        internal::ShardLoss::Absent => ShardLoss::Absent,
+        internal::ShardLoss::Unreadable => ShardLoss::Unreadable,
+        internal::ShardLoss::Damaged | internal::ShardLoss::Unspecified => ShardLoss::Damaged,
+    }
+}
+
+/// By whose order a disk is to be changed.
+pub(crate) fn authority(history: u64, volumes: &[internal::VolumeAuthority]) -> Result<Authority, Status> {
+    if history == 0 {
+        return Err(invalid("a change of a disk names the cluster's history"));
+    }
+    shard_count(volumes.len())?;
+    let epochs = volumes.iter().map(|named| (VolumeId(named.volume), Epoch(named.epoch))).collect();
+    Ok(Authority { history, epochs })
+}
+
 /// Takes a shard off the wire, with its payload verified against its CRC-32.
 pub(crate) fn put(request: internal::PutShardRequest) -> Result<Put, Status> {
     let name = shard_name(&request.stripe, request.position)?;
@@ -51,6 +80,9 @@ pub(crate) fn put(request: internal::PutShardRequest) -> Result<Put, Status> {
         internal::ShardLayout::Copy => StripeLayout::Copies,
         internal::ShardLayout::Unspecified => return Err(invalid("a shard is coded or a copy")),
     };
+    if request.history == 0 {
+        return Err(invalid("a change of a disk names the cluster's history"));
+    }
     let payload_length = u32::try_from(request.payload.len()).unwrap_or(u32::MAX);
     if !(1..=SHARD_BYTES_MAX).contains(&payload_length) {
         return Err(invalid(format!("a shard has 1 to {SHARD_BYTES_MAX} bytes, not {payload_length}")));
@@ -78,7 +110,7 @@ pub(crate) fn put(request: internal::PutShardRequest) -> Result<Put, Status> {
         payload_length,
         payload_crc32,
     };
-    Ok(Put { header, payload: request.payload })
+    Ok(Put { history: request.history, header, payload: request.payload })
 }
 
 /// Checks the range of a read.
@@ -117,6 +149,7 @@ mod tests {
             stripe_length: 20,
             payload_crc32: crc32fast::hash(&payload),
             payload,
+            history: 1,
         }
     }
 
@@ -124,7 +157,8 @@ mod tests {
     fn a_sound_put_is_taken_and_absurd_ones_are_refused() {
         assert_eq!(put(request()).unwrap().header.payload_length, 5);
         type Spoil = fn(&mut internal::PutShardRequest);
-        let spoils: [(Spoil, StatusCode); 10] = [
+        let spoils: [(Spoil, StatusCode); 11] = [
+            (|r| r.history = 0, StatusCode::InvalidArgument),
             (|r| r.stripe = Bytes::from_static(b"short"), StatusCode::InvalidArgument),
             (|r| r.position = 6, StatusCode::InvalidArgument),
             (|r| r.position = 1 << 20, StatusCode::InvalidArgument),

@@ -13,14 +13,20 @@
 //! "not there" and is finished then; behind 2 nothing leads there, and a scan finds a tombstone or a hole.
 //!
 //! A shard that is stored again because its record was damaged: the new record is synced first, then the old one is
-//! deleted as above, and the row changes in the same index batch.
+//! deleted as above, and the row changes in the same index batch. After a crash in between a scan finds both, takes
+//! the later one and buries the other.
+//!
+//! Once an extent is appended to no more it is sealed: see its header.
 //!
 //! Invariants:
 //! - An answer "stored" is sent only after the sync that covers the record.
 //! - A failed write (other than for want of space) or a failed sync fences the disk; it is never tried again.
+//! - Nothing is refused by an epoch or a history before that is durable, and nothing is changed by older ones.
 //! - After a write that ran out of space its extent is never appended to, so torn bytes lie only at the end of one.
 
+mod authority;
 mod deletion;
+mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -33,10 +39,16 @@ use engine::ids::{Epoch, VolumeId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk_core::Core;
-use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, punch_hole, write_parts};
+use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, Seal, punch_hole, sync, write_parts};
+use crate::files::is_out_of_space;
 use crate::index::{ExtentFigures, IndexBatch, IndexError, Row, ScrubCursor, Totals};
+use crate::locks::locked;
 use crate::reader::{ReadFault, read_range};
-use crate::record::{BOUNDARY, ExtentNumber, Place, ShardHeader, ShardName, encode_front, record_bytes};
+use crate::record::{
+    BOUNDARY, ExtentNumber, Place, ShardHeader, ShardName, Stamp, encode_front, record_bytes,
+};
+
+pub use authority::Authority;
 
 /// Most that one batch writes before its sync, unless a single record is larger.
 pub(crate) const BATCH_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -68,6 +80,8 @@ pub enum PutOutcome {
 /// A shard to be stored, checked against its bounds and its CRC-32.
 #[derive(Clone, Debug)]
 pub struct Put {
+    /// The cluster's history, as the writer knows it.
+    pub history: u64,
     /// Its header.
     pub header: ShardHeader,
     /// Its bytes, as many as the header says.
@@ -82,13 +96,19 @@ pub(crate) enum Work {
     },
     Delete {
         names: Vec<ShardName>,
-        answer: oneshot::Sender<Result<u64, String>>,
+        authority: Authority,
+        answer: oneshot::Sender<Result<u64, DeleteRefused>>,
     },
-    RaiseEpochs(Vec<(VolumeId, Epoch)>),
-    /// A read found the record of this row damaged.
+    RaiseAuthority(Authority),
+    /// The cluster has confirmed this start of the disk.
+    Confirm,
+    /// The cluster knows that the disk was fenced.
+    Fence(String),
+    /// A read found the record of this row damaged, or could not read it.
     MarkDamaged {
         name: ShardName,
         row: Row,
+        unreadable: bool,
         answer: oneshot::Sender<()>,
     },
     /// A read found a tombstone where this row leads.
@@ -98,7 +118,18 @@ pub(crate) enum Work {
         answer: oneshot::Sender<()>,
     },
     SetScrubCursor(ScrubCursor),
+    /// Nothing but to look whether the index has failed.
+    Wake,
     Stop,
+}
+
+/// Why nothing was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeleteRefused {
+    /// The caller knows less than the disk does.
+    Stale(String),
+    /// The disk is out of service.
+    Disk(String),
 }
 
 /// The extent that is appended to.
@@ -106,6 +137,8 @@ struct Active {
     extent: ExtentNumber,
     file: Arc<File>,
     end: u64,
+    /// What of it has been synced.
+    durable_bytes: u64,
     named: bool,
 }
 
@@ -131,29 +164,75 @@ pub(crate) struct Writer {
     totals: Totals,
     extents: BTreeMap<ExtentNumber, ExtentFigures>,
     epochs: BTreeMap<VolumeId, Epoch>,
+    history: u64,
     active: Option<Active>,
+    /// Where the last record was appended, in this process.
+    last: Option<Place>,
+    /// Shards whose records the medium does not give back.
+    unreadable: BTreeSet<ShardName>,
     index_unsynced_bytes: u64,
 }
 
-fn is_out_of_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 impl Writer {
-    /// A writer that goes on from what the index says.
+    /// A writer that goes on from what the index and the logbook say.
     pub(crate) fn new(core: Arc<Core>) -> Result<Self, IndexError> {
-        let totals = core.index.totals()?;
-        let extents = core.index.extents()?;
-        let epochs = core.index.epochs()?;
-        let writer = Self { core, totals, extents, epochs, active: None, index_unsynced_bytes: 0 };
-        writer.publish();
+        let mut writer = Self {
+            core,
+            totals: Totals::default(),
+            extents: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            history: 0,
+            active: None,
+            last: None,
+            unreadable: BTreeSet::new(),
+            index_unsynced_bytes: 0,
+        };
+        writer.load()?;
         Ok(writer)
+    }
+
+    /// Takes over what the index says, as of now.
+    fn load(&mut self) -> Result<(), IndexError> {
+        let index = &self.core.index;
+        self.totals = index.totals()?;
+        self.extents = index.extents()?;
+        self.epochs = index.epochs()?;
+        let count_max = usize::try_from(self.core.unreadable_places_max).unwrap_or(usize::MAX);
+        self.unreadable = index.unreadable(count_max.saturating_add(1))?.into_iter().collect();
+        {
+            let logbook = locked(&self.core.logbook);
+            self.history = logbook.history();
+            self.totals.sequence = self.totals.sequence.max(logbook.sequence_floor());
+            for (volume, epoch) in logbook.epochs() {
+                let known = self.epochs.entry(volume).or_default();
+                *known = epoch.max(*known);
+            }
+        }
+        self.index_unsynced_bytes = 0;
+        self.publish();
+        self.suspect();
+        Ok(())
+    }
+
+    /// Takes the disk out of service if too much of it cannot be read.
+    fn suspect(&self) {
+        let unplaced: u64 = self.extents.values().map(|figures| figures.unreadable_places).sum();
+        let places = unplaced.saturating_add(self.unreadable.len() as u64);
+        if places > self.core.unreadable_places_max {
+            self.core.suspend(&format!(
+                "suspect: {places} places cannot be read, more than the {} that are allowed; replace the disk",
+                self.core.unreadable_places_max
+            ));
+        }
     }
 
     /// Works until told to stop, or until nobody can ask any more.
     pub(crate) fn run(mut self, mut work: mpsc::Receiver<Work>) {
         let mut next = work.blocking_recv();
         while let Some(item) = next.take() {
+            if self.core.index_failed.swap(false, Ordering::AcqRel) {
+                self.rebuild_index();
+            }
             match item {
                 Work::Put { put, answer } => {
                     let mut bytes = record_bytes(put.header.payload_length);
@@ -170,36 +249,53 @@ impl Writer {
                     }
                     self.put_all(batch);
                 }
-                Work::Delete { names, answer } => {
-                    let deleted = self.delete(&names);
-                    drop(answer.send(deleted));
-                }
-                Work::RaiseEpochs(epochs) => self.raise_epochs(&epochs),
-                Work::MarkDamaged { name, row, answer } => {
-                    self.mark_damaged(name, &row);
-                    if answer.send(()).is_err() {
-                        tracing::debug!("nobody waits for the count any more");
-                    }
-                }
-                Work::Forget { name, row, answer } => {
-                    self.forget(name, &row);
-                    if answer.send(()).is_err() {
-                        tracing::debug!("nobody waits for the deletion any more");
-                    }
-                }
-                Work::SetScrubCursor(cursor) => self.set_scrub_cursor(&cursor),
                 Work::Stop => break,
+                other => self.do_other(other),
+            }
+            if self.core.index_failed.load(Ordering::Acquire) && next.is_none() {
+                next = Some(Work::Wake);
             }
             if next.is_none() {
                 next = work.blocking_recv();
             }
         }
+        if let Err(reason) = self.seal_active() {
+            tracing::warn!(disk = %self.core.extents.owner().disk, reason, "the newest extent was not sealed");
+        }
         self.core.index.stop();
+    }
+
+    /// Everything that is not a put.
+    fn do_other(&mut self, work: Work) {
+        match work {
+            Work::Delete { names, authority, answer } => {
+                let deleted = self.delete(&names, &authority);
+                drop(answer.send(deleted));
+            }
+            Work::RaiseAuthority(authority) => drop(self.raise_authority(&authority)),
+            Work::Confirm => self.confirm(),
+            Work::Fence(reason) => self.core.fence(&reason),
+            Work::MarkDamaged { name, row, unreadable, answer } => {
+                self.mark_damaged(name, &row, unreadable);
+                if answer.send(()).is_err() {
+                    tracing::debug!("nobody waits for the count any more");
+                }
+            }
+            Work::Forget { name, row, answer } => {
+                self.forget(name, &row);
+                if answer.send(()).is_err() {
+                    tracing::debug!("nobody waits for the deletion any more");
+                }
+            }
+            Work::SetScrubCursor(cursor) => self.set_scrub_cursor(&cursor),
+            Work::Put { .. } | Work::Wake | Work::Stop => {}
+        }
     }
 
     fn publish(&self) {
         self.core.shards.store(self.totals.shards, Ordering::Relaxed);
         self.core.damaged_found.store(self.totals.damaged_found, Ordering::Relaxed);
+        self.core.sequence.store(self.totals.sequence, Ordering::Relaxed);
     }
 
     /// Commits a batch with the totals; a failure fences the disk and is given in words.
@@ -209,7 +305,7 @@ impl Writer {
             self.core.index.commit(batch, synced)
         });
         if let Err(error) = committed {
-            self.core.fence_for_index(&error);
+            self.core.index_failed(&error);
             return Err(error.to_string());
         }
         if synced {
@@ -268,7 +364,9 @@ impl Writer {
         }
         if failed.is_some() {
             // Whatever the failed write left lies at the end of that extent, for ever.
-            self.active = None;
+            if let Err(reason) = self.seal_active() {
+                tracing::warn!(disk = %self.core.extents.owner().disk, reason, "an extent was not sealed");
+            }
         }
     }
 
@@ -276,8 +374,11 @@ impl Writer {
     fn admit(&mut self, put: &Put) -> Admission {
         let header = &put.header;
         let refused = |reason| Admission::Answer(PutOutcome::Refused(reason));
-        if let Some(reason) = self.core.refuses_reads() {
+        if let Some(reason) = self.core.refuses_writes() {
             return refused(reason);
+        }
+        if put.history < self.history {
+            return refused(authority::stale_history(put.history, self.history));
         }
         let volume = header.name.stripe.volume();
         match self.epochs.get(&volume) {
@@ -295,7 +396,7 @@ impl Writer {
                 Ok((Some(row), damaged)) => (row, damaged),
                 Ok((None, _)) => return Admission::Write { replaced: None },
                 Err(error) => {
-                    self.core.fence_for_index(&error);
+                    self.core.index_failed(&error);
                     return refused(error.to_string());
                 }
             };
@@ -311,13 +412,12 @@ impl Writer {
                 header.name.stripe, header.name.position
             ))),
             Err(ReadFault::Gone) => Admission::Write { replaced: Some(stored) },
-            Err(ReadFault::Damaged(_)) => {
-                self.mark_damaged(header.name, &stored);
-                Admission::Write { replaced: Some(stored) }
-            }
-            Err(ReadFault::Io(error)) => {
-                self.core.fence(&format!("reading failed: {error}"));
-                refused(error.to_string())
+            Err(fault @ (ReadFault::Damaged(_) | ReadFault::Io(_))) => {
+                self.mark_damaged(header.name, &stored, matches!(fault, ReadFault::Io(_)));
+                match self.core.refuses_writes() {
+                    Some(reason) => refused(reason),
+                    None => Admission::Write { replaced: Some(stored) },
+                }
             }
         }
     }
@@ -325,7 +425,7 @@ impl Writer {
     /// Sees to it that there is space, and an extent that takes `bytes` more.
     fn prepare(&mut self, bytes: u64) -> Result<(), String> {
         let sample = self.core.space.sample().map_err(|error| {
-            self.core.fence(&format!("cannot ask the file system for its space: {error}"));
+            self.core.suspend(&format!("cannot ask the file system for its space: {error}"));
             error.to_string()
         })?;
         if !self.core.admits(&sample, bytes) {
@@ -337,6 +437,7 @@ impl Writer {
         if self.active.as_ref().is_some_and(fits) {
             return Ok(());
         }
+        self.seal_active()?;
         let extent = self.totals.extent_next;
         let Some(following) = extent.0.checked_add(1) else {
             return Err("the disk has used up its extent numbers".to_owned());
@@ -345,11 +446,23 @@ impl Writer {
         let file = self.core.extents.create(extent).map_err(|error| self.write_failed(&error))?;
         // From now on the newest extent is the one whose growth is watched.
         self.core.measure_extent(extent);
-        let active = Active { extent, file, end: EXTENT_HEADER_BYTES, named: false };
-        if let Some(before) = self.active.replace(active) {
-            self.core.measure_extent(before.extent);
-        }
+        let end = EXTENT_HEADER_BYTES;
+        self.active = Some(Active { extent, file, end, durable_bytes: end, named: false });
         Ok(())
+    }
+
+    /// Appends no more to the extent that is appended to, and says so in it. The extent is given up either way.
+    fn seal_active(&mut self) -> Result<(), String> {
+        let Some(active) = self.active.take() else { return Ok(()) };
+        self.core.measure_extent(active.extent);
+        if self.core.is_fenced() || active.durable_bytes == EXTENT_HEADER_BYTES {
+            return Ok(());
+        }
+        let seal = Seal { end: active.durable_bytes, sequence: self.totals.sequence };
+        self.core
+            .extents
+            .write_seal(&active.file, active.extent, seal)
+            .map_err(|error| self.write_failed(&error))
     }
 
     fn write_failed(&self, error: &io::Error) -> String {
@@ -365,13 +478,17 @@ impl Writer {
     fn append(&mut self, put: &Put) -> Result<(), String> {
         let Some(active) = &mut self.active else { return Err("no extent to write to".to_owned()) };
         let place = Place { extent: active.extent, offset: active.end };
-        let front = encode_front(self.core.extents.owner(), place, &put.header, &put.payload);
+        let stamp = Stamp { sequence: self.totals.sequence + 1, durable_bytes: active.durable_bytes };
+        let front = encode_front(self.core.extents.owner(), place, stamp, &put.header, &put.payload);
         let bytes = record_bytes(put.header.payload_length);
         let padding = bytes - front.len() as u64 - u64::from(put.header.payload_length);
         let padding = &ZEROS[..usize::try_from(padding).unwrap_or(0)];
         match write_parts(&active.file, &[&front, &put.payload, padding], active.end) {
             Ok(()) => {
                 active.end += bytes;
+                // A number is not given twice, whatever becomes of the record.
+                self.totals.sequence += 1;
+                self.last = Some(place);
                 Ok(())
             }
             Err(error) => {
@@ -399,15 +516,14 @@ impl Writer {
         if written.is_empty() {
             return Ok(());
         }
-        let synced = active
-            .file
-            .sync_data()
+        let synced = sync(&active.file)
             .and_then(|()| if active.named { Ok(()) } else { self.core.extents.sync_directory() });
         if let Err(error) = synced {
             self.core.fence(&format!("a sync failed: {error}"));
             return Err(format!("a sync failed: {error}"));
         }
         active.named = true;
+        active.durable_bytes = active.end;
         self.totals.mark = Place { extent: active.extent, offset: active.end };
         let extent = active.extent;
         let replaced: Vec<(ShardName, Row)> =
@@ -439,49 +555,32 @@ impl Writer {
         }
         let figures = self.extents.entry(extent).or_default();
         figures.shards += written.len() as u64;
+        figures.bytes = self.totals.mark.offset;
         batch.set_extent(extent, Some(figures))?;
         self.totals.shards += written.len() as u64;
         Ok(batch)
     }
 
-    fn raise_epochs(&mut self, epochs: &[(VolumeId, Epoch)]) {
-        let mut batch = IndexBatch::default();
-        let mut raised = false;
-        for (volume, epoch) in epochs {
-            if self.epochs.len() >= VOLUMES_MAX && !self.epochs.contains_key(volume) {
-                continue;
-            }
-            let known = self.epochs.entry(*volume).or_default();
-            if *epoch > *known {
-                *known = *epoch;
-                raised = true;
-                if let Err(error) = batch.set_epoch(*volume, *epoch) {
-                    self.core.fence_for_index(&error);
-                    return;
-                }
-            }
-        }
-        if raised && self.core.refuses_reads().is_none() {
-            drop(self.commit(Ok(batch), false));
-        }
-    }
-
-    /// Counts a damaged shard, once.
-    fn mark_damaged(&mut self, name: ShardName, row: &Row) {
+    /// Counts a damaged or unreadable shard, once.
+    fn mark_damaged(&mut self, name: ShardName, row: &Row, unreadable: bool) {
         let known = self.core.index.row(name).and_then(|now| Ok((now, self.core.index.is_damaged(name)?)));
         match known {
             Ok((Some(now), false)) if now == *row => {
                 let mut batch = IndexBatch::default();
-                batch.set_damaged(name);
+                batch.set_damaged(name, unreadable);
                 self.totals.damaged_found += 1;
                 drop(self.commit(Ok(batch), false));
                 tracing::warn!(
                     disk = %self.core.extents.owner().disk, stripe = %name.stripe, position = %name.position,
-                    extent = %row.place.extent, offset_bytes = row.place.offset, "a damaged shard was found"
+                    extent = %row.place.extent, offset_bytes = row.place.offset, unreadable,
+                    "a damaged shard was found"
                 );
+                if unreadable && self.unreadable.insert(name) {
+                    self.suspect();
+                }
             }
             Ok(_known_or_gone) => {}
-            Err(error) => self.core.fence_for_index(&error),
+            Err(error) => self.core.index_failed(&error),
         }
     }
 

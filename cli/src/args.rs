@@ -12,7 +12,9 @@ pub(crate) use admin::{
     StatusArguments,
 };
 use clap::{Args, Parser, Subcommand};
-pub(crate) use cluster::{ClusterBootstrap, ClusterCommand, ClusterInit, Member, RoleArguments, Up};
+pub(crate) use cluster::{
+    ClusterBootstrap, ClusterCommand, ClusterInit, Member, RoleArguments, StorageArguments, Up,
+};
 pub(crate) use files::{
     Cat, Cp, Get, History, Ls, Mkdir, Mv, Put, Restore, Rm, Stat, TrashCommand, TrashPurge, TrashRestore,
 };
@@ -93,7 +95,7 @@ pub(crate) enum Command {
     /// Run a metadata node.
     Meta(RoleArguments),
     /// Run a storage node.
-    Storage(RoleArguments),
+    Storage(StorageArguments),
     /// Run a gateway.
     Gateway(RoleArguments),
     /// Print completions for a shell.

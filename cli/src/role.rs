@@ -14,8 +14,9 @@ use metaraft::node::MetaNode;
 use metaraft::state::StateMachine;
 use metaraft::warden::Warden;
 use metaraft::warden::liveness::Liveness;
+use proto::peer::TlsIdentity;
 
-use crate::args::RoleArguments;
+use crate::args::{RoleArguments, StorageArguments};
 use crate::config;
 use crate::config::gateway::GatewayFile;
 use crate::config::meta::MetaFile;
@@ -134,15 +135,38 @@ pub(crate) async fn run_meta(arguments: &RoleArguments, output: &Output) -> anyh
     }
 }
 
-pub(crate) async fn run_storage(arguments: &RoleArguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let Some(file) = file_or_example(arguments, output, || StorageFile::example().render())? else {
+pub(crate) async fn run_storage(arguments: &StorageArguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let Some(file) = file_or_example(&arguments.role, output, || StorageFile::example().render())? else {
         return Ok(ExitCode::SUCCESS);
     };
+    if let Some(disk) = &arguments.unfence {
+        return unfence(file, disk, output).await;
+    }
     end_with_parent()?;
     let mut signals = StopSignals::new()?;
     let storage = start_storage(file).await?;
     signals.wait().await;
     Ok(stop_in_time("storage", storage.stop()).await)
+}
+
+/// Verifies a disk and lifts its fence.
+async fn unfence(file: &Path, disk: &Path, output: &Output) -> anyhow::Result<ExitCode> {
+    let (parsed, directory) = config::load::<StorageFile>(file)?;
+    let config = parsed.resolve(&directory).with_context(|| format!("in {}", file.display()))?;
+    let cluster = TlsIdentity::load(&config.tls)?.peer().cluster;
+    let path = disk.to_owned();
+    let verified = tokio::task::spawn_blocking(move || blockstore::disks::unfence(&config, cluster, &path))
+        .await?
+        .with_context(|| format!("the disk in {} stays fenced", disk.display()))?;
+    let (shards, damaged) = (verified.shards, verified.damaged);
+    output.print(&serde_json::json!({ "disk": disk, "shards": shards, "damaged": damaged }), || {
+        format!(
+            "The disk in {} was read from beginning to end: {shards} shards, {damaged} of them damaged.\n\
+             It serves again once its node is started.\n",
+            disk.display()
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) async fn run_gateway(arguments: &RoleArguments, output: &Output) -> anyhow::Result<ExitCode> {

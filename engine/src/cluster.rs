@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::code::{Code, PositionSet};
 use crate::ids::{ClusterId, DiskId, Epoch, GroupId, NodeId, SlotId, StripeId, VolumeId};
 
+/// The cluster's history. A restore from a backup begins a new one, and disks refuse what older ones order; as long as
+/// there is no restore there is one history.
+pub const HISTORY: u64 = 1;
+
 /// Whether a node or a disk serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -22,13 +26,16 @@ pub enum Health {
     Failed,
     /// The disk takes no writes but deletes and repairs (its reserve is all that is left); reads go on.
     Full,
+    /// The disk holds less than it acknowledged: its directory is an older copy, or its end is lost. It takes no
+    /// writes; what it has is verified as it is read, so reads go on.
+    Behind,
 }
 
 impl Health {
     /// Whether shards can be read from it.
     #[must_use]
     pub fn readable(self) -> bool {
-        matches!(self, Self::Up | Self::Full)
+        matches!(self, Self::Up | Self::Full | Self::Behind)
     }
 
     /// Whether new shards may be sent to it.
@@ -69,8 +76,25 @@ pub struct DiskInfo {
     pub path: String,
     /// As the root group's leader sees it now.
     pub health: Health,
+    /// Why, in words, when it is not up; empty when that is not known.
+    pub reason: String,
     /// The latest figures.
     pub usage: DiskUsage,
+    /// What the root group has attested of it.
+    pub attested: DiskAttestation,
+}
+
+/// What the root group knows of a disk's starts, so that an older copy of its directory is told apart from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskAttestation {
+    /// How often it had been started when it was last confirmed; 0 if it never was.
+    pub starts: u64,
+    /// The random number of that start.
+    pub incarnation: u64,
+    /// Records that it had appended, at least.
+    pub sequence: u64,
+    /// The start at which a write or a sync failed; 0 if none did, or it has been verified since.
+    pub fenced_starts: u64,
 }
 
 /// What a disk reports with each heartbeat.

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use crate::cluster::{
-    ClusterMap, DiskInfo, DiskUsage, Health, Location, StorageNodeInfo, StripeRecord, Volume,
+    ClusterMap, DiskAttestation, DiskInfo, DiskUsage, Health, Location, StorageNodeInfo, StripeRecord, Volume,
 };
 use crate::code::Code;
 use crate::codec::ChunkCompressor;
@@ -20,7 +20,7 @@ use crate::ids::{ChunkId, ClusterId, DiskId, Epoch, NodeId, Position, StripeId, 
 use crate::location::ChunkKind;
 use crate::placement::{PlacementDisk, plan_volumes};
 use crate::reader::ReadPatience;
-use crate::store::{Entropy, PutShardError, ReadShardError, ShardPut, ShardStore, Timer};
+use crate::store::{Entropy, PutShardError, ReadShardError, ShardLoss, ShardPut, ShardStore, Timer};
 use crate::stripe::{SealedStripe, StripeBuilder};
 
 /// A time that jumps to the next thing that happens.
@@ -238,7 +238,12 @@ impl ShardStore for Sim {
             let end = (offset + length) as usize;
             (end <= shard.len()).then(|| shard.slice(offset as usize..end))
         });
-        range.ok_or(ReadShardError::Lost { stripe, position, reason: "not there".to_owned() })
+        range.ok_or(ReadShardError::Lost {
+            stripe,
+            position,
+            loss: ShardLoss::Absent,
+            reason: "not there".to_owned(),
+        })
     }
 }
 
@@ -284,7 +289,9 @@ pub(crate) fn cluster(disks: u64, code: Code) -> ClusterMap {
             node: NodeId(index),
             path: String::new(),
             health: Health::Up,
+            reason: String::new(),
             usage: DiskUsage::default(),
+            attested: DiskAttestation::default(),
         });
     }
     let planned = plan_volumes(&PlacementDisk::all_up(&map), &[], code);

@@ -62,6 +62,17 @@ pub enum PutShardError {
     },
 }
 
+/// How a shard that should be there is lost. A repairer counts the three apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShardLoss {
+    /// Never stored, or deleted.
+    Absent,
+    /// Its checksums fail.
+    Damaged,
+    /// The medium does not give it back; its neighbours are read on.
+    Unreadable,
+}
+
 /// Why a shard cannot be read. Variants differ where the caller's next move differs.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadShardError {
@@ -72,6 +83,8 @@ pub enum ReadShardError {
         stripe: StripeId,
         /// The position.
         position: Position,
+        /// How it is lost.
+        loss: ShardLoss,
         /// What was found, in words.
         reason: String,
     },

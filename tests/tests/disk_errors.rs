@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use chaos::client::Client;
-use chaos::cluster::{Cluster, Options};
+use chaos::client::{Client, binary};
+use chaos::cluster::{Cluster, Options, RoleInfo};
 use chaos::compare::assert_same;
 use chaos::disk::{Mount, XFS_BYTES_MIN, free_bytes_of};
 use chaos::faulty::{FaultyDisk, unavailable};
@@ -92,6 +92,21 @@ fn cluster_on(directory: &Path, kind: &str, index: usize) -> Result<(Cluster, Fa
     Ok((cluster, disk))
 }
 
+/// Has the one disk of a storage role that does not run verified.
+fn unfence(role: &RoleInfo) -> Result<String> {
+    let config =
+        role.argv.iter().skip_while(|argument| *argument != "--config").nth(1).context("no --config")?;
+    let data_dir = role.data_dir.as_ref().context("no data_dir")?;
+    let mut disks = fs::read_dir(data_dir)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let disk = disks.find(|path| path.join("superblock").exists()).context("no disk")?;
+    let output = std::process::Command::new(binary()?)
+        .args(["storage", "--config", config, "--unfence"])
+        .arg(disk)
+        .output()?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 #[test]
 fn a_storage_disk_that_takes_no_writes_is_fenced_and_nothing_is_lost() -> Result<()> {
     if let Some(why) = unavailable() {
@@ -119,10 +134,25 @@ fn a_storage_disk_that_takes_no_writes_is_fenced_and_nothing_is_lost() -> Result
     })?;
     check(&client, &ledger, scratch.path(), "beside")?;
 
-    // The disk is healed, as by a reboot: what it had acknowledged is there, and it takes part again.
+    // The disk is healed, as by a reboot. That does not lift the fence, though neither the disk nor its node could note
+    // it: the cluster remembers.
     disk.fail_writes(false)?;
     cluster.kill(("storage", 2))?;
     disk.remount()?;
+    cluster.start_role(("storage", 2))?;
+    wait_for("the fence to be told after a restart", NOTICE_DEADLINE, || {
+        let status = client.json(&["admin", "status"])?;
+        let problems = status["problems"].as_array().cloned().unwrap_or_default();
+        Ok(problems
+            .iter()
+            .any(|line| line.as_str().is_some_and(|line| line.contains("--unfence")))
+            .then_some(()))
+    })?;
+
+    // Once its records were verified, what it had acknowledged is there, and it takes part again.
+    cluster.kill(("storage", 2))?;
+    let verified = unfence(cluster.roles("storage")[2])?;
+    ensure!(verified.contains("0 of them damaged"), "{verified}");
     cluster.start_role(("storage", 2))?;
     wait_for("the disk to be used again", NOTICE_DEADLINE, || {
         let status = client.json(&["admin", "status"])?;

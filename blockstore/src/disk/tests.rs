@@ -2,10 +2,11 @@ use super::*;
 use crate::index;
 use crate::record::SHARD_BYTES_MAX;
 use crate::testing::{
-    Model, assert_holds, extent_files, listing, name, new_disk, open_disk, options, payload, put, put_of,
-    put_random, read_all, seeded, stop,
+    Model, assert_holds, authority, extent_files, listing, name, new_disk, open_disk, options, payload, put,
+    put_of, put_random, read_all, seeded, stop,
 };
 use engine::cluster::Health;
+use engine::ids::{Epoch, VolumeId};
 use rand::Rng;
 
 #[tokio::test]
@@ -26,9 +27,9 @@ async fn a_stored_shard_reads_back_in_any_range() {
             assert_eq!(read, ReadOutcome::Bytes(bytes.slice(from..from + count)));
         }
         let beyond = disk.read(shard, 1, u32::try_from(length).unwrap()).await.unwrap();
-        assert!(matches!(beyond, ReadOutcome::Lost(_)));
+        assert!(matches!(beyond, ReadOutcome::Lost(..)));
     }
-    assert!(matches!(read_all(&disk, name(1, 99, 0), 1).await, ReadOutcome::Lost(_)));
+    assert!(matches!(read_all(&disk, name(1, 99, 0), 1).await, ReadOutcome::Lost(..)));
     assert_eq!(disk.usage().shards_damaged_found, 0, "what was never there is not damaged");
     stop(disk).await;
 }
@@ -58,7 +59,8 @@ async fn writers_of_an_older_epoch_are_refused_even_after_a_rebuild() {
     let disk = new_disk(&path);
     let bytes = Bytes::from_static(b"shard");
     assert_eq!(disk.put(put_of(name(7, 1, 0), 3, &bytes)).await.unwrap(), PutOutcome::Stored);
-    disk.raise_epochs(vec![(VolumeId(8), Epoch(5)), (VolumeId(7), Epoch(2))]);
+    let epochs = [(VolumeId(8), Epoch(5)), (VolumeId(7), Epoch(2))].into();
+    disk.raise_authority(Authority { history: 1, epochs });
     let stale = |number: u64, volume, epoch| put_of(name(volume, number, 0), epoch, &bytes);
     assert_eq!(disk.put(stale(2, 7, 2)).await.unwrap(), PutOutcome::StaleEpoch(Epoch(3)));
     assert_eq!(disk.put(stale(3, 8, 4)).await.unwrap(), PutOutcome::StaleEpoch(Epoch(5)));
@@ -104,8 +106,12 @@ async fn deleted_shards_give_their_space_back_and_stay_deleted() {
     disk.refresh_usage().await;
     let before = disk.usage().allocated_bytes;
     names.push(name(9, 9, 0));
-    assert_eq!(disk.delete(names.clone()).await.unwrap(), model.len() as u64, "absent ones do not count");
-    assert_eq!(disk.delete(names.clone()).await.unwrap(), 0);
+    assert_eq!(
+        disk.delete(names.clone(), authority()).await.unwrap(),
+        model.len() as u64,
+        "absent ones do not count"
+    );
+    assert_eq!(disk.delete(names.clone(), authority()).await.unwrap(), 0);
     disk.refresh_usage().await;
     let freed: usize = model.values().map(Bytes::len).sum();
     assert!(disk.usage().allocated_bytes + freed as u64 <= before + 64 * 1024, "freed={freed}");
@@ -119,7 +125,7 @@ async fn deleted_shards_give_their_space_back_and_stay_deleted() {
         let disk = open_disk(&path);
         assert_holds(&disk, &keep).await;
         for shard in &names {
-            assert!(matches!(read_all(&disk, *shard, 1).await, ReadOutcome::Lost(_)));
+            assert!(matches!(read_all(&disk, *shard, 1).await, ReadOutcome::Lost(..)));
         }
         assert_eq!(disk.usage().shards_damaged_found, 0);
         stop(disk).await;
@@ -139,7 +145,7 @@ async fn an_extent_in_which_nothing_lives_is_unlinked() {
     let mut later = Model::new();
     put_random(&disk, &mut later, &mut random, 5).await;
     assert_eq!(extent_files(&path).len(), 2, "no extent is appended to after a restart");
-    disk.delete(model.keys().copied().collect()).await.unwrap();
+    disk.delete(model.keys().copied().collect(), authority()).await.unwrap();
     assert_eq!(extent_files(&path).len(), 1);
     assert_holds(&disk, &later).await;
     stop(disk).await;
@@ -182,7 +188,7 @@ async fn a_disk_that_cannot_be_written_is_fenced() {
     assert_eq!(disk.status().health, Health::Failed);
     assert!(matches!(put(&disk, name(1, 2, 0), &bytes).await, PutOutcome::Refused(_)));
     assert!(matches!(read_all(&disk, name(1, 1, 0), 5).await, ReadOutcome::Refused(_)));
-    assert!(matches!(disk.delete(vec![name(1, 1, 0)]).await, Err(DiskError::Refused(_))));
+    assert!(matches!(disk.delete(vec![name(1, 1, 0)], authority()).await, Err(DiskError::Refused(_))));
     assert!(matches!(disk.list(None, 1).await, Err(DiskError::Refused(_))));
     stop(disk).await;
 }
@@ -267,7 +273,7 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_deleting() {
             assert_eq!(disk.status().health, Health::Full);
             assert_holds(&disk, &model).await;
             let gone: Vec<ShardName> = model.keys().copied().take(60).collect();
-            assert_eq!(disk.delete(gone.clone()).await.unwrap(), 60);
+            assert_eq!(disk.delete(gone.clone(), authority()).await.unwrap(), 60);
             gone.iter().for_each(|shard| drop(model.remove(shard)));
             let bytes = payload(&mut random, 100_000);
             assert_eq!(put(&disk, name(2, 1, 0), &bytes).await, PutOutcome::Stored);
@@ -288,4 +294,51 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_deleting() {
         std::fs::remove_dir_all(&copy).unwrap();
         std::fs::remove_dir_all(&path).unwrap();
     }
+}
+
+#[tokio::test]
+async fn deletions_of_an_older_history_or_epoch_change_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("disk");
+    let disk = new_disk(&path);
+    let (shard, bytes) = (name(7, 1, 0), Bytes::from_static(b"shard"));
+    assert_eq!(disk.put(put_of(shard, 3, &bytes)).await.unwrap(), PutOutcome::Stored);
+    disk.raise_authority(Authority { history: 2, epochs: [(VolumeId(8), Epoch(6))].into() });
+    let ordered = |history, epochs: &[(u64, u32)]| {
+        let epochs = epochs.iter().map(|(volume, epoch)| (VolumeId(*volume), Epoch(*epoch))).collect();
+        Authority { history, epochs }
+    };
+    let refused = [ordered(1, &[(7, 3)]), ordered(2, &[(7, 2)]), ordered(2, &[]), ordered(2, &[(8, 9)])];
+    for authority in refused {
+        let deleted = disk.delete(vec![shard], authority.clone()).await;
+        assert!(matches!(deleted, Err(DiskError::Stale(_))), "{authority:?}: {deleted:?}");
+    }
+    let old = Put { history: 1, ..put_of(name(7, 2, 0), 3, &bytes) };
+    assert!(matches!(disk.put(old).await.unwrap(), PutOutcome::Refused(_)));
+    stop(disk).await;
+
+    // What was raised outlives the index, though no record tells of it.
+    std::fs::remove_dir_all(index::path(&path)).unwrap();
+    let disk = open_disk(&path);
+    let put = Put { history: 2, ..put_of(name(8, 1, 0), 5, &bytes) };
+    assert_eq!(disk.put(put).await.unwrap(), PutOutcome::StaleEpoch(Epoch(6)));
+    assert!(matches!(disk.delete(vec![shard], ordered(1, &[(7, 3)])).await, Err(DiskError::Stale(_))));
+    assert_eq!(disk.delete(vec![shard], ordered(2, &[(7, 3)])).await.unwrap(), 1);
+    stop(disk).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_behind_reads_on_and_takes_no_writes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let disk = new_disk(&scratch.path().join("disk"));
+    let (shard, bytes) = (name(1, 1, 0), Bytes::from_static(b"shard"));
+    assert_eq!(put(&disk, shard, &bytes).await, PutOutcome::Stored);
+    disk.hear(Verdict::Behind("an older copy".to_owned()));
+    assert_eq!(disk.status().health, Health::Behind);
+    assert!(matches!(put(&disk, name(1, 2, 0), &bytes).await, PutOutcome::Refused(_)));
+    assert!(matches!(disk.delete(vec![shard], authority()).await, Err(DiskError::Refused(_))));
+    assert_eq!(read_all(&disk, shard, 5).await, ReadOutcome::Bytes(bytes.clone()));
+    disk.hear(Verdict::Confirmed);
+    assert_eq!(put(&disk, name(1, 2, 0), &bytes).await, PutOutcome::Stored);
+    stop(disk).await;
 }

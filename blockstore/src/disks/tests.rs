@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{ScrubConfig, UNREADABLE_PLACES_MAX_DEFAULT};
 use crate::testing::{copy_tree, open_disk, options};
 use engine::ids::NodeId;
 use proto::peer::TlsFiles;
@@ -18,6 +19,7 @@ fn config(data_dir: &Path, disks: &[&Path]) -> StorageConfig {
         tls: TlsFiles { ca: nowhere(), certificate: nowhere(), key: nowhere() },
         reserve_bytes: Some(0),
         scrub: ScrubConfig { bytes_per_second: 0, ..ScrubConfig::default() },
+        unreadable_places_max: UNREADABLE_PLACES_MAX_DEFAULT,
     }
 }
 
@@ -114,4 +116,19 @@ fn a_damaged_memory_or_an_impossible_configuration_starts_nothing() {
     std::fs::write(scratch.path().join("node").join(KNOWN_DISKS_FILE), "{").unwrap();
     assert!(matches!(open_all(&config(scratch.path(), &[&a]), CLUSTER), Err(DisksError::Memory { .. })));
     assert!(!a.exists());
+}
+
+/// Of two processes with one blank directory the second meets the lock, and remembers nothing of it.
+#[test]
+fn a_blank_directory_that_another_process_has_is_not_formatted() {
+    let scratch = tempfile::tempdir().unwrap();
+    let a = scratch.path().join("a");
+    let held = superblock::lock_blank(&a).unwrap();
+    let config = config(scratch.path(), &[&a]);
+    let now = open_and_stop(&config);
+    assert_eq!((now[0].0, now[0].1.health), (None, Health::Missing));
+    assert!(now[0].1.reason.contains("locked"), "{}", now[0].1.reason);
+    assert!(!a.join(superblock::SUPERBLOCK_FILE).exists(), "it was formatted under the other's feet");
+    drop(held);
+    assert_eq!(open_and_stop(&config)[0].1, DiskStatus::up());
 }

@@ -1,10 +1,11 @@
 use super::*;
 use crate::disk::ReadOutcome;
+use crate::faults;
 use crate::index;
 use crate::record::payload_start;
 use crate::testing::{
-    Model, assert_holds, extent_files, flip_bit, listing, new_disk, open_disk, options, put, put_random,
-    read_all, scrub, seeded, stop,
+    Model, assert_holds, authority, extent_files, flip_bit, listing, new_disk, open_disk, options, put,
+    put_random, read_all, scrub, seeded, stop,
 };
 use crate::writer::PutOutcome;
 use rand::Rng;
@@ -15,7 +16,7 @@ async fn assert_right_or_lost(disk: &crate::disk::Disk, model: &Model, damaged: 
     for (name, bytes) in model {
         match read_all(disk, *name, bytes.len()).await {
             ReadOutcome::Bytes(read) => assert_eq!(read, *bytes),
-            ReadOutcome::Lost(reason) => assert!(damaged.contains(name), "{reason}"),
+            ReadOutcome::Lost(_, reason) => assert!(damaged.contains(name), "{reason}"),
             ReadOutcome::Refused(reason) => panic!("{reason}"),
         }
     }
@@ -107,7 +108,10 @@ async fn shards_of_truncated_and_missing_extents_are_found() {
     assert_eq!(scrub(&disk).await, (60, damaged.len() as u64));
     assert_eq!(disk.usage().shards_damaged_found, damaged.len() as u64);
     assert_right_or_lost(&disk, &model, &damaged).await;
-    assert_eq!(disk.delete(damaged.iter().copied().collect()).await.unwrap(), damaged.len() as u64);
+    assert_eq!(
+        disk.delete(damaged.iter().copied().collect(), authority()).await.unwrap(),
+        damaged.len() as u64
+    );
     model.retain(|name, _| !damaged.contains(name));
     assert_holds(&disk, &model).await;
     stop(disk).await;
@@ -135,4 +139,60 @@ async fn the_background_scrub_finds_damage_and_remembers_where_it_is() {
     stop(disk).await;
     let index = index::Index::open(&path, crate::testing::OWNER.disk).unwrap();
     assert!(index.scrub_cursor().unwrap().began_ms > 0);
+}
+
+#[tokio::test]
+async fn an_unreadable_sector_costs_its_shard_and_not_the_disk() {
+    let mut random = seeded("an_unreadable_sector_costs_its_shard_and_not_the_disk");
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("disk");
+    let disk = new_disk(&path);
+    let mut model = Model::new();
+    put_random(&disk, &mut model, &mut random, 20).await;
+    let rows = listing(&disk).await;
+    let extent = extent_files(&path).remove(0);
+    // One by reading it, one by a scrub; the others are read on.
+    for (_, row) in &rows[4..6] {
+        faults::make_unreadable(&extent, row.place.offset..row.place.offset + 4096);
+    }
+    let (first, second) = (rows[4].0, rows[5].0);
+    let read = read_all(&disk, first, model[&first].len()).await;
+    assert!(matches!(read, ReadOutcome::Lost(ShardLoss::Unreadable, _)), "{read:?}");
+    assert_eq!(scrub(&disk).await, (20, 2), "the scrub goes on behind them");
+    assert_eq!(disk.status().health, engine::cluster::Health::Up);
+    assert_eq!(disk.usage().shards_damaged_found, 2);
+    for (name, bytes) in model.iter().filter(|(name, _)| **name != first && **name != second) {
+        assert_eq!(read_all(&disk, *name, bytes.len()).await, ReadOutcome::Bytes(bytes.clone()));
+    }
+    // Stored anew, it lies elsewhere.
+    assert_eq!(put(&disk, first, &model[&first]).await, PutOutcome::Stored);
+    assert_eq!(read_all(&disk, first, model[&first].len()).await, ReadOutcome::Bytes(model[&first].clone()));
+    stop(disk).await;
+    faults::heal(&extent);
+}
+
+#[tokio::test]
+async fn a_disk_with_too_many_unreadable_places_is_suspect_over_restarts() {
+    let mut random = seeded("a_disk_with_too_many_unreadable_places_is_suspect_over_restarts");
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("disk");
+    crate::superblock::format(&path, crate::testing::OWNER).unwrap();
+    let wary = crate::disk::DiskOptions { unreadable_places_max: 2, ..options(&path) };
+    let disk = std::sync::Arc::new(crate::disk::Disk::open(&wary).unwrap());
+    let mut model = Model::new();
+    put_random(&disk, &mut model, &mut random, 20).await;
+    let rows = listing(&disk).await;
+    let extent = extent_files(&path).remove(0);
+    for (count, (name, row)) in rows[..3].iter().enumerate() {
+        assert_eq!(disk.status().health, engine::cluster::Health::Up, "{count} places");
+        faults::make_unreadable(&extent, row.place.offset..row.place.offset + 4096);
+        assert!(matches!(read_all(&disk, *name, 1).await, ReadOutcome::Lost(ShardLoss::Unreadable, _)));
+    }
+    assert_eq!(disk.status().health, engine::cluster::Health::Failed);
+    assert!(disk.status().reason.contains("suspect"), "{}", disk.status().reason);
+    stop(disk).await;
+    let disk = std::sync::Arc::new(crate::disk::Disk::open(&wary).unwrap());
+    assert_eq!(disk.status().health, engine::cluster::Health::Failed);
+    stop(disk).await;
+    faults::heal(&extent);
 }

@@ -4,28 +4,36 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::Writer;
-use crate::extent::punch_hole;
+use super::{Authority, DeleteRefused, Writer};
+use crate::extent::{punch_hole, sync};
 use crate::index::{IndexBatch, IndexError, Row};
-use crate::record::{ExtentNumber, Head, ShardName, record_bytes};
+use crate::locks::locked;
+use crate::record::{ExtentNumber, Head, ShardName, Stamp, record_bytes};
 
 impl Writer {
-    pub(super) fn delete(&mut self, names: &[ShardName]) -> Result<u64, String> {
-        if let Some(reason) = self.core.refuses_reads() {
-            return Err(reason);
+    /// Deletes shards, if `authority` is as new as what the disk knows; else none of them.
+    pub(super) fn delete(
+        &mut self,
+        names: &[ShardName],
+        authority: &Authority,
+    ) -> Result<u64, DeleteRefused> {
+        if let Some(reason) = self.core.refuses_writes() {
+            return Err(DeleteRefused::Disk(reason));
         }
+        self.check_authority(names, authority).map_err(DeleteRefused::Stale)?;
+        self.raise_authority(authority).map_err(DeleteRefused::Disk)?;
         let unique: BTreeSet<ShardName> = names.iter().copied().collect();
         let mut rows = Vec::new();
         for name in unique {
             match self.core.index.row(name) {
                 Ok(row) => rows.extend(row.map(|row| (name, row))),
                 Err(error) => {
-                    self.core.fence_for_index(&error);
-                    return Err(error.to_string());
+                    self.core.index_failed(&error);
+                    return Err(DeleteRefused::Disk(error.to_string()));
                 }
             }
         }
-        self.delete_rows(&rows)?;
+        self.delete_rows(&rows).map_err(DeleteRefused::Disk)?;
         Ok(rows.len() as u64)
     }
 
@@ -46,7 +54,7 @@ impl Writer {
         match self.core.index.row(name) {
             Ok(Some(now)) if now == *row => drop(self.delete_rows(&[(name, *row)])),
             Ok(_changed) => {}
-            Err(error) => self.core.fence_for_index(&error),
+            Err(error) => self.core.index_failed(&error),
         }
     }
 
@@ -58,6 +66,7 @@ impl Writer {
     ) -> Result<(), IndexError> {
         for (name, row) in rows {
             batch.remove(*name, row);
+            self.unreadable.remove(name);
             self.totals.shards = self.totals.shards.saturating_sub(1);
             let figures = self.extents.entry(row.place.extent).or_default();
             figures.shards = figures.shards.saturating_sub(1);
@@ -68,6 +77,7 @@ impl Writer {
 
     /// Puts tombstones over records and syncs them.
     pub(super) fn bury(&self, rows: &[(ShardName, Row)]) -> Result<(), String> {
+        let stamp = Stamp { sequence: self.totals.sequence, durable_bytes: 0 };
         let mut files = BTreeMap::new();
         let mut all = || -> io::Result<()> {
             for (name, row) in rows {
@@ -79,11 +89,11 @@ impl Writer {
                 // Beyond the end of a truncated extent there is nothing to bury.
                 if row.place.offset < file.metadata()?.len() {
                     let tombstone = Head::Tombstone(row.header(*name));
-                    self.core.extents.write_tombstone(&file, row.place, &tombstone)?;
+                    self.core.extents.write_tombstone(&file, row.place, stamp, &tombstone)?;
                     files.insert(row.place.extent, file);
                 }
             }
-            files.values().try_for_each(|file| file.sync_data())
+            files.values().try_for_each(|file| sync(file))
         };
         all().map_err(|error| {
             self.core.fence(&format!("a deletion could not be made durable: {error}"));
@@ -92,7 +102,15 @@ impl Writer {
     }
 
     /// Gives the space of deleted records back. A failure costs space, nothing else.
+    ///
+    /// With the disk's last record goes what tells how many there were: then that is written down first.
     pub(super) fn give_back(&mut self, rows: &[(ShardName, Row)]) {
+        if rows.iter().any(|(_, row)| self.last == Some(row.place))
+            && let Err(error) = locked(&self.core.logbook).raise_floor(self.totals.sequence)
+        {
+            tracing::warn!(%error, "the space of deleted records is not given back: the count is not written down");
+            return;
+        }
         let touched: BTreeSet<ExtentNumber> = rows.iter().map(|(_, row)| row.place.extent).collect();
         for (_, row) in rows {
             if let Ok(file) = self.core.extents.file(row.place.extent)

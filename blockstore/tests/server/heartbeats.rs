@@ -94,9 +94,10 @@ async fn heartbeats_find_the_leader_report_the_disks_and_bring_epochs() {
     let scratch = tempfile::tempdir().unwrap();
     let authority = Authority::new(scratch.path());
     let volumes = vec![VolumeEpoch { volume: 1, epoch: 4 }];
-    let mut leader = listen(&authority, 2, HeartbeatResponse { not_leader: None, volumes }).await;
+    let mut leader =
+        listen(&authority, 2, HeartbeatResponse { volumes, ..HeartbeatResponse::default() }).await;
     let not_leader = NotLeader { leader: 2, leader_address: leader.address.clone() };
-    let answer = HeartbeatResponse { not_leader: Some(not_leader), volumes: Vec::new() };
+    let answer = HeartbeatResponse { not_leader: Some(not_leader), ..HeartbeatResponse::default() };
     let mut follower = listen(&authority, 1, answer).await;
 
     // The first metadata node of the configuration is down, the second follows, and the leader is known to it only.

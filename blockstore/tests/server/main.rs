@@ -5,6 +5,7 @@
 mod heartbeats;
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use blockstore::client::StorageCallError;
@@ -84,7 +85,13 @@ async fn shards_are_stored_read_listed_deleted_and_scrubbed_over_the_network() {
     let (rest, more) = client.list_shards(disks[0], Some(page[14].name), 15).await.unwrap();
     assert!(!more && rest.len() == 5 && rest[0].length == 1 << 20);
     let names: Vec<ShardName> = rest.iter().map(|listed| listed.name).collect();
-    assert_eq!(client.delete_shards(disks[0], &names).await.unwrap(), 5);
+    let volume = names[0].stripe.volume();
+    for refused in [BTreeMap::new(), BTreeMap::from([(volume, Epoch(2))])] {
+        let refused = client.delete_shards(disks[0], &names, &refused).await;
+        assert!(matches!(refused, Err(StorageCallError::Refused { .. })), "{refused:?}");
+    }
+    let epochs = BTreeMap::from([(volume, Epoch(3))]);
+    assert_eq!(client.delete_shards(disks[0], &names, &epochs).await.unwrap(), 5);
 
     let meta = authority.client(CLUSTER, Role::Meta, &address);
     let mut progress = meta.scrub(NodeId(7), &address).await.unwrap();

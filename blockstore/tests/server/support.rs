@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockstore::client::StorageClient;
-use blockstore::config::{ScrubConfig, StorageConfig};
+use blockstore::config::{ScrubConfig, StorageConfig, UNREADABLE_PLACES_MAX_DEFAULT};
 use engine::ids::{ClusterId, NodeId};
 use proto::peer::{INTERNAL_NAME, Peer, Role, TlsFiles, TlsIdentity};
 
@@ -58,6 +58,7 @@ impl Authority {
             tls: self.issue(CLUSTER, Role::Storage, 7),
             reserve_bytes: Some(0),
             scrub: ScrubConfig { bytes_per_second: 0, interval: Duration::from_secs(3600) },
+            unreadable_places_max: UNREADABLE_PLACES_MAX_DEFAULT,
         }
     }
 

@@ -42,6 +42,15 @@ pub(crate) struct RoleArguments {
     pub(crate) print_config: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct StorageArguments {
+    #[command(flatten)]
+    pub(crate) role: RoleArguments,
+    /// Verify every record of a fenced disk from the medium, let it serve again, and stop. The node must not run.
+    #[arg(long, value_name = "DISK-DIR", conflicts_with = "print_config")]
+    pub(crate) unfence: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     /// Make a new cluster's CA, certificates, key and configuration files.

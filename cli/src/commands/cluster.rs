@@ -195,6 +195,7 @@ impl Writer<'_> {
             rack: String::new(),
             meta: self.meta_addresses(),
             reserve: None,
+            unreadable_places_max: None,
             scrub: ScrubSection::default(),
             tls: Self::tls(),
         })

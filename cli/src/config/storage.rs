@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use blockstore::config::{ScrubConfig, StorageConfig};
+use blockstore::config::{ScrubConfig, StorageConfig, UNREADABLE_PLACES_MAX_DEFAULT};
 use engine::ids::NodeId;
 use serde::Deserialize;
 
@@ -32,6 +32,7 @@ pub(crate) struct StorageFile {
     pub(crate) rack: String,
     pub(crate) meta: Vec<String>,
     pub(crate) reserve: Option<String>,
+    pub(crate) unreadable_places_max: Option<u64>,
     #[serde(default)]
     pub(crate) scrub: ScrubSection,
     pub(crate) tls: TlsSection,
@@ -62,6 +63,7 @@ impl StorageFile {
             tls: self.tls.resolve(directory),
             reserve_bytes: self.reserve.as_deref().map(|reserve| size("reserve", reserve)).transpose()?,
             scrub,
+            unreadable_places_max: self.unreadable_places_max.unwrap_or(UNREADABLE_PLACES_MAX_DEFAULT),
         })
     }
 
@@ -116,6 +118,7 @@ impl StorageFile {
             rack: "rack-1".to_owned(),
             meta: (1..=3).map(|node| format!("{node}@meta{node}.example.org:7431")).collect(),
             reserve: None,
+            unreadable_places_max: None,
             scrub: ScrubSection::default(),
             tls: TlsSection::example("storage-1"),
         }

@@ -126,6 +126,7 @@ fn storage_file(parameters: &Parameters, name: RoleName) -> StorageFile {
         rack: String::new(),
         meta: meta_addresses(parameters),
         reserve: None,
+        unreadable_places_max: None,
         scrub: ScrubSection::default(),
         tls: tls(name),
     }

@@ -31,6 +31,7 @@ fn word(health: Health) -> &'static str {
         Health::Missing => "missing",
         Health::Failed => "failed",
         Health::Full => "full",
+        Health::Behind => "behind",
     }
 }
 
@@ -66,10 +67,12 @@ fn disk_problem(map: &ClusterMap, disk: &DiskInfo) -> Option<String> {
         Health::Missing => {
             "is missing: its directory is not there or is not this disk's; mount it, or replace the disk"
         }
-        Health::Failed => "gave an IO error and is fenced; check and replace it, then restart its node",
+        Health::Failed => "is out of service; look after it or replace it",
         Health::Full => "is full; it takes no writes until space is freed or disks are added",
+        Health::Behind => "holds less than it acknowledged; it takes no writes, and what it has is read",
     };
-    Some(format!("disk {} ({} on storage node {}) {what}", disk.disk, disk.path, disk.node))
+    let said = if disk.reason.is_empty() { String::new() } else { format!(": {}", disk.reason) };
+    Some(format!("disk {} ({} on storage node {}) {what}{said}", disk.disk, disk.path, disk.node))
 }
 
 struct Problems {
@@ -214,7 +217,7 @@ pub(crate) fn status(gathered: &Gathered) -> v1::StatusResponse {
 
 #[cfg(test)]
 mod tests {
-    use engine::cluster::{DiskUsage, Location, SlotRange, StorageNodeInfo};
+    use engine::cluster::{DiskAttestation, DiskUsage, Location, SlotRange, StorageNodeInfo};
     use engine::code::PositionSet;
     use engine::ids::{ClusterId, DiskId, Epoch, Position, SlotId, VolumeId};
 
@@ -236,7 +239,9 @@ mod tests {
             node: NodeId(u64::from(number)),
             path: "/d".into(),
             health: health[usize::from(number)],
+            reason: String::new(),
             usage: DiskUsage { allocated_bytes: 10, ..DiskUsage::default() },
+            attested: DiskAttestation::default(),
         };
         ClusterMap {
             cluster: ClusterId::from_bytes([1; 16]),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blockstore::config::{ScrubConfig, StorageConfig};
+use blockstore::config::{ScrubConfig, StorageConfig, UNREADABLE_PLACES_MAX_DEFAULT};
 use blockstore::node::StorageNode;
 use bytes::Bytes;
 use engine::ids::{ClusterId, NodeId, ROOT_GROUP};
@@ -159,6 +159,7 @@ impl Cluster {
             tls: self.authority.issue(self.directory.path(), Role::Storage, node),
             reserve_bytes: Some(0),
             scrub: ScrubConfig::default(),
+            unreadable_places_max: UNREADABLE_PLACES_MAX_DEFAULT,
         };
         self.storage.insert(node, StorageNode::start(config).await.unwrap());
     }

@@ -12,7 +12,7 @@
 //!
 //! Encoding: postcard. New steps and fields are only ever added at the end, under a new [`super::MODEL_FORMAT`].
 
-use engine::cluster::{Location, SlotRange, StripeRecord};
+use engine::cluster::{DiskAttestation, Location, SlotRange, StripeRecord};
 use engine::code::Code;
 use engine::cutter::Cutter;
 use engine::ids::{
@@ -101,6 +101,23 @@ pub enum RootStep {
         /// Fresh random bytes.
         secret: SecretBytes,
     },
+    /// Keeps what is known of disks' starts. Idempotent; one that rests on an older start than the registered one
+    /// changes nothing.
+    DisksAttest {
+        /// Up to [`super::QUERY_ITEMS_MAX`] of them.
+        disks: Vec<AttestedDisk>,
+    },
+}
+
+/// What the warden has learned of a disk's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttestedDisk {
+    /// Which.
+    pub disk: DiskId,
+    /// The start that was registered when the warden decided; 0 for none.
+    pub before: u64,
+    /// What is known now.
+    pub attested: DiskAttestation,
 }
 
 /// What must be at the target for a commit to go through.

@@ -188,7 +188,7 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
         let leadership = *root.leadership().borrow();
         if !leadership.is_self {
             let not_leader = Some(self.not_leader(leadership.leader));
-            return Ok(Response::new(HeartbeatResponse { not_leader, volumes: Vec::new() }));
+            return Ok(Response::new(HeartbeatResponse { not_leader, ..HeartbeatResponse::default() }));
         }
         let sink =
             self.heartbeats.get().ok_or_else(|| Status::unavailable("this metadata node is starting"))?;

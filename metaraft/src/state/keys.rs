@@ -42,6 +42,8 @@ pub(super) enum Table {
     Volume = 15,
     /// Secrets that all gateways share (root group).
     Secret = 16,
+    /// What is attested of disks' starts (root group).
+    DiskAttestation = 17,
 
     /// Whose an email is.
     Email = 20,
@@ -194,6 +196,10 @@ pub(super) fn storage_node(node: NodeId) -> Vec<u8> {
 
 pub(super) fn disk(disk: DiskId) -> Vec<u8> {
     Key::of(Table::Disk).bytes(disk.as_bytes()).0
+}
+
+pub(super) fn disk_attestation(disk: DiskId) -> Vec<u8> {
+    Key::of(Table::DiskAttestation).bytes(disk.as_bytes()).0
 }
 
 pub(super) fn volume(volume: VolumeId) -> Vec<u8> {

@@ -121,6 +121,7 @@ fn root_step(group: &mut Group<'_, '_>, step: &RootStep) -> Result<StepOutcome, 
         }
         RootStep::SettingSet { name, value } => group.setting_set(name, value),
         RootStep::SecretMake { name, secret } => group.secret_make(name, *secret),
+        RootStep::DisksAttest { disks } => group.disks_attest(disks),
     }
 }
 

@@ -245,7 +245,9 @@ fn cluster_map(view: &View<'_>, liveness: &Liveness) -> Result<ClusterMap, Refus
         .into_iter()
         .map(|(key, DiskRow { node, path })| {
             let (disk, usage) = (disk_id(&key)?, DiskUsage::default());
-            Ok(DiskInfo { disk, node, path, health: Health::Down, usage })
+            let attested = load(view, &keys::disk_attestation(disk))?.unwrap_or_default();
+            let reason = String::new();
+            Ok(DiskInfo { disk, node, path, health: Health::Down, reason, usage, attested })
         })
         .collect::<Result<_, Refusal>>()?;
     let volumes = table_rows::<VolumeRow>(view, Table::Volume)?

@@ -3,11 +3,13 @@
 //! Invariants:
 //! - The shard map names every slot once.
 //! - A volume's members are registered disks, all different, one per position of its code; its id is never reused.
-//! - The revision grows with every change of what is registered, and with nothing else.
+//! - The revision grows with every change of what is registered, and with nothing else: not with what is attested.
+//! - What is attested of a start of a disk never goes down; another start takes its place only if the warden decided
+//!   on the one that is registered.
 
 use std::collections::BTreeSet;
 
-use engine::cluster::{Location, SlotRange};
+use engine::cluster::{DiskAttestation, Location, SlotRange};
 use engine::code::Code;
 use engine::ids::{ClusterId, DiskId, Epoch, NodeId, ROOT_GROUP, SLOT_COUNT, VolumeId};
 
@@ -15,7 +17,7 @@ use super::keys::{self, Table};
 use super::rows::{ClusterRow, DiskRow, StorageNodeRow, VolumeRow};
 use super::txn::{Group, invalid, not_found};
 use crate::model::QUERY_ITEMS_MAX;
-use crate::model::command::StepError;
+use crate::model::command::{AttestedDisk, StepError};
 use crate::model::outcome::StepOutcome;
 use crate::model::row::SecretBytes;
 use crate::model::settings;
@@ -106,6 +108,35 @@ impl Group<'_, '_> {
         if self.get::<DiskRow>(&key)?.as_ref() != Some(&row) {
             self.put(&key, &row);
             self.put_cluster(&cluster);
+        }
+        Ok(StepOutcome::Done)
+    }
+
+    pub(super) fn disks_attest(&mut self, disks: &[AttestedDisk]) -> Result<StepOutcome, StepError> {
+        self.cluster()?;
+        if disks.len() > QUERY_ITEMS_MAX as usize {
+            return Err(invalid(format!("at most {QUERY_ITEMS_MAX} disks at once")));
+        }
+        for AttestedDisk { disk, before, attested } in disks {
+            if !self.contains(&keys::disk(*disk)) {
+                continue;
+            }
+            let key = keys::disk_attestation(*disk);
+            let known = self.get::<DiskAttestation>(&key)?.unwrap_or_default();
+            let row = if known.incarnation == attested.incarnation {
+                DiskAttestation {
+                    sequence: attested.sequence.max(known.sequence),
+                    fenced_starts: attested.fenced_starts.max(known.fenced_starts),
+                    ..*attested
+                }
+            } else if known.incarnation == *before {
+                *attested
+            } else {
+                continue;
+            };
+            if row != known {
+                self.put(&key, &row);
+            }
         }
         Ok(StepOutcome::Done)
     }

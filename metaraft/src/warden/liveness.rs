@@ -22,10 +22,33 @@ const ELSEWHERE_TIME: Duration = Duration::from_secs(5);
 pub struct DiskReport {
     /// Its directory.
     pub path: String,
-    /// [`Health::Up`], [`Health::Missing`], [`Health::Failed`] or [`Health::Full`].
+    /// [`Health::Up`], [`Health::Missing`], [`Health::Failed`], [`Health::Full`] or [`Health::Behind`].
     pub health: Health,
+    /// Why, in words, when it is not up.
+    pub reason: String,
     /// Its figures.
     pub usage: DiskUsage,
+    /// Its start.
+    pub start: DiskStart,
+}
+
+/// A start of a disk, as its node reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct DiskStart {
+    /// Which one, from 1; 0 if nothing is told of it.
+    pub starts: u64,
+    /// Its random number.
+    pub incarnation: u64,
+    /// Starts that it descends from.
+    pub lineage: Vec<u64>,
+    /// Records ever appended.
+    pub sequence: u64,
+    /// The same when it was started.
+    pub sequence_opened: u64,
+    /// The operator had it verified after so many starts.
+    pub verified_starts: u64,
+    /// Whether a write or a sync has failed.
+    pub fenced: bool,
 }
 
 /// The latest that was heard of a node.
@@ -68,13 +91,23 @@ impl Liveness {
         self.with(|heard| heard.nodes.insert(node, NodeReport { heard: now, disks }));
     }
 
-    /// Whether another node was lately heard to say that `disk` serves there.
-    pub fn serves_elsewhere(&self, disk: DiskId, node: NodeId) -> bool {
-        let now = Instant::now();
-        let lately = |report: &NodeReport| now.saturating_duration_since(report.heard) <= ELSEWHERE_TIME;
+    /// Whether `disk`, registered in `from`, may be taken over by `to`: no other node was lately heard to serve it, and
+    /// `from` itself has been heard under this leader, or has been silent for long enough.
+    pub fn may_take_over(&self, disk: DiskId, from: NodeId, to: NodeId) -> bool {
+        self.may_take_over_at(disk, from, to, Instant::now())
+    }
+
+    /// As [`Liveness::may_take_over`], at a given time.
+    pub fn may_take_over_at(&self, disk: DiskId, from: NodeId, to: NodeId, now: Instant) -> bool {
+        let lately = |since: Instant| now.saturating_duration_since(since) <= ELSEWHERE_TIME;
         let serves = |report: &NodeReport| report.disks.get(&disk).is_some_and(|disk| disk.health.readable());
         self.with(|heard| {
-            heard.nodes.iter().any(|(other, report)| *other != node && lately(report) && serves(report))
+            let elsewhere = heard
+                .nodes
+                .iter()
+                .any(|(other, report)| *other != to && lately(report.heard) && serves(report));
+            let silent = heard.leading_since.is_some_and(|since| !lately(since));
+            !elsewhere && (heard.nodes.contains_key(&from) || silent)
         })
     }
 
@@ -104,6 +137,7 @@ impl Heard {
             };
             let disk = report.disks.get(&info.disk);
             info.usage = disk.map_or_else(DiskUsage::default, |disk| disk.usage);
+            info.reason = disk.map_or_else(String::new, |disk| disk.reason.clone());
             info.health = match disk {
                 _ if !fresh(report.heard) => Health::Down,
                 Some(disk) => disk.health,

@@ -1,40 +1,87 @@
 //! What the warden decides, from the registered map and from what it has heard.
 
-use engine::cluster::{ClusterMap, Health};
+use std::collections::BTreeMap;
+
+use engine::cluster::{ClusterMap, DiskAttestation, DiskInfo, Health};
 use engine::ids::{DiskId, Epoch, VolumeId};
 use engine::placement::{PlacementDisk, plan_volumes};
 
+use super::attest::{self, Judgement};
 use super::report::NodeReport;
-use crate::model::command::RootStep;
+use crate::model::QUERY_ITEMS_MAX;
+use crate::model::command::{AttestedDisk, RootStep};
 
-/// The steps that bring the registry up to a node's report; none if nothing differs. A disk is taken over from
-/// another node only if it serves here and `elsewhere` does not say that it serves there too: then one of the two is
-/// a copy, and the registry stays as it is.
-pub(super) fn registrations(
+/// What a report changes.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Steps that bring the registry up to it; none if nothing differs.
+    pub steps: Vec<RootStep>,
+    /// What the node is told of its disks' starts.
+    pub judgements: BTreeMap<DiskId, Judgement>,
+}
+
+/// Takes a node's report in. A disk is taken over from another node only if it serves here, its start follows on the
+/// registered one, and `free` says that it serves nowhere else: otherwise one of the two is a copy, and the registry
+/// stays as it is. `known` gives what is attested of a disk: the row, or what this leader has heard since.
+pub(super) fn take_in(
     map: &ClusterMap,
     report: &NodeReport,
-    elsewhere: impl Fn(DiskId) -> bool,
-) -> Vec<RootStep> {
-    let mut steps = Vec::new();
-    let known = map.storage_node(report.node);
-    if known.is_none_or(|known| known.address != report.address || known.location != report.location) {
+    known: impl Fn(&DiskInfo) -> DiskAttestation,
+    free: impl Fn(&DiskInfo) -> bool,
+) -> Taken {
+    let mut taken = Taken::default();
+    let registered = map.storage_node(report.node);
+    if registered.is_none_or(|known| known.address != report.address || known.location != report.location) {
         let (address, location) = (report.address.clone(), report.location.clone());
-        steps.push(RootStep::StorageNodeRegister { node: report.node, address, location });
+        taken.steps.push(RootStep::StorageNodeRegister { node: report.node, address, location });
     }
+    let mut attested = Vec::new();
     for (disk, reported) in &report.disks {
-        let serves = reported.health.readable();
-        let differs = match map.disk(*disk) {
+        let info = map.disk(*disk);
+        let before = info.map_or_else(DiskAttestation::default, &known);
+        let judgement = attest::judge(&before, reported);
+        let sound = !matches!(judgement, Judgement::Behind(_) | Judgement::Fenced(_));
+        let serves = sound && reported.health.readable();
+        let here = info.is_some_and(|info| info.node == report.node);
+        let differs = match info {
             // A disk that was never seen to serve is not worth a row.
             None => serves,
-            Some(known) if known.node == report.node => serves && known.path != reported.path,
-            Some(_) => serves && !elsewhere(*disk),
+            Some(info) if here => serves && info.path != reported.path,
+            Some(info) => serves && free(info),
         };
         if differs {
             let (node, path) = (report.node, reported.path.clone());
-            steps.push(RootStep::DiskRegister { disk: *disk, node, path });
+            taken.steps.push(RootStep::DiskRegister { disk: *disk, node, path });
+        }
+        let mine = here || differs;
+        let now = attest::attestation(&before, reported);
+        // Its count is attested from time to time; a new start and a fence at once.
+        let at_once = judgement == Judgement::Accepted || now.fenced_starts != before.fenced_starts;
+        if mine && sound && judgement != Judgement::Unknown && at_once {
+            attested.push(AttestedDisk { disk: *disk, before: before.incarnation, attested: now });
+        }
+        if mine || !sound {
+            taken.judgements.insert(*disk, judgement);
         }
     }
-    steps
+    if !attested.is_empty() {
+        taken.steps.push(RootStep::DisksAttest { disks: attested });
+    }
+    taken
+}
+
+/// Counts that have grown since they were attested.
+pub(super) fn counts_due(map: &ClusterMap, heard: &BTreeMap<DiskId, DiskAttestation>) -> Option<RootStep> {
+    let grown = |(disk, heard): (&DiskId, &DiskAttestation)| {
+        let row = map.disk(*disk)?.attested;
+        (row.incarnation == heard.incarnation && row.sequence < heard.sequence).then_some(AttestedDisk {
+            disk: *disk,
+            before: row.incarnation,
+            attested: DiskAttestation { sequence: heard.sequence, ..row },
+        })
+    };
+    let disks: Vec<AttestedDisk> = heard.iter().filter_map(grown).take(QUERY_ITEMS_MAX as usize).collect();
+    (!disks.is_empty()).then_some(RootStep::DisksAttest { disks })
 }
 
 /// The volumes that the disks which are up suffice for and that do not exist yet.

@@ -6,13 +6,19 @@ use engine::cluster::{DiskUsage, Health, Location};
 use engine::ids::{DiskId, NodeId};
 use proto::internal::{DiskState, HeartbeatRequest};
 
-use super::liveness::DiskReport;
+use super::liveness::{DiskReport, DiskStart};
 
 /// Disks in one node.
 const DISKS_MAX: usize = 1024;
 
 /// Bytes of an address, a rack's name or a path.
 const TEXT_BYTES_MAX: usize = 4096;
+
+/// Characters of a reason that are kept.
+const REASON_CHARS_MAX: usize = 512;
+
+/// Starts of a disk that none confirmed.
+const LINEAGE_MAX: usize = 1024;
 
 /// A storage node's report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +27,8 @@ pub(super) struct NodeReport {
     pub address: String,
     pub location: Location,
     pub disks: BTreeMap<DiskId, DiskReport>,
+    /// The node stops: nothing more will come.
+    pub stopping: bool,
 }
 
 /// Why a report is refused.
@@ -32,6 +40,11 @@ pub(super) struct ReportError {
 
 fn bad(why: impl Into<String>) -> ReportError {
     ReportError { why: why.into() }
+}
+
+/// What a node says in words, fit to be shown: it may name paths and errors of any kind.
+fn words(text: &str) -> String {
+    text.chars().map(|shown| if shown.is_control() { ' ' } else { shown }).take(REASON_CHARS_MAX).collect()
 }
 
 fn text(what: &str, text: &str) -> Result<String, ReportError> {
@@ -59,6 +72,7 @@ impl NodeReport {
                 DiskState::Missing => Health::Missing,
                 DiskState::Failed => Health::Failed,
                 DiskState::Full => Health::Full,
+                DiskState::Behind => Health::Behind,
                 DiskState::Unspecified => return Err(bad(format!("disk {disk} in no known state"))),
             };
             let usage = DiskUsage {
@@ -68,12 +82,31 @@ impl NodeReport {
                 shards: reported.shards,
                 shards_damaged_found: reported.shards_damaged_found,
             };
+            if reported.lineage.len() > LINEAGE_MAX {
+                return Err(bad(format!("disk {disk} with {} unconfirmed starts", reported.lineage.len())));
+            }
+            let start = DiskStart {
+                starts: reported.starts,
+                incarnation: reported.incarnation,
+                lineage: reported.lineage.clone(),
+                sequence: reported.sequence,
+                sequence_opened: reported.sequence_opened,
+                verified_starts: reported.verified_starts,
+                fenced: reported.fenced,
+            };
             let path = text("path", &reported.path)?;
-            if disks.insert(disk, DiskReport { path, health, usage }).is_some() {
+            let reason = words(&reported.reason);
+            if disks.insert(disk, DiskReport { path, health, reason, usage, start }).is_some() {
                 return Err(bad(format!("disk {disk} twice: one of the directories is a copy")));
             }
         }
         let location = Location { rack: text("rack", &request.rack)? };
-        Ok(Self { node: NodeId(request.node), address: text("address", &request.address)?, location, disks })
+        Ok(Self {
+            node: NodeId(request.node),
+            address: text("address", &request.address)?,
+            location,
+            disks,
+            stopping: request.stopping,
+        })
     }
 }

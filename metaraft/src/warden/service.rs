@@ -3,22 +3,26 @@
 //! Invariants:
 //! - It acts only while its node leads the root group; what it knows goes with leadership. A leader that has been
 //!   replaced without knowing it yet can do no harm: its commands do not commit.
-//! - A heartbeat that changes nothing costs no command.
+//! - A heartbeat that changes nothing costs no command. Counts of records are attested in one command for all disks
+//!   that have grown, at most every [`ATTEST_INTERVAL`], and at once when a node stops.
 //! - Volumes are created once no disk has been registered for [`SETTLE_TIME`], so that the disks of a fresh cluster
 //!   are seen together; the command says how many volumes were seen, so two planners never create twice.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::cluster::ClusterMap;
-use proto::internal::{HeartbeatRequest, HeartbeatResponse, VolumeEpoch};
+use engine::cluster::{ClusterMap, DiskAttestation, DiskInfo, HISTORY};
+use engine::ids::DiskId;
+use proto::internal::{DiskState, DiskVerdict, HeartbeatRequest, HeartbeatResponse, VolumeEpoch};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
+use super::attest::{self, Judgement};
 use super::liveness::Liveness;
-use super::plan;
+use super::plan::{self, Taken};
 use super::report::NodeReport;
 use crate::api::new_request;
 use crate::model::codec;
@@ -31,6 +35,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// How long no disk must have been registered before volumes are created.
 const SETTLE_TIME: Duration = Duration::from_secs(1);
+
+/// How often the disks' counts of records are written to the root group: what a disk acknowledged before it was
+/// replaced by an older copy is missed only if it is younger, and this leader is gone as well.
+const ATTEST_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long a copy of the map may serve to answer heartbeats.
 const MAP_AGE_MAX: Duration = Duration::from_millis(500);
@@ -92,6 +100,10 @@ struct AtHand {
     map: Option<(Instant, Arc<ClusterMap>)>,
     /// When a disk was last registered, or leadership began.
     changed: Option<Instant>,
+    /// The latest counts of the disks whose starts are registered.
+    counts: BTreeMap<DiskId, DiskAttestation>,
+    /// When they were last written down.
+    attested: Option<Instant>,
 }
 
 struct Inner {
@@ -152,6 +164,7 @@ impl Inner {
             }
             if leading.is_some() {
                 self.create_volumes().await;
+                self.attest_counts(false).await;
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -165,7 +178,7 @@ impl Inner {
         if leads {
             let now = Instant::now();
             self.liveness.begin_to_lead(now);
-            self.at_hand(|at_hand| *at_hand = AtHand { map: None, changed: Some(now) });
+            self.at_hand(|at_hand| *at_hand = AtHand { changed: Some(now), ..AtHand::default() });
             tracing::info!("the warden watches over the cluster here");
         } else {
             self.liveness.cease_to_lead();
@@ -227,21 +240,101 @@ impl Inner {
         }
     }
 
-    async fn take_in(&self, report: &NodeReport) -> Result<HeartbeatResponse, WardenError> {
-        let mut map = self.map().await?;
-        let elsewhere = |disk| self.liveness.serves_elsewhere(disk, report.node);
-        let steps = plan::registrations(&map, report, elsewhere);
-        if !steps.is_empty() {
-            self.at_hand(|at_hand| at_hand.changed = Some(Instant::now()));
-            tracing::info!(node = %report.node, address = report.address, changes = steps.len(), "registering");
-            self.propose(steps).await?;
-            map = self.fetch_map().await?;
+    /// Writes the counts down that have grown, if that is due, or `now`.
+    async fn attest_counts(&self, now: bool) {
+        let due = self.at_hand(|at_hand| {
+            let due = now || at_hand.attested.is_none_or(|attested| attested.elapsed() >= ATTEST_INTERVAL);
+            if due {
+                at_hand.attested = Some(Instant::now());
+            }
+            due.then(|| at_hand.counts.clone())
+        });
+        let Some(counts) = due.filter(|counts| !counts.is_empty()) else { return };
+        match self.attest(&counts).await {
+            Ok(()) | Err(WardenError::NoCluster | WardenError::Group(GroupError::NotLeader { .. })) => {}
+            Err(error) => tracing::warn!(error = %error, "the disks' counts could not be written down"),
         }
-        let volumes = plan::epochs_for(&map, report)
+    }
+
+    async fn attest(&self, counts: &BTreeMap<DiskId, DiskAttestation>) -> Result<(), WardenError> {
+        let map = self.map().await?;
+        if let Some(step) = plan::counts_due(&map, counts) {
+            self.propose(vec![step]).await?;
+            self.fetch_map().await?;
+        }
+        Ok(())
+    }
+
+    /// What is known of a disk's start: what is registered, with what was heard of that start since.
+    fn known(&self, info: &DiskInfo) -> DiskAttestation {
+        let row = info.attested;
+        let heard = self.at_hand(|at_hand| at_hand.counts.get(&info.disk).copied());
+        match heard.filter(|heard| heard.incarnation == row.incarnation) {
+            Some(heard) => DiskAttestation { sequence: row.sequence.max(heard.sequence), ..row },
+            None => row,
+        }
+    }
+
+    fn judge(&self, map: &ClusterMap, report: &NodeReport) -> Taken {
+        let free = |info: &DiskInfo| self.liveness.may_take_over(info.disk, info.node, report.node);
+        plan::take_in(map, report, |info| self.known(info), free)
+    }
+
+    async fn take_in(&self, mut report: NodeReport) -> Result<HeartbeatResponse, WardenError> {
+        let looked = self.map().await;
+        let mut taken = looked.as_ref().map(|map| self.judge(map, &report)).unwrap_or_default();
+        for (disk, judgement) in &taken.judgements {
+            if let Some(reported) = report.disks.get_mut(disk) {
+                attest::overrule(reported, judgement);
+            }
+        }
+        self.liveness.hear(report.node, report.disks.clone(), Instant::now());
+        let mut map = looked?;
+        if !taken.steps.is_empty() {
+            let registers = |step: &RootStep| !matches!(step, RootStep::DisksAttest { .. });
+            if taken.steps.iter().any(registers) {
+                self.at_hand(|at_hand| at_hand.changed = Some(Instant::now()));
+            }
+            tracing::info!(node = %report.node, address = report.address, changes = taken.steps.len(), "registering");
+            self.propose(std::mem::take(&mut taken.steps)).await?;
+            map = self.fetch_map().await?;
+            taken.judgements = self.judge(&map, &report).judgements;
+        }
+        let verdicts = self.tell(&report, &taken.judgements);
+        if report.stopping {
+            self.attest_counts(true).await;
+        }
+        let volumes = plan::epochs_for(&map, &report)
             .into_iter()
             .map(|(volume, epoch)| VolumeEpoch { volume: volume.0, epoch: epoch.0 })
             .collect();
-        Ok(HeartbeatResponse { not_leader: None, volumes })
+        Ok(HeartbeatResponse { not_leader: None, volumes, verdicts, history: HISTORY })
+    }
+
+    /// Remembers the counts of the starts that are registered, and says what the node is to know of its disks.
+    fn tell(&self, report: &NodeReport, judgements: &BTreeMap<DiskId, Judgement>) -> Vec<DiskVerdict> {
+        let mut verdicts = Vec::new();
+        for (disk, judgement) in judgements {
+            let Some(reported) = report.disks.get(disk) else { continue };
+            let (state, reason) = match judgement {
+                Judgement::Unknown | Judgement::Accepted => continue,
+                Judgement::Known => {
+                    let start = &reported.start;
+                    let counted = DiskAttestation {
+                        starts: start.starts,
+                        incarnation: start.incarnation,
+                        sequence: start.sequence,
+                        fenced_starts: 0,
+                    };
+                    self.at_hand(|at_hand| at_hand.counts.insert(*disk, counted));
+                    (DiskState::Up, String::new())
+                }
+                Judgement::Behind(reason) => (DiskState::Behind, reason.clone()),
+                Judgement::Fenced(reason) => (DiskState::Failed, reason.clone()),
+            };
+            verdicts.push(DiskVerdict { disk: disk.as_bytes().to_vec().into(), state: state.into(), reason });
+        }
+        verdicts
     }
 }
 
@@ -250,8 +343,7 @@ impl HeartbeatSink for Inner {
     async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Status> {
         let report =
             NodeReport::parse(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.liveness.hear(report.node, report.disks.clone(), Instant::now());
-        self.take_in(&report).await.map_err(|error| match error {
+        self.take_in(report).await.map_err(|error| match error {
             WardenError::Step(refused) => Status::failed_precondition(refused.to_string()),
             other => Status::unavailable(other.to_string()),
         })

@@ -8,7 +8,7 @@ use engine::ids::{ClusterId, DiskId, NodeId, ROOT_GROUP};
 use proto::internal::{DiskReport as WireDisk, DiskState, HeartbeatRequest};
 
 use super::Warden;
-use super::liveness::{DiskReport, Liveness};
+use super::liveness::{DiskReport, DiskStart, Liveness};
 use super::plan;
 use super::report::NodeReport;
 use crate::api::bootstrap::spread_slots;
@@ -37,6 +37,7 @@ fn heartbeat(node: u64, disks: &[(u8, DiskState)]) -> HeartbeatRequest {
         address: format!("127.0.0.1:{node}"),
         rack: String::new(),
         disks: disks.iter().map(disk).collect(),
+        ..HeartbeatRequest::default()
     }
 }
 
@@ -88,28 +89,130 @@ fn hostile_reports_are_refused() {
     assert!(change(&|request| request.disks = vec![WireDisk::default(); 2000]).is_err());
 }
 
+/// The steps of a report, if disks of other nodes are free to be taken over, or not.
+fn steps(map: &ClusterMap, report: &NodeReport, free: bool) -> Vec<RootStep> {
+    plan::take_in(map, report, |info| info.attested, |_info| free).steps
+}
+
 #[tokio::test]
 async fn only_what_differs_is_registered_and_a_copy_takes_nothing_over() {
     let (_local, api) = made(&Arc::default()).await;
     let up = DiskState::Up;
-    let nowhere = |_disk| false;
     let first = report(1, &[(1, up), (2, DiskState::Missing)]);
     let map = api.refresh_map().await.unwrap();
-    let steps = plan::registrations(&map, &first, nowhere);
-    assert_eq!(steps.len(), 2, "a disk that was never seen to serve gets no row: {steps:?}");
-    root(&api, steps).await;
+    let made = steps(&map, &first, true);
+    assert_eq!(made.len(), 2, "a disk that was never seen to serve gets no row: {made:?}");
+    root(&api, made).await;
     let map = api.refresh_map().await.unwrap();
-    assert!(plan::registrations(&map, &first, nowhere).is_empty());
+    assert!(steps(&map, &first, true).is_empty());
     let moved = NodeReport { address: "elsewhere:1".into(), ..first.clone() };
-    assert_eq!(plan::registrations(&map, &moved, nowhere).len(), 1);
+    assert_eq!(steps(&map, &moved, true).len(), 1);
     let location = Location { rack: "r9".into() };
-    assert_eq!(plan::registrations(&map, &NodeReport { location, ..first }, nowhere).len(), 1);
+    assert_eq!(steps(&map, &NodeReport { location, ..first }, true).len(), 1);
     let second = report(2, &[(1, up)]);
-    assert_eq!(plan::registrations(&map, &second, |_disk| true).len(), 1, "the node, not the disk");
-    assert_eq!(plan::registrations(&map, &second, nowhere).len(), 2, "a disk that has moved");
+    assert_eq!(steps(&map, &second, false).len(), 1, "the node, not the disk");
+    assert_eq!(steps(&map, &second, true).len(), 2, "a disk that has moved");
     let broken = report(2, &[(1, DiskState::Failed)]);
-    assert_eq!(plan::registrations(&map, &broken, nowhere).len(), 1);
+    assert_eq!(steps(&map, &broken, true).len(), 1);
     api.stop().await;
+}
+
+/// A heartbeat of one disk, with its start.
+fn started(node: u64, disk: u8, starts: u64, lineage: &[u64], sequence: u64) -> HeartbeatRequest {
+    let mut request = heartbeat(node, &[(disk, DiskState::Up)]);
+    let reported = &mut request.disks[0];
+    reported.starts = starts;
+    reported.incarnation = 100 + starts;
+    reported.lineage = lineage.to_vec();
+    reported.sequence = sequence;
+    reported.sequence_opened = sequence;
+    request
+}
+
+#[tokio::test]
+async fn what_a_disk_acknowledged_and_does_not_hold_is_found_at_its_next_start() {
+    let liveness = Arc::new(Liveness::default());
+    let (local, api) = made(&liveness).await;
+    let warden = Warden::start(local.clone(), liveness);
+    local.lead(1, true);
+    let sink = warden.sink();
+    let verdict = async |request: HeartbeatRequest| {
+        let answer = sink.heartbeat(request).await.unwrap();
+        (answer.verdicts[0].state(), answer.verdicts[0].reason.clone())
+    };
+    assert_eq!(verdict(started(1, 1, 1, &[], 0)).await.0, DiskState::Up);
+    // The count is heard with a later heartbeat of the same start.
+    let later = |sequence| {
+        let mut request = started(1, 1, 1, &[], sequence);
+        request.disks[0].sequence_opened = 0;
+        request
+    };
+    assert_eq!(verdict(later(7)).await.0, DiskState::Up);
+    let before = local.proposals();
+    assert_eq!(verdict(later(7)).await.0, DiskState::Up);
+    // It is restarted with a directory that lacks one record.
+    let (state, reason) = verdict(started(1, 1, 2, &[101], 6)).await;
+    assert_eq!(state, DiskState::Behind, "{reason}");
+    let map = until("behind", &api, |map| map.disk_health(disk_id(1)) == Health::Behind).await;
+    assert!(map.disk(disk_id(1)).unwrap().reason.contains("holds less"));
+    // The count reaches the root group by itself, so that another leader knows it. (The warden may have noticed only
+    // now that it leads, and forgotten what it heard before.)
+    assert_eq!(verdict(later(7)).await.0, DiskState::Up);
+    until("attested", &api, |map| map.disk(disk_id(1)).unwrap().attested.sequence == 7).await;
+    assert!(local.proposals() <= before + 2, "one command for the counts");
+    local.lead(2, false);
+    local.lead(3, true);
+    let (state, _) = verdict(started(1, 1, 2, &[101], 6)).await;
+    assert_eq!(state, DiskState::Behind, "another leader says the same");
+    let (state, reason) = verdict(started(1, 1, 1, &[99], 100)).await;
+    assert_eq!(state, DiskState::Up, "the registered start goes on: {reason}");
+    assert_eq!(
+        verdict(started(1, 1, 3, &[101, 102], 7)).await.0,
+        DiskState::Up,
+        "the right directory is back"
+    );
+    until("up", &api, |map| map.disk_health(disk_id(1)) == Health::Up).await;
+    // A copy that was made before the last start.
+    let (state, reason) = verdict(started(1, 1, 2, &[101], 500)).await;
+    assert!(state == DiskState::Behind && reason.contains("older copy"), "{reason}");
+    warden.stop().await;
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_stops_has_its_counts_written_down_at_once() {
+    let liveness = Arc::new(Liveness::default());
+    let (local, api) = made(&liveness).await;
+    let warden = Warden::start(local.clone(), liveness);
+    local.lead(1, true);
+    let sink = warden.sink();
+    sink.heartbeat(started(1, 1, 1, &[], 0)).await.unwrap();
+    let last = HeartbeatRequest { stopping: true, ..started(1, 1, 1, &[], 41) };
+    sink.heartbeat(last).await.unwrap();
+    let attested = api.refresh_map().await.unwrap().disk(disk_id(1)).unwrap().attested;
+    assert_eq!((attested.starts, attested.sequence), (1, 41));
+    warden.stop().await;
+    api.stop().await;
+}
+
+#[test]
+fn a_disk_is_taken_over_only_once_its_node_was_heard_or_silent_under_this_leader() {
+    let (start, second) = (Instant::now(), Duration::from_secs(1));
+    let (disk, old, new) = (disk_id(1), NodeId(1), NodeId(2));
+    let liveness = Liveness::default();
+    let free = |after: u32| liveness.may_take_over_at(disk, old, new, start + second * after);
+    assert!(!free(0), "nobody leads");
+    liveness.begin_to_lead(start);
+    assert!(!free(0) && !free(5), "its node has not been heard under this leader");
+    assert!(free(6), "silent for long enough");
+    let serving = report(1, &[(1, DiskState::Up)]).disks;
+    liveness.hear(old, serving.clone(), start + second);
+    assert!(!free(2) && !free(6), "it serves there");
+    assert!(free(7), "its node is silent");
+    liveness.hear(old, BTreeMap::new(), start + second * 2);
+    assert!(free(2), "its node says that it has it no more");
+    liveness.hear(NodeId(3), serving, start + second * 3);
+    assert!(!free(3), "it serves in a third node");
 }
 
 #[tokio::test]
@@ -120,7 +223,7 @@ async fn health_is_what_was_heard_within_the_grace() {
         let number = u8::try_from(node).unwrap();
         let registered = report(node, &[(number, up), (number + 10, up)]);
         let map = api.refresh_map().await.unwrap();
-        root(&api, plan::registrations(&map, &registered, |_disk| false)).await;
+        root(&api, steps(&map, &registered, true)).await;
     }
     let registered = ClusterMap::clone(&*api.refresh_map().await.unwrap());
     let start = Instant::now();
@@ -134,13 +237,16 @@ async fn health_is_what_was_heard_within_the_grace() {
     assert_eq!(healths(GRACE), [Health::Up; 4], "a young leader believes the best");
     assert_eq!(healths(GRACE + Duration::from_millis(1)), [Health::Down; 4]);
     let usage = DiskUsage::default();
-    let reported = |health| DiskReport { path: String::new(), health, usage };
+    let reported = |health| DiskReport {
+        path: String::new(),
+        health,
+        reason: String::new(),
+        usage,
+        start: DiskStart::default(),
+    };
     let later = start + 2 * GRACE;
     let disks = BTreeMap::from([(disk_id(1), reported(Health::Full))]);
     liveness.hear(NodeId(1), disks.clone(), later);
-    assert!(
-        liveness.serves_elsewhere(disk_id(1), NodeId(2)) && !liveness.serves_elsewhere(disk_id(1), NodeId(1))
-    );
     assert_eq!(healths(2 * GRACE), [Health::Full, Health::Missing, Health::Down, Health::Down]);
     assert_eq!(healths(3 * GRACE + Duration::from_millis(1)), [Health::Down; 4], "not heard of since");
     let disks = BTreeMap::from([(disk_id(1), reported(Health::Failed)), (disk_id(11), reported(Health::Up))]);

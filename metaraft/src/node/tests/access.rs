@@ -21,7 +21,7 @@ struct Sink;
 impl HeartbeatSink for Sink {
     async fn heartbeat(&self, report: HeartbeatRequest) -> Result<HeartbeatResponse, Status> {
         let volumes = vec![VolumeEpoch { volume: report.node, epoch: 1 }];
-        Ok(HeartbeatResponse { not_leader: None, volumes })
+        Ok(HeartbeatResponse { volumes, ..HeartbeatResponse::default() })
     }
 }
 

@@ -1,0 +1,63 @@
+//! Faults that unit tests inject where the disk is read and synced: places that give EIO, and syncs that fail.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Mutex;
+
+use crate::locks::locked;
+
+#[derive(Default)]
+struct Faults {
+    unreadable: Vec<Range<u64>>,
+    sync_fails: bool,
+}
+
+/// By device and inode: a test's files are its own.
+static FAULTS: Mutex<BTreeMap<(u64, u64), Faults>> = Mutex::new(BTreeMap::new());
+
+fn eio() -> io::Error {
+    io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())
+}
+
+fn change(path: &Path, change: impl FnOnce(&mut Faults)) {
+    let metadata = std::fs::metadata(path).unwrap();
+    change(locked(&FAULTS).entry((metadata.dev(), metadata.ino())).or_default());
+}
+
+/// From now on no read of `path` that touches `range` succeeds.
+pub(crate) fn make_unreadable(path: &Path, range: Range<u64>) {
+    change(path, |faults| faults.unreadable.push(range));
+}
+
+/// From now on no sync of `path` succeeds.
+pub(crate) fn fail_syncs(path: &Path) {
+    change(path, |faults| faults.sync_fails = true);
+}
+
+/// Everything works again.
+pub(crate) fn heal(path: &Path) {
+    change(path, |faults| *faults = Faults::default());
+}
+
+fn check(file: &File, fails: impl FnOnce(&Faults) -> bool) -> io::Result<()> {
+    let faults = locked(&FAULTS);
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let metadata = file.metadata()?;
+    let hit = faults.get(&(metadata.dev(), metadata.ino())).is_some_and(fails);
+    if hit { Err(eio()) } else { Ok(()) }
+}
+
+pub(crate) fn read(file: &File, offset: u64, length: usize) -> io::Result<()> {
+    let end = offset + length as u64;
+    check(file, |faults| faults.unreadable.iter().any(|range| range.start < end && offset < range.end))
+}
+
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    check(file, |faults| faults.sync_fails)
+}
