@@ -11,6 +11,7 @@ pub mod coding;
 pub mod cutter;
 pub mod durability;
 pub mod hash;
+pub mod health;
 pub mod ids;
 pub mod location;
 pub mod manifest;
