@@ -1,6 +1,6 @@
 //! For tests: disks in memory with faults, under a clock that jumps. One thread, and the same run for the same seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use crate::codec::ChunkCompressor;
 use crate::health::DiskState;
 use crate::ids::{ChunkId, ClusterId, DiskId, Epoch, NodeId, Position, StripeId, VolumeId};
 use crate::location::ChunkKind;
-use crate::placement::{PlacementDisk, plan_volumes};
+use crate::placement::{PlacementDisk, Spread, plan_volumes};
 use crate::reader::ReadPatience;
 use crate::store::{Entropy, PutShardError, ReadShardError, ShardPut, ShardStore, Timer};
 use crate::stripe::{SealedStripe, StripeBuilder};
@@ -310,7 +310,7 @@ pub(crate) fn cluster(disks: u64, code: Code) -> ClusterMap {
             usage: DiskUsage::default(),
         });
     }
-    let planned = plan_volumes(&PlacementDisk::all_up(&map), &[], code);
+    let planned = plan_volumes(&PlacementDisk::all_up(&map), &[], &BTreeSet::new(), code, Spread::ANY);
     let volume = |(index, members): (usize, Vec<DiskId>)| Volume {
         volume: VolumeId(index as u64 + 1),
         code,
