@@ -29,7 +29,7 @@ use crate::scrub::{self, Checked, ScrubEnd, finish_deletion, report_damage};
 use crate::space::Space;
 use crate::superblock::{self, DiskLock, SuperblockError};
 use crate::threads::{NotRun, Threads};
-use crate::writer::{Put, PutOutcome, Work, Writer};
+use crate::writer::{Offer, Put, PutOutcome, Work, Writer};
 
 /// Changes that may wait for the writer.
 const CHANGES_WAITING_MAX: usize = 256;
@@ -104,6 +104,15 @@ impl From<NotRun> for DiskError {
             NotRun::Busy => Self::Busy(error.to_string()),
             NotRun::Stopping => Self::Refused(error.to_string()),
         }
+    }
+}
+
+/// Lets go of what the writer has not taken when the caller of a put goes away.
+struct GiveUp(Offer);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        drop(self.0.take());
     }
 }
 
@@ -188,13 +197,16 @@ impl Disk {
         })
     }
 
-    /// Stores a shard. Dropping the future leaves it stored or not.
+    /// Stores a shard. Dropping the future leaves it stored or not, and its bytes held no longer unless they are being
+    /// written.
     ///
     /// # Errors
     /// If the disk is busy or the node stops.
     pub async fn put(&self, put: Put) -> Result<PutOutcome, DiskError> {
         let (answer, answered) = oneshot::channel();
-        self.ask(Work::Put { put, answer })?;
+        let offer = Offer::new(put);
+        let _given_up_when_dropped = GiveUp(offer.clone());
+        self.ask(Work::Put { offer, answer })?;
         answered.await.map_err(|_dropped| NotRun::Stopping.into())
     }
 
