@@ -138,8 +138,8 @@ impl ChunkSource {
     async fn read_once(&self, run: &[LocatedChunk]) -> Result<Vec<Bytes>, ReadChunkError> {
         let map = self.meta.map();
         let available = |disk| self.suspects.readable(&map, disk);
-        let patience =
-            ReadPatience { hedge_after: self.meta.api().settings().read_hedge(), deadline: READ_DEADLINE };
+        let hedge_after = self.suspects.hedge_after(self.meta.api().settings().read_hedge());
+        let patience = ReadPatience { hedge_after, deadline: READ_DEADLINE };
         let read = self.reader.read_chunks(&map, &available, run, patience).await?;
         log_damage(&read.damaged);
         Ok(read.chunks.into_iter().map(|(_chunk, plain)| plain).collect())

@@ -13,7 +13,7 @@ use std::time::Duration;
 use blockstore::client::StorageClient;
 use engine::ids::{ChunkId, Epoch, GroupId, HolderId};
 use engine::stripe::SealedStripe;
-use engine::writer::{StripeWriter, WriteStripeError, WrittenStripe};
+use engine::writer::{DiskView, StripeWriter, WriteStripeError, WrittenStripe};
 use futures_util::future::try_join_all;
 use metaraft::api::MetaError;
 use metaraft::model::command::{DataStep, NewChunk, StepError};
@@ -94,8 +94,11 @@ impl StripeSink {
     async fn write(&self, sealed: &SealedStripe) -> Result<WrittenStripe, WriteStripeError> {
         let map = self.meta.map();
         let deadline = self.meta.api().settings().write_deadline();
-        let writable = |disk| self.suspects.writable(&map, disk);
-        let written = self.writer.write(&map, &writable, sealed, deadline).await?;
+        self.suspects.set_deadline(deadline);
+        let state = |disk| self.suspects.write_state(disk);
+        let hangs = |disk| self.suspects.hangs(disk);
+        let disks = DiskView { state: &state, hangs: &hangs };
+        let written = self.writer.write(&map, disks, sealed, deadline).await?;
         for put in &written.failed {
             match &put.error {
                 Some(error) => tracing::warn!(disk = %put.disk, error = %error, "shard not stored"),
