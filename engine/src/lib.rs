@@ -17,6 +17,7 @@ pub mod location;
 pub mod manifest;
 pub mod packer;
 pub mod placement;
+pub mod presence;
 pub mod read_plan;
 pub mod reader;
 pub mod rebuild;
