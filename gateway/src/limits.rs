@@ -150,6 +150,9 @@ pub(crate) const PROBE_TICK: Duration = Duration::from_secs(1);
 /// A read waits at least so long before it asks for parity as well, however fast reads usually are.
 pub(crate) const READ_HEDGE_MIN: Duration = Duration::from_millis(50);
 
+/// Stripes whose disks are asked at once whether they have their shards.
+pub(crate) const STRIPES_LOOKED_AT_MAX: usize = 16;
+
 /// Clean-ups after answers (pins of sessions whose content had another holder) that may wait.
 pub(crate) const CLEANUPS_MAX: usize = 256;
 

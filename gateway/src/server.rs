@@ -23,9 +23,10 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
+use crate::chunks::deposit::Depositor;
 use crate::chunks::inflight::InFlight;
-use crate::chunks::latency::Latencies;
 use crate::chunks::prepare::Preparer;
+use crate::chunks::presence::Presence;
 use crate::chunks::reader::ChunkSource;
 use crate::chunks::stripe::StripeSink;
 use crate::chunks::writer::ChunkWriter;
@@ -44,7 +45,7 @@ use crate::services::dispatch::BoundedFiles;
 use crate::services::files::FilesService;
 use crate::services::sync::SyncService;
 use crate::sessions::Sessions;
-use crate::suspects::{Suspects, WatchedStore};
+use crate::suspects::{Suspects, WatchedStore, probe_hung};
 use crate::sync::watch::follow_groups;
 use crate::uploads::put::byte_budget;
 
@@ -154,21 +155,26 @@ impl Gateway {
         let storage = Arc::new(storage_client(&identity, &meta));
         let suspects = Arc::new(Suspects::default());
         let store = Arc::new(WatchedStore::new(Arc::clone(&storage), Arc::clone(&suspects)));
-        let sink = StripeSink::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&store));
+        let sink =
+            StripeSink::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&storage), Arc::clone(&store));
+        let source = ChunkSource::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&store));
+        let presence = Presence::new(meta.clone(), Arc::clone(&store), source.clone());
+        let depositor = Depositor::new(meta.clone(), Arc::clone(&suspects), sink, presence.clone());
         let packing = CancellationToken::new();
-        let (writer, pack) = ChunkWriter::new(sink, packing.clone());
+        let (writer, pack) = ChunkWriter::new(depositor, packing.clone());
         let core = Arc::new(Core {
             node: config.node,
             address: address.to_string(),
             identity,
-            source: ChunkSource::new(meta.clone(), suspects, store),
+            source,
             meta,
             storage,
             passwords,
             sessions: Sessions::default(),
             preparer: Preparer::new(),
             in_flight: InFlight::default(),
-            latencies: Latencies::default(),
+            suspects: Arc::clone(&suspects),
+            presence,
             writer,
             upload_budget: byte_budget(UPLOAD_BYTES_MAX),
             download_budget: byte_budget(DOWNLOAD_BYTES_MAX),
@@ -183,6 +189,7 @@ impl Gateway {
             stopping: CancellationToken::new(),
         });
         core.tasks.spawn(follow_groups(Arc::clone(&core)));
+        core.tasks.spawn(probe_hung(core.meta.clone(), suspects, store, core.stopping.clone()));
         let packer = tokio::spawn(pack);
         let stop_serving = CancellationToken::new();
         let serving = tokio::spawn(serve(router, listener, Arc::clone(&core), stop_serving.clone()));
