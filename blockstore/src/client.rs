@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - Every call has a deadline, and a node that refuses the connection is reported at once.
+//! - A node that has too much to do is told apart from one that fails: what it did not take can come again.
+//! - Dropping a call ends it at the node as well, which then lets go of the shard's bytes.
 //! - An answer is `Ok` only for bytes that the node verified; TLS keeps them whole on the way.
 
 use std::collections::BTreeMap;
@@ -245,6 +247,9 @@ impl ShardStore for StorageClient {
                 Err(PutShardError::DiskRefuses { disk, reason: refusal.reason })
             }
             Ok(None) => Err(unavailable("an answer of a kind this version does not know".to_owned())),
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                Err(PutShardError::Busy { disk, reason: words(&status) })
+            }
             Err(status) if status.code() == Code::AlreadyExists => {
                 Err(PutShardError::DiskRefuses { disk, reason: words(&status) })
             }
@@ -284,6 +289,9 @@ impl ShardStore for StorageClient {
             }
             Ok(Some(read_shard_response::Result::DiskRefuses(refusal))) => Err(unavailable(refusal.reason)),
             Ok(None) => Err(unavailable("an answer of a kind this version does not know".to_owned())),
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                Err(ReadShardError::Busy { disk, reason: words(&status) })
+            }
             Err(status) => Err(unavailable(words(&status))),
         }
     }

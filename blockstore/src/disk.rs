@@ -32,7 +32,7 @@ use crate::scrub::{self, Checked, ScrubEnd, finish_deletion, report_damage};
 use crate::space::Space;
 use crate::superblock::{self, DiskLock, SuperblockError};
 use crate::threads::{NotRun, Threads};
-use crate::writer::{Authority, DeleteRefused, Put, PutOutcome, Work, Writer};
+use crate::writer::{Authority, DeleteRefused, Offer, Put, PutOutcome, Work, Writer};
 
 /// Changes that may wait for the writer.
 const CHANGES_WAITING_MAX: usize = 256;
@@ -145,6 +145,15 @@ pub enum Verdict {
     Fenced,
 }
 
+/// Lets go of what the writer has not taken when the caller of a put goes away.
+struct GiveUp(Offer);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        drop(self.0.take());
+    }
+}
+
 /// A disk that serves.
 pub struct Disk {
     core: Arc<Core>,
@@ -243,7 +252,8 @@ impl Disk {
         })
     }
 
-    /// Stores a shard. Dropping the future leaves it stored or not.
+    /// Stores a shard. Dropping the future leaves it stored or not, and its bytes held no longer unless they are being
+    /// written.
     ///
     /// # Errors
     /// If the disk is busy or the node stops.
@@ -252,7 +262,9 @@ impl Disk {
             return Ok(PutOutcome::Refused(reason));
         }
         let (answer, answered) = oneshot::channel();
-        self.ask(Work::Put { put, answer })?;
+        let offer = Offer::new(put);
+        let _given_up_when_dropped = GiveUp(offer.clone());
+        self.ask(Work::Put { offer, answer })?;
         answered.await.map_err(|_dropped| NotRun::Stopping.into())
     }
 

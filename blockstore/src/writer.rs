@@ -31,8 +31,8 @@ mod rebuild;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use engine::ids::{Epoch, VolumeId};
@@ -88,10 +88,26 @@ pub struct Put {
     pub payload: Bytes,
 }
 
+/// A put that waits for the writer. Once its caller has given up its bytes are let go of, however long the writer
+/// stands still; what is left in the queue is an empty place.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer(Arc<Mutex<Option<Put>>>);
+
+impl Offer {
+    pub(crate) fn new(put: Put) -> Self {
+        Self(Arc::new(Mutex::new(Some(put))))
+    }
+
+    /// The put, once, if nobody has taken it or given it up.
+    pub(crate) fn take(&self) -> Option<Put> {
+        locked(&self.0).take()
+    }
+}
+
 /// What the writer is asked to do.
 pub(crate) enum Work {
     Put {
-        put: Put,
+        offer: Offer,
         answer: oneshot::Sender<PutOutcome>,
     },
     Delete {
@@ -234,15 +250,20 @@ impl Writer {
                 self.rebuild_index();
             }
             match item {
-                Work::Put { put, answer } => {
-                    let mut bytes = record_bytes(put.header.payload_length);
-                    let mut batch = vec![(put, answer)];
-                    while batch.len() < BATCH_COUNT_MAX && bytes < BATCH_BYTES_MAX && next.is_none() {
+                Work::Put { offer, answer } => {
+                    let mut bytes = 0;
+                    let mut batch = Vec::new();
+                    let mut take = |offer: &Offer, answer| {
+                        if let Some(put) = offer.take() {
+                            bytes += record_bytes(put.header.payload_length);
+                            batch.push((put, answer));
+                        }
+                        batch.len() < BATCH_COUNT_MAX && bytes < BATCH_BYTES_MAX
+                    };
+                    let mut more = take(&offer, answer);
+                    while more && next.is_none() {
                         match work.try_recv() {
-                            Ok(Work::Put { put, answer }) => {
-                                bytes += record_bytes(put.header.payload_length);
-                                batch.push((put, answer));
-                            }
+                            Ok(Work::Put { offer, answer }) => more = take(&offer, answer),
                             Ok(other) => next = Some(other),
                             Err(_empty) => break,
                         }
@@ -588,5 +609,34 @@ impl Writer {
         let mut batch = IndexBatch::default();
         let batch = batch.set_scrub_cursor(cursor).map(|()| batch);
         drop(self.commit(batch, false));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::cluster::StripeLayout;
+    use engine::ids::{Position, StripeId};
+
+    use super::*;
+
+    #[test]
+    fn an_offer_that_is_given_up_holds_no_bytes_while_it_waits_in_the_queue() {
+        let payload = Bytes::from(vec![7; 1024]);
+        let name = ShardName { stripe: StripeId::new(VolumeId(1), [0; 8]), position: Position(0) };
+        let header = ShardHeader {
+            name,
+            epoch: Epoch(1),
+            code: engine::code::Code::new(4, 2).unwrap(),
+            layout: StripeLayout::Copies,
+            stripe_length: 1024,
+            payload_length: 1024,
+            payload_crc32: 0,
+        };
+        let offer = Offer::new(Put { header, payload: payload.clone() });
+        let waiting = offer.clone();
+        assert!(!payload.is_unique());
+        drop(offer.take());
+        assert!(payload.is_unique(), "the queue holds on to it");
+        assert!(waiting.take().is_none(), "the writer finds an empty place");
     }
 }

@@ -8,7 +8,7 @@ use engine::code::Code;
 use engine::ids::{ClusterId, NodeId};
 use gateway::accounts::{BootstrapAdmin, bootstrap_admin};
 use metaraft::api::MetaApi;
-use metaraft::api::bootstrap::init_cluster;
+use metaraft::api::bootstrap::init_cluster_spread;
 use metaraft::client::MetaClient;
 use proto::peer::{MetaAddress, TlsIdentity};
 use tokio::time::Instant;
@@ -23,6 +23,8 @@ pub(crate) struct Installation {
     pub(crate) cluster: ClusterId,
     pub(crate) code: Code,
     pub(crate) data_groups: u16,
+    /// Storage nodes that there will be: volumes are spread over them, however late some register.
+    pub(crate) storage_nodes: usize,
     pub(crate) meta_nodes: Vec<(NodeId, String)>,
 }
 
@@ -59,8 +61,8 @@ async fn init_and_admin(
 ) -> anyhow::Result<BootstrapAdmin> {
     let deadline = Instant::now() + LEADERS_TIME_MAX;
     loop {
-        let Installation { cluster, code, data_groups, meta_nodes } = installation.clone();
-        match init_cluster(api, cluster, code, data_groups, meta_nodes).await {
+        let Installation { cluster, code, data_groups, storage_nodes, meta_nodes } = installation.clone();
+        match init_cluster_spread(api, cluster, code, data_groups, meta_nodes, storage_nodes).await {
             Ok(()) => break,
             Err(metaraft::api::MetaError::Step(error)) => {
                 return Err(error).context("the cluster cannot be initialised");

@@ -45,6 +45,21 @@ pub struct CutterError {
     pub text: String,
 }
 
+/// Why a list of chunks is not one that a cutter makes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "chunk {index} has {bytes} bytes; but for a file's last one, chunks by {cutter} have at least {}",
+    cutter.chunk_bytes_min()
+)]
+pub struct SmallChunkError {
+    /// How the file is said to be cut.
+    pub cutter: Cutter,
+    /// Which chunk of the file, from 0.
+    pub index: usize,
+    /// Its bytes.
+    pub bytes: u32,
+}
+
 impl Cutter {
     /// All cutters.
     pub const ALL: [Self; 4] = [Self::Cdc64k, Self::Cdc256k, Self::Cdc1m, Self::Fixed4m];
@@ -106,6 +121,21 @@ impl Cutter {
         match self {
             Self::Fixed4m => self.chunk_bytes_average(),
             _ => self.chunk_bytes_average() * 4,
+        }
+    }
+
+    /// Refuses the sizes of a file's chunks, in order, if one that is not the last is smaller than this cutter makes
+    /// them: each chunk costs rows, a place in a stripe and its share of a disk's blocks, however small it is. Larger
+    /// ones are taken, up to [`CHUNK_BYTES_MAX`](crate::chunk::CHUNK_BYTES_MAX): they cost nobody anything.
+    ///
+    /// # Errors
+    /// With the first that is too small.
+    pub fn check_sizes(self, sizes: &[u32]) -> Result<(), SmallChunkError> {
+        let least = self.chunk_bytes_min();
+        let not_last = &sizes[..sizes.len().saturating_sub(1)];
+        match not_last.iter().position(|size| (*size as usize) < least) {
+            None => Ok(()),
+            Some(index) => Err(SmallChunkError { cutter: self, index, bytes: sizes[index] }),
         }
     }
 

@@ -27,6 +27,9 @@ pub use crate::writer::DiskCheck;
 /// Combinations of shards that are tried for a chunk whose bytes are wrong although its shards' checksums are right.
 pub const COMBINATIONS_MAX: usize = 256;
 
+/// How long a read waits before it comes again to a disk that was busy.
+const BUSY_WAIT: Duration = Duration::from_millis(20);
+
 /// How long a read waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadPatience {
@@ -270,7 +273,13 @@ impl<S: ShardStore, T: Timer> ChunkReader<S, T> {
         let (disk, stripe) = (findings.disk(range.position), findings.stripe);
         async move {
             let length = range.end - range.start;
-            (range, self.store.read_shard(disk, stripe, range.position, range.start, length).await)
+            loop {
+                match self.store.read_shard(disk, stripe, range.position, range.start, length).await {
+                    // Asked again until the read as a whole is over; meanwhile others are asked, as for a slow one.
+                    Err(ReadShardError::Busy { .. }) => self.timer.sleep(BUSY_WAIT).await,
+                    result => return (range, result),
+                }
+            }
         }
     }
 }
@@ -295,7 +304,7 @@ impl StripeRead<'_> {
                 self.findings.damaged(range.position, reason);
                 self.plan.failed(range);
             }
-            Err(ReadShardError::Unavailable { .. }) => {
+            Err(ReadShardError::Unavailable { .. } | ReadShardError::Busy { .. }) => {
                 self.findings.unavailable(range.position);
                 self.plan.failed(range);
             }

@@ -1,6 +1,6 @@
 //! For tests: disks in memory with faults, under a clock that jumps. One thread, and the same run for the same seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,12 +16,14 @@ use crate::cluster::{
 };
 use crate::code::Code;
 use crate::codec::ChunkCompressor;
+use crate::health::DiskState;
 use crate::ids::{ChunkId, ClusterId, DiskId, Epoch, NodeId, Position, StripeId, VolumeId};
 use crate::location::ChunkKind;
-use crate::placement::{PlacementDisk, plan_volumes};
+use crate::placement::{PlacementDisk, Spread, plan_volumes};
 use crate::reader::ReadPatience;
 use crate::store::{Entropy, PutShardError, ReadShardError, ShardLoss, ShardPut, ShardStore, Timer};
 use crate::stripe::{SealedStripe, StripeBuilder};
+use crate::writer::DiskView;
 
 /// A time that jumps to the next thing that happens.
 #[derive(Debug, Default)]
@@ -85,6 +87,8 @@ pub(crate) enum Fault {
     Down,
     /// Takes no writes; reads go on.
     Full,
+    /// Answers at once that it is busy, until then.
+    BusyUntil(Duration),
 }
 
 #[derive(Debug)]
@@ -96,6 +100,7 @@ struct StoreState {
     flaky_one_in: u32,
     epoch: Epoch,
     reads: Vec<(Position, u32, u32)>,
+    puts: usize,
 }
 
 /// Disks, clock and randomness.
@@ -114,6 +119,7 @@ impl Sim {
             flaky_one_in: 0,
             epoch: Epoch(1),
             reads: Vec::new(),
+            puts: 0,
         };
         Arc::new(Self { clock: Arc::default(), state: Mutex::new(state) })
     }
@@ -177,6 +183,16 @@ impl Sim {
         std::mem::take(&mut self.state.lock().unwrap().reads)
     }
 
+    /// Puts so far.
+    pub(crate) fn puts(&self) -> usize {
+        self.state.lock().unwrap().puts
+    }
+
+    fn busy(&self, disk: DiskId) -> bool {
+        let fault = self.state.lock().unwrap().faults.get(&disk).copied();
+        matches!(fault, Some(Fault::BusyUntil(until)) if self.clock.now() < until)
+    }
+
     /// Waits as the disk's fault says; `false` = it is down.
     async fn answer(&self, disk: DiskId) -> bool {
         let (fault, latency_ms) = {
@@ -185,7 +201,7 @@ impl Sim {
             (state.faults.get(&disk).copied().unwrap_or(Fault::None), latency_ms)
         };
         match fault {
-            Fault::None | Fault::Full => self.clock.wait(Duration::from_millis(latency_ms)).await,
+            Fault::None | Fault::Full | Fault::BusyUntil(_) => self.clock.wait(Duration::from_millis(latency_ms)).await,
             Fault::Slow(time) => self.clock.wait(time).await,
             Fault::Hangs => std::future::pending().await,
             Fault::Down => return false,
@@ -198,6 +214,10 @@ impl ShardStore for Sim {
     async fn put_shard(&self, put: ShardPut) -> Result<(), PutShardError> {
         let unavailable =
             || PutShardError::Unavailable { disk: put.disk, reason: "connection refused".to_owned() };
+        self.state.lock().unwrap().puts += 1;
+        if self.busy(put.disk) {
+            return Err(PutShardError::Busy { disk: put.disk, reason: "queue full".to_owned() });
+        }
         if !self.answer(put.disk).await {
             return Err(unavailable());
         }
@@ -229,6 +249,9 @@ impl ShardStore for Sim {
         length: u32,
     ) -> Result<Bytes, ReadShardError> {
         self.state.lock().unwrap().reads.push((position, offset, length));
+        if self.busy(disk) {
+            return Err(ReadShardError::Busy { disk, reason: "queue full".to_owned() });
+        }
         if !self.answer(disk).await {
             return Err(ReadShardError::Unavailable { disk, reason: "connection refused".to_owned() });
         }
@@ -294,7 +317,7 @@ pub(crate) fn cluster(disks: u64, code: Code) -> ClusterMap {
             attested: DiskAttestation::default(),
         });
     }
-    let planned = plan_volumes(&PlacementDisk::all_up(&map), &[], code);
+    let planned = plan_volumes(&PlacementDisk::all_up(&map), &[], &BTreeSet::new(), code, Spread::ANY);
     let volume = |(index, members): (usize, Vec<DiskId>)| Volume {
         volume: VolumeId(index as u64 + 1),
         code,
@@ -336,6 +359,11 @@ pub(crate) fn sealed(seed: u64, lengths: &[usize]) -> (SealedStripe, BTreeMap<Ch
 /// Every disk takes writes and answers reads, as far as the caller knows.
 pub(crate) fn all(_disk: DiskId) -> bool {
     true
+}
+
+/// The same for writes; whoever is late hangs.
+pub(crate) fn plain_view() -> DiskView<'static> {
+    DiskView { state: &|_disk| DiskState::Fine, hangs: &all }
 }
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);

@@ -52,6 +52,14 @@ pub enum PutShardError {
         /// Why, in words.
         reason: String,
     },
+    /// Too much waits for the disk or its node: nothing was stored; come again in a moment. The disk is well.
+    #[error("disk busy: disk={disk} reason={reason}")]
+    Busy {
+        /// The disk.
+        disk: DiskId,
+        /// Why, in words.
+        reason: String,
+    },
     /// The node did not answer, or failed this time: whether the shard is stored is not known.
     #[error("storage node unavailable: disk={disk} reason={reason}")]
     Unavailable {
@@ -86,6 +94,14 @@ pub enum ReadShardError {
         /// How it is lost.
         loss: ShardLoss,
         /// What was found, in words.
+        reason: String,
+    },
+    /// Too much waits for the disk or its node: come again in a moment, or read elsewhere. The disk is well.
+    #[error("disk busy: disk={disk} reason={reason}")]
+    Busy {
+        /// The disk.
+        disk: DiskId,
+        /// Why, in words.
         reason: String,
     },
     /// The node did not answer, or the disk failed this time: read elsewhere.

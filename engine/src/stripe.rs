@@ -134,33 +134,39 @@ impl StripeBuilder {
         if self.chunks.is_empty() {
             return None;
         }
-        let table_bytes = table_length(self.chunks.len());
-        let mut bytes = Vec::with_capacity(table_bytes + self.payload_bytes);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&STRIPE_FORMAT.to_be_bytes());
-        bytes.extend_from_slice(&[0; 2]);
-        bytes.extend_from_slice(&in_stripe(self.chunks.len()).to_be_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        let mut offset = table_bytes;
-        let mut rows = Vec::with_capacity(self.chunks.len());
-        for chunk in &self.chunks {
-            let row = StripeChunk {
-                chunk: chunk.chunk(),
-                kind: chunk.kind(),
-                codec: chunk.codec(),
-                offset: in_stripe(offset),
-                stored_length: in_stripe(chunk.stored().len()),
-                plain_length: chunk.plain_length(),
-            };
-            write_row(&row, &mut bytes);
-            offset += chunk.stored().len();
-            rows.push(row);
-        }
-        let crc = table_crc(&bytes);
-        bytes[CRC_OFFSET..HEADER_BYTES].copy_from_slice(&crc.to_be_bytes());
-        self.chunks.iter().for_each(|chunk| bytes.extend_from_slice(chunk.stored()));
-        Some(SealedStripe { bytes: bytes.into(), chunks: rows })
+        let rows = self.chunks.iter().map(|chunk| StripeChunk {
+            chunk: chunk.chunk(),
+            kind: chunk.kind(),
+            codec: chunk.codec(),
+            offset: 0,
+            stored_length: in_stripe(chunk.stored().len()),
+            plain_length: chunk.plain_length(),
+        });
+        let stored: Vec<&[u8]> = self.chunks.iter().map(|chunk| &**chunk.stored()).collect();
+        Some(assemble(rows.collect(), &stored))
     }
+}
+
+/// Writes the table and the chunks, whose offsets are set here.
+fn assemble(mut rows: Vec<StripeChunk>, stored: &[&[u8]]) -> SealedStripe {
+    let table_bytes = table_length(rows.len());
+    let payload_bytes: usize = stored.iter().map(|stored| stored.len()).sum();
+    let mut bytes = Vec::with_capacity(table_bytes + payload_bytes);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&STRIPE_FORMAT.to_be_bytes());
+    bytes.extend_from_slice(&[0; 2]);
+    bytes.extend_from_slice(&in_stripe(rows.len()).to_be_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    let mut offset = table_bytes;
+    for (row, stored) in rows.iter_mut().zip(stored) {
+        row.offset = in_stripe(offset);
+        write_row(row, &mut bytes);
+        offset += stored.len();
+    }
+    let crc = table_crc(&bytes);
+    bytes[CRC_OFFSET..HEADER_BYTES].copy_from_slice(&crc.to_be_bytes());
+    stored.iter().for_each(|stored| bytes.extend_from_slice(stored));
+    SealedStripe { bytes: bytes.into(), chunks: rows }
 }
 
 /// A number that [`STRIPE_BYTES_MAX`] bounds.
@@ -212,6 +218,23 @@ impl SealedStripe {
     #[must_use]
     pub fn chunks(&self) -> &[StripeChunk] {
         &self.chunks
+    }
+
+    /// A stripe of only those of its chunks, in their order; `None` if there are none.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(ChunkId) -> bool) -> Option<Self> {
+        let rows: Vec<StripeChunk> = self.chunks.iter().filter(|row| keep(row.chunk)).copied().collect();
+        if rows.is_empty() {
+            return None;
+        }
+        if rows.len() == self.chunks.len() {
+            return Some(self.clone());
+        }
+        let stored: Vec<&[u8]> = rows
+            .iter()
+            .map(|row| &self.bytes[row.offset as usize..(row.offset + row.stored_length) as usize])
+            .collect();
+        Some(assemble(rows, &stored))
     }
 
     /// Small stripes are written as copies, all others coded.

@@ -77,13 +77,18 @@ pub(crate) fn base(base: Option<v1::Base>) -> Result<Base, Failure> {
     }
 }
 
-/// A file's chunk list, whose sizes must add up to `size`.
-pub(crate) fn chunk_list(list: Option<&v1::ChunkList>, size: u64) -> Result<Vec<ManifestEntry>, Failure> {
+/// A file's chunk list, whose sizes must be such as the cutter makes and add up to `size`.
+pub(crate) fn chunk_list(
+    list: Option<&v1::ChunkList>,
+    cutter: Cutter,
+    size: u64,
+) -> Result<Vec<ManifestEntry>, Failure> {
     let (ids, sizes): (&[u8], &[u32]) = list.map_or((&[], &[]), |list| (&list.ids, &list.sizes));
     let (ids, rest) = ids.as_chunks::<{ ChunkId::LENGTH }>();
     if ids.len() != sizes.len() || !rest.is_empty() {
         return Err(Failure::invalid("chunks: ids and sizes do not match"));
     }
+    cutter.check_sizes(sizes).map_err(|error| Failure::invalid(format!("chunks: {error}")))?;
     let mut sum = 0;
     let mut entries = Vec::with_capacity(ids.len());
     for (id, chunk_size) in ids.iter().zip(sizes) {
@@ -161,9 +166,12 @@ mod tests {
 
     #[test]
     fn chunk_lists_must_add_up() {
+        let chunk_list = |list, size| chunk_list(list, Cutter::Cdc64k, size);
+        const LEAST: u32 = 16 * 1024;
         assert_eq!(chunk_list(None, 0).unwrap(), []);
-        assert_eq!(chunk_list(Some(&list(64, &[5, 6])), 11).unwrap().len(), 2);
-        assert!(chunk_list(Some(&list(64, &[5, 6])), 12).is_err());
+        assert_eq!(chunk_list(Some(&list(64, &[LEAST, 6])), u64::from(LEAST) + 6).unwrap().len(), 2);
+        assert!(chunk_list(Some(&list(64, &[LEAST - 1, 6])), u64::from(LEAST) + 5).is_err(), "too small");
+        assert!(chunk_list(Some(&list(64, &[LEAST, 6])), u64::from(LEAST) + 7).is_err());
         assert!(chunk_list(Some(&list(63, &[5, 6])), 11).is_err());
         assert!(chunk_list(Some(&list(32, &[5, 6])), 11).is_err());
         assert!(chunk_list(Some(&list(32, &[0])), 0).is_err(), "empty chunks are none");

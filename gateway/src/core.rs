@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockstore::client::StorageClient;
 use bytes::Bytes;
+use engine::health::{CallKind, HungDisk};
 use engine::ids::{AccountId, ChunkId, ContentId, EntryId, HolderId, NamespaceId, NodeId};
-use engine::location::ChunkKind;
+use engine::location::{ChunkKind, ChunkLocation};
 use metaraft::model::query::Resolved;
 use metaraft::model::row::{ContentRow, EntryRow};
 use proto::peer::TlsIdentity;
@@ -16,8 +18,8 @@ use tokio_util::task::TaskTracker;
 use tonic::Code;
 
 use crate::chunks::inflight::InFlight;
-use crate::chunks::latency::Latencies;
 use crate::chunks::prepare::Preparer;
+use crate::chunks::presence::{Presence, mark};
 use crate::chunks::reader::ChunkSource;
 use crate::chunks::writer::ChunkWriter;
 use crate::door::shares::Shares;
@@ -28,6 +30,7 @@ use crate::password::Passwords;
 use crate::path::RemotePath;
 use crate::sessions::{Session, Sessions};
 use crate::sign_in::turns::Turns;
+use crate::suspects::Suspects;
 use crate::sync::seal::Sealer;
 use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::Watches;
@@ -52,7 +55,8 @@ pub(crate) struct Core {
     pub(crate) sessions: Sessions,
     pub(crate) preparer: Preparer,
     pub(crate) in_flight: InFlight,
-    pub(crate) latencies: Latencies,
+    pub(crate) suspects: Arc<Suspects>,
+    pub(crate) presence: Presence,
     pub(crate) writer: ChunkWriter,
     pub(crate) source: ChunkSource,
     /// Chunk bytes that are not acknowledged yet, in units of [`BUDGET_UNIT_BYTES`].
@@ -134,17 +138,50 @@ impl Core {
         bytes: Bytes,
         holder: HolderId,
     ) -> Result<(), Failure> {
-        let failed = |error| Failure::from_meta(&error, "manifest");
-        let there = self.meta.locate(&[node]).await.map_err(failed)?;
-        if there.iter().all(Option::is_some)
-            && self.meta.pin(&[(holder, node)]).await.map_err(failed)? == [true]
-        {
-            return Ok(());
-        }
-        for prepared in self.preparer.prepare(ChunkKind::Manifest, vec![(node, bytes)]).await? {
-            self.writer.store(prepared, vec![holder]).await?;
+        let known = self.known(&[node]).await?;
+        let prepared = self.preparer.prepare(ChunkKind::Manifest, vec![(node, bytes)]).await?;
+        for (prepared, known) in prepared.into_iter().zip(known) {
+            self.writer.store(prepared, vec![holder], known).await?;
         }
         Ok(())
+    }
+
+    /// Where chunks are already, in order. A chunk whose disks are not there, by the map, is marked and counts as new:
+    /// fresh bytes take its place.
+    pub(crate) async fn known(&self, chunks: &[ChunkId]) -> Result<Vec<Option<ChunkLocation>>, Failure> {
+        let failed = |error| Failure::from_meta(&error, "chunks");
+        let mut places = self.meta.locate(chunks).await.map_err(failed)?;
+        let mut unreadable = Vec::new();
+        for (chunk, place) in chunks.iter().zip(&mut places) {
+            if let Some(location) = place.take_if(|location| !self.presence.by_map(location)) {
+                unreadable.push((*chunk, location.stripe));
+            }
+        }
+        if !unreadable.is_empty() {
+            mark(&self.meta, &unreadable).await.map_err(failed)?;
+        }
+        Ok(places)
+    }
+
+    /// What an administrator should hear of disks that hang, one line each.
+    pub(crate) fn hung_disks(&self) -> Vec<String> {
+        let map = self.meta.map();
+        let line = |(hung, since): (HungDisk, Duration)| {
+            let place = map.disk(hung.disk).map_or_else(String::new, |info| {
+                format!(" ({} on storage node {})", info.path, info.node)
+            });
+            let calls = match hung.kind {
+                CallKind::Read => "reads",
+                CallKind::Write => "writes",
+            };
+            format!(
+                "disk {}{place} hangs: it has answered no {calls} of this gateway for {} s; check the disk and the \
+                 node's log, and restart the node or replace the disk",
+                hung.disk,
+                since.as_secs()
+            )
+        };
+        self.suspects.hung().into_iter().map(line).collect()
     }
 
     /// Removes a session's pins in the background; waits only if too many such clean-ups are under way.

@@ -117,11 +117,14 @@ pub(crate) const SIGN_INS_WAITING_MAX: usize = 512;
 /// Bytes of emails, names of people and devices, and passwords.
 pub(crate) const TEXT_BYTES_MAX: usize = 1024;
 
-/// How long a disk that failed a request is left alone.
-pub(crate) const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// How often it is looked for disks that hang and are to be probed.
+pub(crate) const PROBE_TICK: Duration = Duration::from_secs(1);
 
-/// Suspect disks that are remembered.
-pub(crate) const SUSPECTS_MAX: usize = 4096;
+/// A read waits at least so long before it asks for parity as well, however fast reads usually are.
+pub(crate) const READ_HEDGE_MIN: Duration = Duration::from_millis(50);
+
+/// Stripes whose disks are asked at once whether they have their shards.
+pub(crate) const STRIPES_LOOKED_AT_MAX: usize = 16;
 
 /// Clean-ups after answers (pins of sessions whose content had another holder) that may wait.
 pub(crate) const CLEANUPS_MAX: usize = 256;

@@ -24,9 +24,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+use crate::chunks::deposit::Depositor;
 use crate::chunks::inflight::InFlight;
-use crate::chunks::latency::Latencies;
 use crate::chunks::prepare::Preparer;
+use crate::chunks::presence::Presence;
 use crate::chunks::reader::ChunkSource;
 use crate::chunks::stripe::StripeSink;
 use crate::chunks::writer::ChunkWriter;
@@ -46,7 +47,7 @@ use crate::services::files::FilesService;
 use crate::services::sync::SyncService;
 use crate::sessions::Sessions;
 use crate::sign_in::turns::Turns;
-use crate::suspects::{Suspects, WatchedStore};
+use crate::suspects::{Suspects, WatchedStore, probe_hung};
 use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::follow_groups;
 
@@ -151,9 +152,13 @@ impl Gateway {
         let storage = Arc::new(storage_client(&identity, &meta));
         let suspects = Arc::new(Suspects::default());
         let store = Arc::new(WatchedStore::new(Arc::clone(&storage), Arc::clone(&suspects)));
-        let sink = StripeSink::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&store));
+        let sink =
+            StripeSink::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&storage), Arc::clone(&store));
+        let source = ChunkSource::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&store));
+        let presence = Presence::new(meta.clone(), Arc::clone(&store), source.clone());
+        let depositor = Depositor::new(meta.clone(), Arc::clone(&suspects), sink, presence.clone());
         let packing = CancellationToken::new();
-        let (writer, pack) = ChunkWriter::new(sink, packing.clone());
+        let (writer, pack) = ChunkWriter::new(depositor, packing.clone());
         let limits = &config.limits;
         let bytes = |own: u64, all: u64| {
             Shares::new(own.div_ceil(BUDGET_UNIT_BYTES), all.div_ceil(BUDGET_UNIT_BYTES))
@@ -162,7 +167,7 @@ impl Gateway {
             node: config.node,
             address: address.to_string(),
             identity,
-            source: ChunkSource::new(meta.clone(), suspects, store),
+            source,
             meta,
             storage,
             passwords,
@@ -170,7 +175,8 @@ impl Gateway {
             sessions: Sessions::default(),
             preparer: Preparer::new(),
             in_flight: InFlight::default(),
-            latencies: Latencies::default(),
+            suspects: Arc::clone(&suspects),
+            presence,
             writer,
             upload_bytes: bytes(limits.account_upload_bytes_max, limits.upload_bytes_max),
             download_bytes: bytes(limits.account_download_bytes_max, limits.download_bytes_max),
@@ -187,6 +193,7 @@ impl Gateway {
         });
         core.tasks.spawn(follow_groups(Arc::clone(&core)));
         core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));
+        core.tasks.spawn(probe_hung(core.meta.clone(), suspects, store, core.stopping.clone()));
         let packer = tokio::spawn(pack);
         let stop_serving = CancellationToken::new();
         let gate = Gate::new(routes(&core).await, Arc::clone(&core), limits);

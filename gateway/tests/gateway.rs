@@ -3,6 +3,7 @@
 
 mod cluster;
 mod door;
+mod oracle;
 mod sync;
 
 use bytes::Bytes;
@@ -394,10 +395,12 @@ async fn purging_gives_space_back(client: &Client) {
     assert_eq!(get(client, "/purged").await.unwrap(), noise(500, 3_000_000));
 }
 
-/// More chunks than a list holds: its nodes are stored as chunks themselves.
+/// More chunks than a list holds: its nodes are stored as chunks themselves. They are as small as chunks may be, and
+/// most of them the same few.
 async fn long_lists_become_trees(client: &Client) {
-    const PIECE_BYTES: usize = 40;
-    let bytes = noise(700, 9000 * PIECE_BYTES);
+    const PIECE_BYTES: usize = 16 * 1024;
+    const DISTINCT: usize = 90;
+    let bytes = noise(700, DISTINCT * PIECE_BYTES).repeat(100);
     let pieces = |bytes: &[u8]| {
         let chunks: Vec<Bytes> = bytes.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
         Cut { ids: chunks.iter().map(|chunk| ChunkId::of(chunk)).collect(), chunks }
@@ -406,15 +409,17 @@ async fn long_lists_become_trees(client: &Client) {
     let upload = id();
     let list = pieces(&bytes);
     let begun = begin_cut(client, &upload, "/long", &list, "").await;
-    assert_eq!(begun.missing.len(), 9000);
-    let results = put_cut(client, &upload, &list, &begun.missing, 500).await;
-    assert!(results.len() == 9000 && results.iter().all(|result| result.error.is_none()));
+    assert_eq!(begun.missing.len(), DISTINCT);
+    let results = put_cut(client, &upload, &list, &begun.missing, 50).await;
+    assert!(results.len() == DISTINCT && results.iter().all(|result| result.error.is_none()));
     let request = v1::UploadStatusRequest { upload_id: upload.clone() };
     let status = client.files().upload_status(client.request(request)).await.unwrap().into_inner();
     assert_eq!(status.missing, Vec::<u32>::new());
     commit(client, &request_id(), &upload, "/long", any()).await.unwrap();
     assert_eq!(get(client, "/long").await.unwrap(), bytes);
-    assert_eq!(get_range(client, "/long", 200_001, 77).await.unwrap(), bytes[200_001..200_078]);
+    let (from, length) = (100_200_001, 77);
+    let part = get_range(client, "/long", from as u64, length as u64).await.unwrap();
+    assert_eq!(part, bytes[from..from + length]);
 
     let mut edited = bytes.clone();
     edited[8000 * PIECE_BYTES] ^= 1;
@@ -431,7 +436,27 @@ async fn long_lists_become_trees(client: &Client) {
     let purge = v1::PurgeTrashRequest { request_id: request_id(), trash_id: 0 };
     client.files().purge_trash(client.request(purge)).await.unwrap();
     let begun = begin_cut(client, &id(), "/long", &list, "").await;
-    assert_eq!(begun.missing.len(), 9000, "what was purged is not told any more");
+    assert_eq!(begun.missing.len(), DISTINCT, "what was purged is not told any more");
+}
+
+/// Each chunk costs rows and a place on the disks, however small it is.
+async fn tiny_chunks_are_refused_but_for_a_files_last_one(client: &Client) {
+    let cut = |sizes: &[usize]| {
+        let chunks: Vec<Bytes> = sizes.iter().map(|size| noise(*size as u64, *size).into()).collect();
+        Cut { ids: chunks.iter().map(|chunk| ChunkId::of(chunk)).collect(), chunks }
+    };
+    let id = || Bytes::copy_from_slice(&random::<16>());
+    let begun = begin_cut(client, &id(), "/tiny", &cut(&[3; 1000]), "").await;
+    let error = begun.error.unwrap();
+    assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument as u32, "invalid"));
+    assert!(error.message.contains("16384"), "names the limit: {}", error.message);
+    for good in [&[3][..], &[16 * 1024, 3], &[70_000, 16 * 1024, 300_000, 1]] {
+        let upload = id();
+        let begun = begin_cut(client, &upload, "/tiny", &cut(good), "").await;
+        assert_eq!(begun.error, None, "{good:?}");
+        put_cut(client, &upload, &cut(good), &begun.missing, 4).await;
+        commit(client, &request_id(), &upload, "/tiny", any()).await.unwrap();
+    }
 }
 
 async fn losses_are_survived(cluster: &mut Cluster, client: &Client) {
@@ -473,6 +498,7 @@ async fn scenario(data_groups: u16) {
     trees_move_copy_and_come_back(&client).await;
     purging_gives_space_back(&client).await;
     long_lists_become_trees(&client).await;
+    tiny_chunks_are_refused_but_for_a_files_last_one(&client).await;
     losses_are_survived(&mut cluster, &client).await;
     a_revoked_device_is_out_at_once(&other).await;
     drop((client, other));

@@ -34,6 +34,10 @@ pub(crate) async fn run(command: ClusterCommand, output: &Output) -> anyhow::Res
     }
 }
 
+fn one() -> usize {
+    1
+}
+
 /// What `bootstrap` needs to know.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +45,9 @@ struct ClusterFile {
     cluster: String,
     code: String,
     data_groups: u16,
+    /// How many there will be; volumes are spread over them.
+    #[serde(default = "one")]
+    storage_nodes: usize,
     endpoint: String,
     ca: PathBuf,
     certificate: PathBuf,
@@ -221,6 +228,7 @@ impl Writer<'_> {
             cluster: self.cluster.to_string(),
             code: self.arguments.code.to_string(),
             data_groups: self.arguments.data_groups,
+            storage_nodes: self.arguments.storages.len(),
             endpoint: format!("https://{}", gateway.address),
             ca: "pki/ca.pem".into(),
             certificate: directory.join("node.pem"),
@@ -245,6 +253,7 @@ async fn run_bootstrap(arguments: ClusterBootstrap, output: &Output) -> anyhow::
         cluster: file.cluster.parse::<ClusterId>().with_context(damaged)?,
         code: file.code.parse::<Code>().with_context(damaged)?,
         data_groups: file.data_groups,
+        storage_nodes: file.storage_nodes,
         meta_nodes: file.members.into_iter().map(|member| (member.node, member.address)).collect(),
     };
     let password = if arguments.password_stdin { Some(read_password(true, false).await?) } else { None };

@@ -72,6 +72,7 @@ async fn first_start(layout: &Layout, parameters: &Parameters) -> anyhow::Result
         cluster: parameters.cluster()?,
         code: parameters.code()?,
         data_groups: parameters.data_groups,
+        storage_nodes: usize::from(parameters.storage_nodes),
         meta_nodes,
     };
     let administrator = Administrator {

@@ -188,3 +188,31 @@ fn cutters_print_and_parse_alike() {
     }
     assert!("cdc-2m".parse::<Cutter>().is_err());
 }
+
+#[test]
+fn only_a_files_last_chunk_may_be_small() {
+    for cutter in Cutter::ALL {
+        let least = u32::try_from(cutter.chunk_bytes_min()).unwrap();
+        for good in [&[][..], &[1], &[least, 1], &[least, least * 2, 3]] {
+            assert_eq!(cutter.check_sizes(good), Ok(()), "{cutter} {good:?}");
+        }
+        assert_eq!(
+            cutter.check_sizes(&[least, least - 1, least]),
+            Err(SmallChunkError { cutter, index: 1, bytes: least - 1 })
+        );
+    }
+    let error = Cutter::Cdc64k.check_sizes(&[3, 3]).unwrap_err().to_string();
+    assert!(error.contains("cdc-64k") && error.contains("16384"), "{error}");
+}
+
+#[test]
+fn what_the_cutters_make_is_taken() {
+    let mut bytes = vec![0_u8; 9 * 1024 * 1024];
+    SmallRng::seed_from_u64(7).fill_bytes(&mut bytes[..5 * 1024 * 1024]);
+    for cutter in Cutter::ALL {
+        let sizes: Vec<u32> = cut_reader(&bytes[..], cutter)
+            .map(|chunk| u32::try_from(chunk.unwrap().1.len()).unwrap())
+            .collect();
+        assert_eq!(cutter.check_sizes(&sizes), Ok(()), "{cutter}");
+    }
+}

@@ -7,7 +7,7 @@ use super::*;
 use crate::cluster::{Health, StripeLayout, StripeRecord};
 use crate::code::Code;
 
-use crate::simulation::{DEADLINE, Fault, PATIENCE, Sim, all, cluster, disk_of, sealed, set_health};
+use crate::simulation::{DEADLINE, Fault, PATIENCE, Sim, all, plain_view, cluster, disk_of, sealed, set_health};
 
 use crate::writer::StripeWriter;
 
@@ -26,7 +26,7 @@ impl World {
         let (sim, map) = (Sim::new(seed), cluster(code.total() as u64, code));
         let (sealed, plains) = sealed(seed, lengths);
         let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
-        let record = sim.run(writer.write(&map, &all, &sealed, DEADLINE)).unwrap().record;
+        let record = sim.run(writer.write(&map, plain_view(), &sealed, DEADLINE)).unwrap().record;
         let chunks = sealed.located(record.stripe);
         Self { sim, map, record, chunks, plains }
     }

@@ -133,3 +133,23 @@ fn small_stripes_are_copied_on_positions_that_rotate() {
     }
     assert!(uses.iter().all(|uses| (2700..3300).contains(uses)), "{uses:?}");
 }
+
+#[test]
+fn a_part_of_a_stripe_is_the_stripe_of_that_part() {
+    let (whole, _plains) = crate::simulation::sealed(3, &[700, 90_000, 33, 5000]);
+    let ids: Vec<ChunkId> = whole.chunks().iter().map(|row| row.chunk).collect();
+    assert_eq!(whole.only(|_chunk| true).unwrap(), whole);
+    assert!(whole.only(|_chunk| false).is_none());
+    let part = whole.only(|chunk| chunk != ids[1]).unwrap();
+    let (rows, length) = parse_table(part.bytes()).unwrap();
+    assert_eq!(rows, part.chunks());
+    assert_eq!(length as usize, part.bytes().len());
+    for row in &rows {
+        let before = whole.chunks().iter().find(|before| before.chunk == row.chunk).unwrap();
+        let stored = |stripe: &SealedStripe, row: &StripeChunk| {
+            stripe.bytes().slice(row.offset as usize..(row.offset + row.stored_length) as usize)
+        };
+        assert_eq!(stored(&part, row), stored(&whole, before));
+    }
+    assert_eq!(rows.iter().map(|row| row.chunk).collect::<Vec<_>>(), [ids[0], ids[2], ids[3]]);
+}

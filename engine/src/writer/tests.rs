@@ -1,7 +1,7 @@
 use super::*;
 use crate::cluster::Health;
 use crate::ids::ChunkId;
-use crate::simulation::{DEADLINE, Fault, Sim, all, cluster, disk_id, disk_of, sealed, set_health};
+use crate::simulation::{DEADLINE, Fault, Sim, all, cluster, disk_id, disk_of, plain_view, sealed, set_health};
 use crate::store::ShardPut;
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ fn small() -> (SealedStripe, BTreeMap<ChunkId, Bytes>) {
 
 fn write(sim: &Arc<Sim>, map: &ClusterMap, sealed: &SealedStripe) -> Result<WrittenStripe, WriteStripeError> {
     let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
-    sim.run(writer.write(map, &all, sealed, DEADLINE))
+    sim.run(writer.write(map, plain_view(), sealed, DEADLINE))
 }
 
 /// Positions of the record whose shards are on disk.
@@ -71,9 +71,10 @@ fn volumes_with_a_member_that_is_known_not_to_serve_are_not_tried() {
     set_health(&mut map, disk_id(3), Health::Full);
     map.storage_nodes[4].health = Health::Down;
     let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
-    let suspected = |disk| disk != disk_id(5);
+    let state = |disk| if disk == disk_id(5) { DiskState::Gone } else { DiskState::Fine };
+    let suspected = DiskView { state: &state, hangs: &all };
     for _stripe in 0..20 {
-        let written = sim.run(writer.write(&map, &suspected, &large().0, DEADLINE)).unwrap();
+        let written = sim.run(writer.write(&map, suspected, &large().0, DEADLINE)).unwrap();
         let disks = used_disks(&map, &written.record);
         assert!([3, 4, 5].iter().all(|index| !disks.contains(&disk_id(*index))));
         assert!(written.failed.is_empty());
@@ -204,7 +205,7 @@ fn a_dropped_write_leaves_only_garbage() {
     let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
     let (sealed, _plains) = large();
     for polls in 0..8 {
-        sim.run_and_drop(writer.write(&map, &all, &sealed, DEADLINE), polls);
+        sim.run_and_drop(writer.write(&map, plain_view(), &sealed, DEADLINE), polls);
     }
     let record = write(&sim, &map, &sealed).unwrap().record;
     assert_eq!(stored(&sim, &map, &record), record.used, "later writes are not harmed");
@@ -236,7 +237,7 @@ fn every_attempt_has_a_stripe_id_of_its_own() {
     let (sim, map) = (Sim::new(11), cluster(30, code()));
     let noting = Arc::new(Noting(sim.clone(), std::sync::Mutex::default()));
     let writer = StripeWriter::new(noting.clone(), sim.clone(), sim.clone());
-    assert!(sim.run(writer.write(&map, &all, &large().0, DEADLINE)).is_err());
+    assert!(sim.run(writer.write(&map, plain_view(), &large().0, DEADLINE)).is_err());
     let ids = noting.1.lock().unwrap().clone();
     assert_eq!(ids.len(), ids.iter().collect::<std::collections::BTreeSet<_>>().len());
     assert!((2..=WRITE_ATTEMPTS_MAX).contains(&ids.len()), "attempts are bounded: {}", ids.len());
@@ -250,5 +251,93 @@ fn writes_can_run_as_tasks() {
     let (sim, map) = (Sim::new(12), cluster(6, code()));
     let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
     let (sealed, _plains) = large();
-    assert!(sim.run(sendable(writer.write(&map, &all, &sealed, DEADLINE))).is_ok());
+    assert!(sim.run(sendable(writer.write(&map, plain_view(), &sealed, DEADLINE))).is_ok());
+}
+
+/// The view of a caller who knows that late disks answer others.
+fn late_is_slow() -> DiskView<'static> {
+    DiskView { state: &|_disk| DiskState::Fine, hangs: &|_disk| false }
+}
+
+#[test]
+fn a_busy_disk_is_waited_for_and_makes_no_stripe_short() {
+    for (disks, view) in [(6, plain_view()), (6, late_is_slow()), (18, late_is_slow())] {
+        for sealed in [large().0, small().0] {
+            let (sim, map) = (Sim::new(13), cluster(disks, code()));
+            for index in 0..disks {
+                sim.set_fault(disk_id(index), Fault::BusyUntil(Duration::from_secs(3)));
+            }
+            let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
+            let written = sim.run(writer.write(&map, view, &sealed, DEADLINE)).unwrap();
+            assert!(written.record.missing.is_empty(), "{:?}", written.record);
+            assert!(written.failed.is_empty(), "nobody is blamed");
+            let now = sim.clock.now();
+            assert!((Duration::from_secs(3)..Duration::from_secs(5)).contains(&now), "{now:?}");
+            assert!(sim.puts() < 200, "with back-off: {}", sim.puts());
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_stays_busy_or_slow_is_refused_as_busy_and_never_short() {
+    for fault in [Fault::BusyUntil(DEADLINE * 100), Fault::Slow(DEADLINE * 100)] {
+        let (sim, map) = (Sim::new(14), cluster(6, code()));
+        sim.set_fault(disk_id(2), fault);
+        let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
+        let error = sim.run(writer.write(&map, late_is_slow(), &large().0, DEADLINE)).unwrap_err();
+        assert!(matches!(error, WriteStripeError::Busy { deadlines: WRITE_ATTEMPTS_MAX, .. }), "{error}");
+        let attempts = u32::try_from(WRITE_ATTEMPTS_MAX).unwrap();
+        assert_eq!(sim.clock.now(), DEADLINE * attempts);
+    }
+}
+
+#[test]
+fn a_slow_disk_is_waited_for_when_there_is_no_volume_without_one() {
+    let (sim, map) = (Sim::new(15), cluster(6, code()));
+    sim.set_fault(disk_id(2), Fault::Slow(DEADLINE * 5 / 2));
+    let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
+    let written = sim.run(writer.write(&map, late_is_slow(), &large().0, DEADLINE)).unwrap();
+    assert!(written.record.missing.is_empty());
+    assert_eq!(sim.clock.now(), DEADLINE * 5 / 2);
+}
+
+#[test]
+fn a_slow_disk_is_gone_around_where_others_suffice() {
+    let (sim, map) = (Sim::new(16), cluster(18, code()));
+    sim.set_fault(disk_id(2), Fault::Slow(DEADLINE * 100));
+    let known = |disk| if disk == disk_id(2) { DiskState::Slow } else { DiskState::Fine };
+    let writer = StripeWriter::new(sim.clone(), sim.clone(), sim.clone());
+    for _stripe in 0..20 {
+        let view = DiskView { state: &known, hangs: &|_disk| false };
+        let record = sim.run(writer.write(&map, view, &large().0, DEADLINE)).unwrap().record;
+        assert!(record.missing.is_empty() && !used_disks(&map, &record).contains(&disk_id(2)));
+    }
+    assert!(sim.clock.now() < DEADLINE, "nobody waited for it");
+    for _stripe in 0..20 {
+        let began = sim.clock.now();
+        let record = sim.run(writer.write(&map, late_is_slow(), &large().0, DEADLINE)).unwrap().record;
+        assert!(record.missing.is_empty());
+        assert!(sim.clock.now() - began < DEADLINE * 2, "one deadline, then another volume");
+    }
+}
+
+#[test]
+fn a_write_that_fails_in_every_volume_it_tried_is_not_acknowledged_short_while_healthy_ones_remain() {
+    // One disk of each of the first volumes is down; there are more volumes than attempts, all of other disks.
+    for seed in 0..20 {
+        let volumes = WRITE_ATTEMPTS_MAX as u64 * 4;
+        let (sim, mut map) = (Sim::new(seed), cluster(volumes * 6, code()));
+        map.volumes.truncate(usize::try_from(volumes).unwrap());
+        for (volume, first) in map.volumes.iter_mut().zip((0..).step_by(6)) {
+            volume.members = (first..first + 6).map(disk_id).collect();
+            if first > 0 {
+                sim.set_fault(disk_id(first), Fault::Down);
+            }
+        }
+        match write(&sim, &map, &large().0) {
+            Ok(written) => assert!(written.record.missing.is_empty(), "seed {seed}: short"),
+            Err(WriteStripeError::Unsettled { failed }) => assert_eq!(failed.len(), WRITE_ATTEMPTS_MAX),
+            Err(error) => panic!("seed {seed}: {error}"),
+        }
+    }
 }

@@ -31,6 +31,7 @@ pub(crate) async fn gather(core: &Core) -> Gathered {
         meta_up: meta_up.into_iter().flatten().collect(),
         gateway: core.node,
         gateway_address: core.address.clone(),
+        hung_disks: core.hung_disks(),
         map,
     }
 }

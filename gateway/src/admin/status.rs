@@ -22,6 +22,8 @@ pub(crate) struct Gathered {
     pub(crate) meta_up: Vec<NodeId>,
     pub(crate) gateway: NodeId,
     pub(crate) gateway_address: String,
+    /// Disks that hang as this gateway finds them, a line each.
+    pub(crate) hung_disks: Vec<String>,
 }
 
 fn word(health: Health) -> &'static str {
@@ -116,7 +118,8 @@ fn volume_problems(map: &ClusterMap, problems: &mut Problems) {
     if map.volumes.is_empty() {
         problems.down = true;
         problems.lines.push(format!(
-            "there are no volumes yet: {} disks are registered, the code {} takes {}; add storage nodes or wait",
+            "there are no volumes yet: {} disks are registered, the code {} takes {}, spread over nodes and racks as \
+             the settings volume-nodes-min and volume-racks-min say; start the storage nodes that are missing, or wait",
             map.disks.len(),
             map.code,
             map.code.total()
@@ -181,6 +184,7 @@ pub(crate) fn status(gathered: &Gathered) -> v1::StatusResponse {
     let mut problems = Problems { lines: Vec::new(), down: false };
     node_problems(gathered, &mut problems);
     volume_problems(map, &mut problems);
+    problems.lines.extend(gathered.hung_disks.iter().cloned());
     if stripes_short > 0 {
         problems.lines.push(format!(
             "{stripes_short} of {stripes_total} stripes lack a shard or have one on a disk that is not up; \
@@ -276,6 +280,7 @@ mod tests {
             meta_up: vec![],
             gateway: NodeId(9),
             gateway_address: "127.0.0.1:7420".into(),
+            hung_disks: vec![],
         }
     }
 
@@ -287,6 +292,14 @@ mod tests {
         assert_eq!((status.health.as_str(), status.stripes_total, status.stripes_short), ("ok", 5, 0));
         assert_eq!(status.bytes_on_disk, 30);
         assert_eq!(status.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_disk_that_hangs_is_a_problem() {
+        let mut gathered = gathered([UP; 3], vec![]);
+        gathered.hung_disks.push("disk 1 hangs".into());
+        let status = status(&gathered);
+        assert_eq!((status.health.as_str(), &status.problems), ("degraded", &gathered.hung_disks));
     }
 
     #[test]

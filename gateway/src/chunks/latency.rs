@@ -1,44 +1,80 @@
-//! How long real writes took lately: a chunk that is there already is acknowledged as late as one that was written,
-//! so that time does not tell whether anybody else has it (promise 6).
+//! How long real writes of stripes took lately, by size, in this cluster as it is now: what is there already is
+//! acknowledged as late as what was written, so that time does not tell whether anybody else has it (promise 6).
+//!
+//! Invariants:
+//! - A time is drawn only from writes of about the same size, of the last [`AGE_MAX`], of whoever, that all went
+//!   through while the cluster took writes as it does now. Without enough of them there is none: then the write itself
+//!   is done, and its time counted.
+//! - Once a write has failed, none is drawn until writes go through again: what a real write would be refused for, is
+//!   refused.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
-use crate::random;
+/// Times that are drawn from.
+const SAMPLES_MAX: usize = 32;
 
-const SAMPLES_MAX: usize = 64;
+/// Fewer are no distribution.
+const SAMPLES_MIN: usize = 8;
 
-/// Until a write has been seen.
-const LATENCY_DEFAULT: Duration = Duration::from_millis(15);
+/// Older ones say nothing about now.
+const AGE_MAX: Duration = Duration::from_secs(10);
 
-/// The latest write latencies.
+/// Size classes within a doubling.
+const CLASSES_PER_DOUBLING: u64 = 4;
+
+/// The latest write times.
 #[derive(Debug, Default)]
-pub(crate) struct Latencies {
-    samples: Mutex<(Vec<Duration>, usize)>,
+pub(crate) struct WriteTimes {
+    /// What the cluster was like when they were taken.
+    cluster: u64,
+    classes: BTreeMap<u64, VecDeque<(Instant, Duration)>>,
 }
 
-impl Latencies {
-    /// Remembers how long a write took, from the arrival of its chunk to its acknowledgement.
-    pub(crate) fn record(&self, latency: Duration) {
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let (latencies, next) = &mut *samples;
-        if latencies.len() < SAMPLES_MAX {
-            latencies.push(latency);
-        } else {
-            latencies[*next % SAMPLES_MAX] = latency;
-            *next = (*next + 1) % SAMPLES_MAX;
+/// Sizes that differ by less than a fifth, about, share a class; there are some hundred.
+fn class(bytes: usize) -> u64 {
+    let bytes = bytes.max(1) as u64;
+    let doublings = u64::from(bytes.ilog2());
+    let part = ((bytes - (1 << doublings)) * CLASSES_PER_DOUBLING) >> doublings;
+    doublings * CLASSES_PER_DOUBLING + part
+}
+
+impl WriteTimes {
+    /// Forgets everything if the cluster is not what it was.
+    fn follow(&mut self, cluster: u64) {
+        if self.cluster != cluster {
+            self.classes.clear();
+            self.cluster = cluster;
         }
     }
 
-    /// One of them, drawn at random.
-    pub(crate) fn draw(&self) -> Duration {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = samples.0.len();
-        if count == 0 {
-            return LATENCY_DEFAULT;
+    /// A stripe of so many bytes was written and registered, in a cluster that was like this (any number that differs
+    /// where writes may) before and after.
+    pub(crate) fn wrote(&mut self, now: Instant, cluster: u64, bytes: usize, took: Duration) {
+        self.follow(cluster);
+        let samples = self.classes.entry(class(bytes)).or_default();
+        samples.push_back((now, took));
+        if samples.len() > SAMPLES_MAX {
+            samples.pop_front();
         }
-        let index = usize::from(u16::from_be_bytes(random::bytes())) % count;
-        samples.0[index]
+    }
+
+    /// A write failed.
+    pub(crate) fn failed(&mut self) {
+        self.classes.clear();
+    }
+
+    /// How long a write of so many bytes takes: one of the times of such writes, chosen by `random`.
+    pub(crate) fn draw(&mut self, now: Instant, cluster: u64, bytes: usize, random: u32) -> Option<Duration> {
+        self.follow(cluster);
+        let samples = self.classes.get_mut(&class(bytes))?;
+        while samples.front().is_some_and(|(at, _took)| now.saturating_duration_since(*at) > AGE_MAX) {
+            samples.pop_front();
+        }
+        if samples.len() < SAMPLES_MIN {
+            return None;
+        }
+        samples.get(random as usize % samples.len()).map(|(_at, took)| *took)
     }
 }
 
@@ -46,16 +82,61 @@ impl Latencies {
 mod tests {
     use super::*;
 
+    const MIB: usize = 1 << 20;
+
+    fn filled(now: Instant, bytes: usize, took: Duration) -> WriteTimes {
+        let mut times = WriteTimes::default();
+        (0..SAMPLES_MIN).for_each(|_sample| times.wrote(now, 1, bytes, took));
+        times
+    }
+
     #[test]
-    fn only_the_latest_are_drawn() {
-        let latencies = Latencies::default();
-        assert_eq!(latencies.draw(), LATENCY_DEFAULT);
-        latencies.record(Duration::from_secs(100));
-        for _ in 0..SAMPLES_MAX {
-            latencies.record(Duration::from_millis(3));
+    fn only_writes_of_that_size_in_this_cluster_and_lately_are_drawn_from() {
+        let (now, took) = (Instant::now(), Duration::from_millis(9));
+        let mut times = filled(now, MIB, took);
+        for random in 0..100 {
+            assert_eq!(times.draw(now, 1, MIB, random), Some(took));
+            assert_eq!(times.draw(now, 1, MIB + 1000, random), Some(took));
+            assert_eq!(times.draw(now, 1, 4096, random), None, "tiny ones say nothing of large ones");
+            assert_eq!(times.draw(now, 1, 2 * MIB, random), None);
         }
-        for _ in 0..1000 {
-            assert_eq!(latencies.draw(), Duration::from_millis(3));
+        assert_eq!(times.draw(now + AGE_MAX * 2, 1, MIB, 0), None, "long ago");
+        let mut times = filled(now, MIB, took);
+        assert_eq!(times.draw(now, 2, MIB, 0), None, "a disk is full now");
+        assert_eq!(times.draw(now, 1, MIB, 0), None, "and what was is forgotten");
+    }
+
+    #[test]
+    fn a_failed_write_ends_it_until_writes_go_through_again() {
+        let (now, took) = (Instant::now(), Duration::from_millis(9));
+        let mut times = filled(now, MIB, took);
+        times.failed();
+        assert_eq!(times.draw(now, 1, MIB, 0), None);
+        (1..SAMPLES_MIN).for_each(|_sample| times.wrote(now, 1, MIB, took));
+        assert_eq!(times.draw(now, 1, MIB, 0), None, "not enough yet");
+        times.wrote(now, 1, MIB, took);
+        assert_eq!(times.draw(now, 1, MIB, 0), Some(took));
+    }
+
+    #[test]
+    fn every_one_of_the_latest_is_drawn_and_no_older_one() {
+        let now = Instant::now();
+        let mut times = WriteTimes::default();
+        for sample in 0..100 {
+            times.wrote(now, 1, MIB, Duration::from_millis(sample));
         }
+        let mut drawn: Vec<u128> =
+            (0..200).map(|random| times.draw(now, 1, MIB, random).unwrap().as_millis()).collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!(drawn, (68..100).collect::<Vec<u128>>());
+    }
+
+    #[test]
+    fn classes_are_few_and_grow_with_the_size() {
+        let sizes: Vec<u64> = (0..=23).map(|shift| class(1 << shift)).collect();
+        assert!(sizes.is_sorted() && sizes[23] < 100);
+        assert_ne!(class(MIB), class(MIB + MIB / 4));
+        assert_eq!(class(0), class(1));
     }
 }

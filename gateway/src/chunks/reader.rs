@@ -10,11 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::ids::{ChunkId, StripeId};
 use engine::location::LocatedChunk;
+use engine::presence::Verdict;
 use engine::reader::{ChunkReader, DamagedShard, ReadChunkError, ReadPatience};
 use futures_util::future::try_join_all;
 use metaraft::api::MetaError;
 use tonic::Code;
 
+use crate::chunks::presence::mark;
 use crate::chunks::stripe::Store;
 use crate::failure::Failure;
 use crate::meta::Meta;
@@ -116,7 +118,32 @@ impl ChunkSource {
                 Err(error) => error,
             };
         }
+        if matches!(error, ReadChunkError::Lost { .. }) {
+            self.mark_lost(run).await;
+        }
         Err(told(&error))
+    }
+
+    /// Has those of a run that are lost marked where they lie, so that whoever uploads them is asked for their bytes.
+    async fn mark_lost(&self, run: &[LocatedChunk]) {
+        let mut lost = Vec::new();
+        for chunk in run {
+            if matches!(self.read_once(&[*chunk]).await, Err(ReadChunkError::Lost { .. })) {
+                lost.push((chunk.chunk, chunk.location.stripe));
+            }
+        }
+        if let Err(error) = mark(&self.meta, &lost).await {
+            tracing::warn!(error = %error, "lost chunks were not marked; the next read tries again");
+        }
+    }
+
+    /// Reads chunks of one stripe where they lie, only to see whether that works.
+    pub(crate) async fn try_read(&self, run: &[LocatedChunk]) -> Verdict {
+        match self.read_once(run).await {
+            Ok(_plain) => Verdict::Sound,
+            Err(ReadChunkError::Lost { .. }) => Verdict::Lost,
+            Err(_) => Verdict::Unavailable,
+        }
     }
 
     /// Reads chunks of any stripes, each stripe once, in order.
@@ -138,8 +165,8 @@ impl ChunkSource {
     async fn read_once(&self, run: &[LocatedChunk]) -> Result<Vec<Bytes>, ReadChunkError> {
         let map = self.meta.map();
         let available = |disk| self.suspects.readable(&map, disk);
-        let patience =
-            ReadPatience { hedge_after: self.meta.api().settings().read_hedge(), deadline: READ_DEADLINE };
+        let hedge_after = self.suspects.hedge_after(self.meta.api().settings().read_hedge());
+        let patience = ReadPatience { hedge_after, deadline: READ_DEADLINE };
         let read = self.reader.read_chunks(&map, &available, run, patience).await?;
         log_damage(&read.damaged);
         Ok(read.chunks.into_iter().map(|(_chunk, plain)| plain).collect())

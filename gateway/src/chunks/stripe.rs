@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockstore::client::StorageClient;
+use blockstore::record::ShardName;
+use engine::cluster::StripeRecord;
 use engine::ids::{ChunkId, Epoch, GroupId, HolderId};
 use engine::stripe::SealedStripe;
-use engine::writer::{StripeWriter, WriteStripeError, WrittenStripe};
-use futures_util::future::try_join_all;
+use engine::writer::{DiskView, StripeWriter, WriteStripeError, WrittenStripe};
+use futures_util::future::{join_all, try_join_all};
 use metaraft::api::MetaError;
 use metaraft::model::command::{DataStep, NewChunk, StepError};
 use tonic::Code;
@@ -38,6 +40,7 @@ pub(crate) type Store = WatchedStore<StorageClient>;
 pub(crate) struct StripeSink {
     meta: Meta,
     suspects: Arc<Suspects>,
+    storage: Arc<StorageClient>,
     writer: StripeWriter<Store, TokioTimer, SystemEntropy>,
 }
 
@@ -55,9 +58,14 @@ fn not_enough_disks(meta: &Meta, error: &WriteStripeError) -> Failure {
 }
 
 impl StripeSink {
-    pub(crate) fn new(meta: Meta, suspects: Arc<Suspects>, store: Arc<Store>) -> Self {
+    pub(crate) fn new(
+        meta: Meta,
+        suspects: Arc<Suspects>,
+        storage: Arc<StorageClient>,
+        store: Arc<Store>,
+    ) -> Self {
         let writer = StripeWriter::new(store, Arc::new(TokioTimer), Arc::new(SystemEntropy));
-        Self { meta, suspects, writer }
+        Self { meta, suspects, storage, writer }
     }
 
     /// Makes a stripe and its chunks durable, each chunk pinned for its holders.
@@ -68,17 +76,10 @@ impl StripeSink {
     ) -> Result<(), Failure> {
         let mut last = Failure::unavailable("the stripe could not be written; try again");
         for attempt in 1..=ATTEMPTS_MAX {
-            if attempt > 1 {
-                tokio::time::sleep(ATTEMPT_PAUSE).await;
-                if let Err(error) = self.meta.api().refresh_map().await {
-                    tracing::warn!(error = %error, "cluster map not refreshed");
-                }
-            }
-            let written = match self.write(sealed).await {
+            let written = match self.try_write(sealed, attempt).await? {
                 Ok(written) => written,
-                Err(WriteStripeError::StaleEpoch { .. }) => continue,
-                Err(error) => {
-                    last = not_enough_disks(&self.meta, &error);
+                Err(failure) => {
+                    last = failure;
                     continue;
                 }
             };
@@ -91,11 +92,79 @@ impl StripeSink {
         Err(last)
     }
 
+    /// Writes a stripe that will not be registered.
+    pub(crate) async fn write_only(&self, sealed: &SealedStripe) -> Result<StripeRecord, Failure> {
+        let mut last = Failure::unavailable("the stripe could not be written; try again");
+        for attempt in 1..=ATTEMPTS_MAX {
+            match self.try_write(sealed, attempt).await? {
+                Ok(written) => return Ok(written.record),
+                Err(failure) => last = failure,
+            }
+        }
+        Err(last)
+    }
+
+    /// Commits nothing where the stripe's own row would be: it takes as long as that. With one group the row goes with
+    /// the chunks, in one command.
+    pub(crate) async fn as_if_registered(&self, record: &StripeRecord) -> Result<(), MetaError> {
+        if self.meta.map().data_groups().len() > 1 {
+            let own = self.meta.group_of(record.stripe.slot())?;
+            self.meta.commit_in(own, random::request(), Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the shards of a stripe that was written and not registered. What cannot be deleted is garbage.
+    pub(crate) async fn discard(&self, record: &StripeRecord) {
+        let map = self.meta.map();
+        let Some(volume) = map.volume(record.stripe.volume()) else { return };
+        let deletions = record.used.iter().filter_map(|position| {
+            let disk = *volume.members.get(usize::from(position.0))?;
+            let name = ShardName { stripe: record.stripe, position };
+            Some(async move {
+                if let Err(error) = self.storage.delete_shards(disk, &[name]).await {
+                    tracing::debug!(disk = %disk, error = %error, "a shard is left behind as garbage");
+                }
+            })
+        });
+        join_all(deletions).await;
+    }
+
+    /// One attempt, after a pause if it is not the first; an error within is worth another one.
+    async fn try_write(
+        &self,
+        sealed: &SealedStripe,
+        attempt: usize,
+    ) -> Result<Result<WrittenStripe, Failure>, Failure> {
+        if attempt > 1 {
+            tokio::time::sleep(ATTEMPT_PAUSE).await;
+            if let Err(error) = self.meta.api().refresh_map().await {
+                tracing::warn!(error = %error, "cluster map not refreshed");
+            }
+        }
+        match self.write(sealed).await {
+            Ok(written) => Ok(Ok(written)),
+            Err(error @ WriteStripeError::Busy { .. }) => {
+                // It has been waited for long enough.
+                tracing::warn!(error = %error, "stripe refused");
+                Err(Failure::busy("the disks do not keep up with what is written"))
+            }
+            Err(error @ (WriteStripeError::StaleEpoch { .. } | WriteStripeError::Unsettled { .. })) => {
+                tracing::warn!(error = %error, attempt, "stripe not written");
+                Ok(Err(Failure::unavailable("the stripe could not be written; try again")))
+            }
+            Err(error) => Ok(Err(not_enough_disks(&self.meta, &error))),
+        }
+    }
+
     async fn write(&self, sealed: &SealedStripe) -> Result<WrittenStripe, WriteStripeError> {
         let map = self.meta.map();
         let deadline = self.meta.api().settings().write_deadline();
-        let writable = |disk| self.suspects.writable(&map, disk);
-        let written = self.writer.write(&map, &writable, sealed, deadline).await?;
+        self.suspects.set_deadline(deadline);
+        let state = |disk| self.suspects.write_state(disk);
+        let hangs = |disk| self.suspects.hangs(disk);
+        let disks = DiskView { state: &state, hangs: &hangs };
+        let written = self.writer.write(&map, disks, sealed, deadline).await?;
         for put in &written.failed {
             match &put.error {
                 Some(error) => tracing::warn!(disk = %put.disk, error = %error, "shard not stored"),

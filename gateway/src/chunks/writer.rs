@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use engine::codec::PreparedChunk;
 use engine::ids::{ChunkId, HolderId};
+use engine::location::ChunkLocation;
 use engine::packer::{PackAction, PackEvent, Packer};
 use engine::stripe::SealedStripe;
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::chunks::stripe::StripeSink;
+use crate::chunks::deposit::{Depositor, Done, Waiting};
 use crate::failure::Failure;
 use crate::limits::STRIPES_IN_FLIGHT_MAX;
 
@@ -25,11 +26,10 @@ const LINGER: Duration = Duration::from_millis(4);
 /// Chunks waiting to be packed; their bytes are bounded elsewhere.
 const QUEUE_CHUNKS_MAX: usize = 4096;
 
-type Done = oneshot::Sender<Result<(), Failure>>;
-
 struct Queued {
     chunk: PreparedChunk,
     holders: Vec<HolderId>,
+    known: Option<ChunkLocation>,
     done: Done,
 }
 
@@ -45,10 +45,10 @@ fn stopping() -> Failure {
 
 impl ChunkWriter {
     /// The handle, and the task to be spawned.
-    pub(crate) fn new(sink: StripeSink, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(depositor: Depositor, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, queued) = mpsc::channel(QUEUE_CHUNKS_MAX);
         let task = PackTask {
-            sink,
+            depositor,
             packer: Packer::new(STRIPES_IN_FLIGHT_MAX),
             waiting: HashMap::new(),
             writing: JoinSet::new(),
@@ -57,11 +57,16 @@ impl ChunkWriter {
         (Self { queue }, task.run(queued, stop))
     }
 
-    /// Makes a chunk durable and pins it for `holders`. Dropping the future changes nothing: the chunk is stored or
-    /// not.
-    pub(crate) async fn store(&self, chunk: PreparedChunk, holders: Vec<HolderId>) -> Result<(), Failure> {
+    /// Makes a chunk durable and pins it for `holders`. `known` says where it is already, if it is; it is answered all
+    /// the same as if it were new. Dropping the future changes nothing: the chunk is stored or not.
+    pub(crate) async fn store(
+        &self,
+        chunk: PreparedChunk,
+        holders: Vec<HolderId>,
+        known: Option<ChunkLocation>,
+    ) -> Result<(), Failure> {
         let (done, result) = oneshot::channel();
-        let queued = Queued { chunk, holders, done };
+        let queued = Queued { chunk, holders, known, done };
         if self.queue.send(queued).await.is_err() {
             return Err(stopping());
         }
@@ -69,13 +74,8 @@ impl ChunkWriter {
     }
 }
 
-struct Waiting {
-    holders: Vec<HolderId>,
-    done: Vec<Done>,
-}
-
 struct PackTask {
-    sink: StripeSink,
+    depositor: Depositor,
     packer: Packer,
     /// Chunks in the packer's open stripe.
     waiting: HashMap<ChunkId, Waiting>,
@@ -121,13 +121,15 @@ impl PackTask {
     }
 
     fn take(&mut self, queued: Queued, more: bool) -> PackEvent {
-        let Queued { chunk, holders, done } = queued;
+        let Queued { chunk, holders, known, done } = queued;
         // The packer may seal what it has before it takes this chunk: its waiters must be there already, and are kept
         // apart by chunk, so that each stripe finds its own.
         let waiting =
-            self.waiting.entry(chunk.chunk()).or_insert_with(|| Waiting { holders: vec![], done: vec![] });
+            self.waiting.entry(chunk.chunk()).or_insert_with(|| Waiting { known, ..Waiting::default() });
         waiting.holders.extend(holders);
         waiting.done.push(done);
+        // Whoever does not know it has it stored, for both.
+        waiting.known = waiting.known.and(known);
         PackEvent::Chunk { chunk, more }
     }
 
@@ -141,22 +143,12 @@ impl PackTask {
     }
 
     fn write(&mut self, sealed: SealedStripe) {
-        let mut holders = HashMap::with_capacity(sealed.chunks().len());
-        let mut done = Vec::with_capacity(sealed.chunks().len());
-        for chunk in sealed.chunks() {
-            if let Some(waiting) = self.waiting.remove(&chunk.chunk) {
-                holders.insert(chunk.chunk, waiting.holders);
-                done.extend(waiting.done);
-            }
+        let mut waiting = HashMap::with_capacity(sealed.chunks().len());
+        for row in sealed.chunks() {
+            waiting.extend(self.waiting.remove(&row.chunk).map(|waiting| (row.chunk, waiting)));
         }
-        let sink = self.sink.clone();
-        self.writing.spawn(async move {
-            let result = sink.store(&sealed, &holders).await;
-            for done in done {
-                // A caller that has gone does not hear it.
-                drop(done.send(result.clone()));
-            }
-        });
+        let depositor = self.depositor.clone();
+        self.writing.spawn(async move { depositor.deposit(sealed, waiting).await });
     }
 }
 

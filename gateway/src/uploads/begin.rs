@@ -107,7 +107,7 @@ fn parse(caller: &Caller, upload: &v1::BeginUpload, life_ms: u64) -> Result<Begi
     let subject = if upload.path.is_empty() { "upload".to_owned() } else { shown(&upload.path) };
     let id = convert::upload_id(&upload.upload_id)?;
     let cutter = convert::cutter(upload.cutter)?;
-    let entries = convert::chunk_list(upload.chunks.as_ref(), upload.size)?;
+    let entries = convert::chunk_list(upload.chunks.as_ref(), cutter, upload.size)?;
     let content = ContentId::of(&entries);
     let holder = holder_of(caller.namespace, id);
     let step = DataStep::UploadBegin {

@@ -2,20 +2,22 @@
 //!
 //! A chunk may be skipped only if a version that the account may read holds it - the whole content is held by its
 //! tree, or the chunk is in the current version of the upload's file or of one that the client names as a hint -
-//! and pinning it for the session succeeded. Whether the cluster has a chunk for anybody else is neither asked nor
+//! it can be read, and pinning it for the session succeeded. Whether the cluster has a chunk for anybody else is neither asked nor
 //! told here.
 //!
 //! The look is bounded: lists of up to [`LOOK_ENTRIES_MAX`] entries, [`LOOK_BATCH_ENTRIES_MAX`] in one batch; nodes
 //! are read one after the other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use engine::ids::{ChunkId, ContentId, EntryId, HolderId};
+use engine::location::LocatedChunk;
 use engine::manifest::{ContentList, TreeWalk, WalkStep};
 use metaraft::model::query::Resolved;
 use metaraft::model::row::EntryKind;
 
 use crate::auth::Caller;
+use crate::chunks::presence::{Care, Unreadable, mark};
 use crate::core::Core;
 use crate::failure::Failure;
 use crate::limits::{LOOK_BATCH_ENTRIES_MAX, LOOK_ENTRIES_MAX};
@@ -35,23 +37,73 @@ pub(crate) async fn pin_readable(core: &Core, caller: &Caller, begun: &[Beginnin
     mark_held(core, caller, &sessions, &mut readable).await?;
     mark_current(core, caller, begun, &mut readable).await?;
 
-    let mut pins: Vec<(HolderId, ChunkId)> = Vec::new();
-    let mut places: Vec<(usize, usize)> = Vec::new();
+    let mut spared = Vec::new();
     for (number, (session, readable)) in sessions.iter().zip(&readable).enumerate() {
         for (place, chunk) in session.unknown() {
             if readable[place] {
-                pins.push((session.holder, chunk));
-                places.push((number, place));
+                spared.push(Spared { number, place, chunk, holder: session.holder });
             }
         }
     }
-    let pinned = core.meta.pin(&pins).await.map_err(|error| failed(&error))?;
-    for ((number, place), pinned) in places.into_iter().zip(pinned) {
-        if pinned {
-            sessions[number].mark_durable([place]);
-        }
+    for spared in pin_sound(core, spared).await? {
+        sessions[spared.number].mark_durable([spared.place]);
     }
     Ok(())
+}
+
+/// A chunk of a session that need not be sent, if it is there.
+#[derive(Clone, Copy)]
+struct Spared {
+    /// Which session.
+    number: usize,
+    /// Which of its chunks.
+    place: usize,
+    chunk: ChunkId,
+    holder: HolderId,
+}
+
+/// Pins chunks that can be read, and gives these. What is lost is marked: it is to be sent, and its bytes take the
+/// place of what is there.
+async fn pin_sound(core: &Core, spared: Vec<Spared>) -> Result<Vec<Spared>, Failure> {
+    if spared.is_empty() {
+        return Ok(spared);
+    }
+    let chunks: Vec<ChunkId> = spared.iter().map(|spared| spared.chunk).collect();
+    let places = core.meta.locate(&chunks).await.map_err(|error| failed(&error))?;
+    let located: HashMap<ChunkId, LocatedChunk> = chunks
+        .iter()
+        .zip(places)
+        .filter_map(|(chunk, location)| Some((*chunk, LocatedChunk { chunk: *chunk, location: location? })))
+        .collect();
+    let doubt = core.presence.look(&located.values().copied().collect::<Vec<_>>(), Care::Usual).await;
+    let mut bad = unless_marked(core, &doubt).await?;
+    let (mut pinned, mut marked_before) = (Vec::new(), false);
+    let good: Vec<Spared> = spared.into_iter().filter(|spared| !bad.contains(&spared.chunk)).collect();
+    let pins: Vec<(HolderId, ChunkId)> = good.iter().map(|spared| (spared.holder, spared.chunk)).collect();
+    let there = core.meta.pin(&pins).await.map_err(|error| failed(&error))?;
+    for (spared, there) in good.into_iter().zip(there) {
+        marked_before |= !there && located.contains_key(&spared.chunk);
+        if there {
+            pinned.push(spared);
+        }
+    }
+    if marked_before || !bad.is_empty() {
+        // Where some of a file is lost, the disks' word for the rest is not taken.
+        let rest = pinned.iter().filter_map(|spared| located.get(&spared.chunk).copied());
+        let rest: HashMap<ChunkId, LocatedChunk> = rest.map(|chunk| (chunk.chunk, chunk)).collect();
+        let doubt = core.presence.look(&rest.into_values().collect::<Vec<_>>(), Care::Thorough).await;
+        bad.extend(unless_marked(core, &doubt).await?);
+        pinned.retain(|spared| !bad.contains(&spared.chunk));
+    }
+    Ok(pinned)
+}
+
+/// Marks what is lost, and gives all that cannot be read.
+async fn unless_marked(core: &Core, doubt: &Unreadable) -> Result<BTreeSet<ChunkId>, Failure> {
+    if !doubt.lost.is_empty() {
+        mark(&core.meta, &doubt.lost).await.map_err(|error| failed(&error))?;
+    }
+    Ok(doubt.chunks())
 }
 
 /// Contents that kept versions of the caller's tree hold whole.

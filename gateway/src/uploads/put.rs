@@ -2,19 +2,19 @@
 //!
 //! Invariants:
 //! - A chunk is acknowledged only after a commit that pinned it for every session it was sent for.
-//! - A chunk that is there already is acknowledged as late as one that was written, and its bytes count against the
-//!   same bounds: a client cannot tell the two apart.
+//! - A chunk that is there already takes the same way as one that is new ([`crate::chunks::deposit`]), and its bytes
+//!   count against the same bounds: a client cannot tell the two apart.
 //! - Bytes held are bounded per stream and over all streams, and both bounds are taken before work begins.
 //! - Whoever takes no answer for [`ANSWER_STALL_MAX`] loses the stream, and with it its part of the bounds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use engine::codec::PreparedChunk;
 use engine::ids::{ChunkId, HolderId, UploadId};
-use engine::location::ChunkKind;
+use engine::location::{ChunkKind, ChunkLocation};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::v1;
@@ -153,7 +153,6 @@ struct Item {
     chunk: ChunkId,
     plain: Bytes,
     places: Vec<(Arc<Session>, usize)>,
-    arrived: Instant,
 }
 
 impl Item {
@@ -175,8 +174,7 @@ async fn put_message(
     budgets: Budgets,
     answers: Answers,
 ) {
-    let arrived = Instant::now();
-    let (items, refused) = match check(&core, &caller, message.chunks, arrived).await {
+    let (items, refused) = match check(&core, &caller, message.chunks).await {
         Ok(checked) => checked,
         Err((failure, ids)) => (Vec::new(), ids.into_iter().map(|id| (id, failure.clone())).collect()),
     };
@@ -206,7 +204,6 @@ async fn check(
     core: &Core,
     caller: &Caller,
     chunks: Vec<v1::PutChunk>,
-    arrived: Instant,
 ) -> Result<Checked, (Failure, Vec<Bytes>)> {
     let ids = || chunks.iter().map(named).collect::<Vec<_>>();
     let mut refused = Vec::new();
@@ -226,7 +223,7 @@ async fn check(
     let mut items = Vec::with_capacity(parsed.len());
     for (chunk, uploads, plain) in parsed {
         match places(&sessions, chunk, &uploads, plain.len() as u64) {
-            Ok(places) => items.push(Item { chunk, plain, places, arrived }),
+            Ok(places) => items.push(Item { chunk, plain, places }),
             Err(failure) => refused.push((Bytes::copy_from_slice(chunk.as_bytes()), failure)),
         }
     }
@@ -302,74 +299,29 @@ async fn store_claimed(core: &Core, claimed: Vec<(Item, Claimed)>, answers: &Ans
             answers.send(id, Err(failure.clone())).await;
         }
     };
-    let pinned = pin_registered(core, claimed.iter().map(|(item, _claim)| item)).await;
-    let pinned = match pinned {
-        Ok(pinned) => pinned,
+    let chunks: Vec<ChunkId> = claimed.iter().map(|(item, _claim)| item.chunk).collect();
+    let named = claimed.iter().map(|(item, _claim)| (item.chunk, item.plain.clone())).collect();
+    // Whatever is there already takes the same way as what is new.
+    let ready = match core.known(&chunks).await {
+        Ok(known) => core.preparer.prepare(ChunkKind::Data, named).await.map(|prepared| (known, prepared)),
+        Err(failure) => Err(failure),
+    };
+    let (known, prepared) = match ready {
+        Ok(ready) => ready,
         Err(failure) => return answer_all(failure, claimed).await,
     };
-    let mut known = Vec::new();
-    let mut fresh = Vec::new();
-    for ((item, claim), pinned) in claimed.into_iter().zip(pinned) {
-        if pinned { known.push(item) } else { fresh.push((item, claim)) }
-    }
-    let named = fresh.iter().map(|(item, _claim)| (item.chunk, item.plain.clone())).collect();
-    let prepared = match core.preparer.prepare(ChunkKind::Data, named).await {
-        Ok(prepared) => prepared,
-        Err(failure) => return answer_all(failure, fresh).await,
-    };
-    let write = |(item, claim): (Item, Claimed), prepared| async move {
+    let write = |((item, claim), prepared, known): ((Item, Claimed), PreparedChunk, Option<ChunkLocation>)| async move {
         let id = Bytes::copy_from_slice(item.chunk.as_bytes());
-        let result = write_claimed(core, item, claim, prepared).await;
+        let result = core.writer.store(prepared, item.holders(), known).await;
+        drop(claim);
+        if result.is_ok() {
+            item.mark_durable();
+        }
         answers.send(id, result).await;
     };
-    let wait = |item: Item| async move {
-        wait_as_if_written(core, &item).await;
-        answers.send(Bytes::copy_from_slice(item.chunk.as_bytes()), Ok(())).await;
-    };
-    let written = fresh.into_iter().zip(prepared).map(|(fresh, prepared)| write(fresh, prepared));
-    let written = written.collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
-    let waited = known.into_iter().map(wait).collect::<FuturesUnordered<_>>().collect::<Vec<()>>();
-    futures_util::future::join(written, waited).await;
-}
-
-/// Pins those chunks that are registered, each for all its holders; says which are pinned, in order.
-async fn pin_registered(core: &Core, items: impl Iterator<Item = &Item>) -> Result<Vec<bool>, Failure> {
-    let failed = |error| Failure::from_meta(&error, "chunks");
-    let items: Vec<&Item> = items.collect();
-    let chunks: Vec<ChunkId> = items.iter().map(|item| item.chunk).collect();
-    let places = core.meta.locate(&chunks).await.map_err(failed)?;
-    let mut pinned: Vec<bool> = places.iter().map(Option::is_some).collect();
-    let mut pins = Vec::new();
-    let mut owners = Vec::new();
-    for (index, item) in items.iter().enumerate().filter(|(index, _item)| pinned[*index]) {
-        for holder in item.holders() {
-            pins.push((holder, item.chunk));
-            owners.push(index);
-        }
-    }
-    let there = core.meta.pin(&pins).await.map_err(failed)?;
-    for (index, there) in owners.into_iter().zip(there) {
-        pinned[index] &= there;
-    }
-    Ok(pinned)
-}
-
-async fn write_claimed(
-    core: &Core,
-    item: Item,
-    claim: Claimed,
-    prepared: PreparedChunk,
-) -> Result<(), Failure> {
-    core.writer.store(prepared, item.holders()).await?;
-    drop(claim);
-    core.latencies.record(item.arrived.elapsed());
-    item.mark_durable();
-    Ok(())
-}
-
-async fn wait_as_if_written(core: &Core, item: &Item) {
-    item.mark_durable();
-    tokio::time::sleep_until((item.arrived + core.latencies.draw()).into()).await;
+    let items = claimed.into_iter().zip(prepared).zip(known);
+    let written = items.map(|((claimed, prepared), known)| write((claimed, prepared, known)));
+    written.collect::<FuturesUnordered<_>>().collect::<Vec<()>>().await;
 }
 
 /// Stores one chunk, after somebody else's attempt has ended.
@@ -382,15 +334,13 @@ async fn store_one(core: &Core, item: &Item) -> Result<(), Failure> {
                 continue;
             }
         };
-        if pin_registered(core, std::iter::once(item)).await? == [true] {
-            drop(claim);
-            wait_as_if_written(core, item).await;
-            return Ok(());
-        }
+        let known = core.known(&[item.chunk]).await?;
         let named = vec![(item.chunk, item.plain.clone())];
-        for prepared in core.preparer.prepare(ChunkKind::Data, named).await? {
-            core.writer.store(prepared, item.holders()).await?;
+        let prepared = core.preparer.prepare(ChunkKind::Data, named).await?;
+        for (prepared, known) in prepared.into_iter().zip(known) {
+            core.writer.store(prepared, item.holders(), known).await?;
         }
+        drop(claim);
         item.mark_durable();
         return Ok(());
     }
@@ -399,6 +349,8 @@ async fn store_one(core: &Core, item: &Item) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use super::error::MetaError;
 use super::meta_api::MetaApi;
 use super::request::new_request;
 use crate::model::command::{Command, DataStep, RootStep, StepError, Steps};
+use crate::model::settings::VOLUME_NODES_MIN;
 
 /// The slots, spread evenly over groups `1..=data_groups` in runs.
 ///
@@ -32,11 +33,10 @@ pub fn spread_slots(data_groups: u16) -> Vec<SlotRange> {
         .collect()
 }
 
-/// Makes the installation if it has not been made; the map is at hand afterwards. Run again it changes nothing:
-/// `code`, `data_groups` and `meta_nodes` are those of the first time.
+/// [`init_cluster_spread`] without a floor: volumes are made as soon as there are disks enough.
 ///
 /// # Errors
-/// [`StepError::WrongCluster`] if there is an installation of another id; else as [`MetaApi::propose`].
+/// See there.
 pub async fn init_cluster(
     api: &MetaApi,
     cluster: ClusterId,
@@ -44,12 +44,35 @@ pub async fn init_cluster(
     data_groups: u16,
     meta_nodes: Vec<(NodeId, String)>,
 ) -> Result<(), MetaError> {
+    init_cluster_spread(api, cluster, code, data_groups, meta_nodes, 1).await
+}
+
+/// Makes the installation if it has not been made; the map is at hand afterwards. Each volume will be spread over
+/// `volume_nodes` storage nodes at least (but one for each shard is enough). Run again it changes nothing: everything
+/// is as it was given the first time.
+///
+/// # Errors
+/// [`StepError::WrongCluster`] if there is an installation of another id; else as [`MetaApi::propose`].
+pub async fn init_cluster_spread(
+    api: &MetaApi,
+    cluster: ClusterId,
+    code: Code,
+    data_groups: u16,
+    meta_nodes: Vec<(NodeId, String)>,
+    volume_nodes: usize,
+) -> Result<(), MetaError> {
     if data_groups == 0 || data_groups > SLOT_COUNT {
         let why = format!("{data_groups} data groups; there can be 1 to {SLOT_COUNT}");
         return Err(StepError::Invalid { why }.into());
     }
     let init = RootStep::ClusterInit { cluster, code, slots: spread_slots(data_groups), meta_nodes };
-    api.propose(ROOT_GROUP, Command { request: new_request(), steps: Steps::Root(vec![init]) }).await?;
+    let mut steps = vec![init];
+    let spread = volume_nodes.clamp(1, code.total());
+    // In the same command, so that no volume is made before the floor is known; an operator's later word stays.
+    if spread > 1 && matches!(api.refresh_map().await, Err(MetaError::NoCluster)) {
+        steps.push(RootStep::SettingSet { name: VOLUME_NODES_MIN.to_owned(), value: spread.to_string() });
+    }
+    api.propose(ROOT_GROUP, Command { request: new_request(), steps: Steps::Root(steps) }).await?;
     let map = api.refresh_map().await?;
     for SlotRange { first, last, group } in map.slots.iter().copied() {
         let adopt = DataStep::SlotsAdopt { first, last };

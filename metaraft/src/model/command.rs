@@ -17,7 +17,7 @@ use engine::code::Code;
 use engine::cutter::Cutter;
 use engine::ids::{
     AccountId, ChunkId, ClusterId, ContentId, DeviceId, DiskId, EntryId, Epoch, HolderId, NamespaceId,
-    NodeId, RequestId, SlotId, UploadId, VersionId, VolumeId,
+    NodeId, RequestId, SlotId, StripeId, UploadId, VersionId, VolumeId,
 };
 use engine::location::ChunkLocation;
 use engine::manifest::{ContentList, ManifestEntry};
@@ -147,7 +147,8 @@ pub enum OnExisting {
 pub struct NewChunk {
     /// Its id.
     pub chunk: ChunkId,
-    /// Where it lies. The first registration wins; a loser's place is dead space.
+    /// Where it lies. The first registration wins, unless what it says was found unreadable; a loser's place is dead
+    /// space.
     pub location: ChunkLocation,
     /// Sessions that pin it, won or lost.
     pub holders: Vec<HolderId>,
@@ -417,7 +418,7 @@ pub enum DataStep {
     },
 
     // Chunks: each in its own slot; all of one step in slots of one group.
-    /// Refers to chunks that are registered and not condemned. Answers [`StepOutcome::Pinned`]. Idempotent.
+    /// Refers to chunks that are registered, not condemned and not known to be unreadable. Answers [`StepOutcome::Pinned`]. Idempotent.
     ChunksPin {
         /// Who refers.
         holder: HolderId,
@@ -531,6 +532,12 @@ pub enum DataStep {
         upload: UploadId,
         /// How long.
         life_ms: u64,
+    },
+    /// Says of chunks that they cannot be read in the stripes that they should lie in: their next registration takes
+    /// the place. Nothing is done to one that lies elsewhere by now. Idempotent.
+    ChunksUnreadable {
+        /// Which, and in which stripe it could not be read. All in slots of one group.
+        chunks: Vec<(ChunkId, StripeId)>,
     },
 }
 

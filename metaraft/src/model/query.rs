@@ -141,12 +141,12 @@ pub enum Query {
         /// Which.
         contents: Vec<ContentId>,
     },
-    /// Where chunks lie; condemned ones lie nowhere. Answers [`Reply::Locations`], in order.
+    /// Where chunks lie, or should; condemned ones lie nowhere. Answers [`Reply::Locations`], in order.
     ChunksLocate {
         /// Which.
         chunks: Vec<ChunkId>,
     },
-    /// Whether the holder refers to the chunks. Answers [`Reply::Flags`], in order.
+    /// Whether the holder refers to the chunks and they are not known to be unreadable. Answers [`Reply::Flags`], in order.
     ChunksPinned {
         /// Who.
         holder: HolderId,

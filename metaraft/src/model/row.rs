@@ -232,6 +232,18 @@ pub struct ContentRow {
     pub list: ContentList,
 }
 
+/// Whether a registered chunk may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChunkState {
+    /// It is where its location says.
+    Live,
+    /// Never handed out again; nothing refers to it.
+    Condemned,
+    /// It was found that it cannot be read where it should lie. What refers to it still does; who uploads it is told
+    /// to send it, and the next registration takes its place.
+    Unreadable,
+}
+
 /// A registered chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkRow {
@@ -243,8 +255,8 @@ pub struct ChunkRow {
     pub generation: u64,
     /// Since when nothing refers to it.
     pub unreferenced_since_ms: Option<u64>,
-    /// Never handed out again.
-    pub condemned: bool,
+    /// Whether it may be used.
+    pub state: ChunkState,
 }
 
 /// How many stripes of a volume use, and lack, the same positions.

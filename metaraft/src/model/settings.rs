@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use engine::placement::Spread;
+
 /// A setting's definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SettingDefinition {
@@ -12,10 +14,42 @@ pub struct SettingDefinition {
     pub name: &'static str,
     /// Its value until it is set, as text.
     pub default_value: &'static str,
-    /// The smallest and largest value, in milliseconds.
-    pub range_ms: (u64, u64),
+    /// What values it takes.
+    pub values: SettingValues,
     /// What it is for.
     pub description: &'static str,
+}
+
+/// The values that a setting takes, from the smallest to the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingValues {
+    /// Durations, in milliseconds.
+    DurationMs(u64, u64),
+    /// Whole numbers.
+    Count(u64, u64),
+}
+
+impl SettingValues {
+    fn takes(self, value: &str) -> bool {
+        match self {
+            Self::DurationMs(least, most) => {
+                parse_duration_ms(value).is_some_and(|ms| (least..=most).contains(&ms))
+            }
+            Self::Count(least, most) => {
+                parse_count(value).is_some_and(|count| (least..=most).contains(&count))
+            }
+        }
+    }
+
+    fn described(self) -> String {
+        match self {
+            Self::DurationMs(least, most) => {
+                let (least, most) = (format_duration_ms(least), format_duration_ms(most));
+                format!("a duration such as 90s, 12h or 30d, from {least} to {most}")
+            }
+            Self::Count(least, most) => format!("a whole number from {least} to {most}"),
+        }
+    }
 }
 
 const SECOND_MS: u64 = 1000;
@@ -28,48 +62,66 @@ pub const JOURNAL_HORIZON: &str = "journal-horizon";
 /// How long tombstones are kept in a group that was told nothing: the default of [`JOURNAL_HORIZON`].
 pub const JOURNAL_HORIZON_DEFAULT_MS: u64 = 30 * DAY_MS;
 
-/// All settings, by name. All are durations, written like `30d`, `90s` or `250ms`.
+/// Over how many nodes each volume must be spread.
+pub const VOLUME_NODES_MIN: &str = "volume-nodes-min";
+
+/// Over how many racks each volume must be spread.
+pub const VOLUME_RACKS_MIN: &str = "volume-racks-min";
+
+/// All settings, by name. Durations are written like `30d`, `90s` or `250ms`.
 pub const SETTINGS: &[SettingDefinition] = &[
     SettingDefinition {
         name: "hold-time",
         default_value: "1d",
-        range_ms: (0, YEAR_MS),
+        values: SettingValues::DurationMs(0, YEAR_MS),
         description: "how long the shards of a buried stripe are kept before they are deleted",
     },
     SettingDefinition {
         name: JOURNAL_HORIZON,
         default_value: "30d",
-        range_ms: (SECOND_MS, 10 * YEAR_MS),
+        values: SettingValues::DurationMs(SECOND_MS, 10 * YEAR_MS),
         description: "how long devices that were away are told of what was deleted; after longer they list their tree anew",
     },
     SettingDefinition {
         name: "node-grace",
         default_value: "4s",
-        range_ms: (SECOND_MS, DAY_MS),
+        values: SettingValues::DurationMs(SECOND_MS, DAY_MS),
         description: "how long after its last heartbeat a storage node counts as up",
     },
     SettingDefinition {
         name: "read-hedge",
         default_value: "500ms",
-        range_ms: (1, 60 * SECOND_MS),
+        values: SettingValues::DurationMs(1, 60 * SECOND_MS),
         description: "how long a read waits for a shard before it asks for parity as well",
     },
     SettingDefinition {
         name: "reclaim-delay",
         default_value: "30d",
-        range_ms: (0, 10 * YEAR_MS),
+        values: SettingValues::DurationMs(0, 10 * YEAR_MS),
         description: "how long a chunk stays after its last reference has gone",
     },
     SettingDefinition {
         name: "session-life",
         default_value: "7d",
-        range_ms: (60 * SECOND_MS, YEAR_MS),
+        values: SettingValues::DurationMs(60 * SECOND_MS, YEAR_MS),
         description: "how long an upload session can be continued",
+    },
+    SettingDefinition {
+        name: VOLUME_NODES_MIN,
+        default_value: "1",
+        values: SettingValues::Count(1, 64),
+        description: "over how many storage nodes each new volume is spread, evenly, up to one for each shard; until so many are up, none is made",
+    },
+    SettingDefinition {
+        name: VOLUME_RACKS_MIN,
+        default_value: "1",
+        values: SettingValues::Count(1, 64),
+        description: "over how many racks each new volume is spread, evenly; until there are so many, none is made",
     },
     SettingDefinition {
         name: "write-deadline",
         default_value: "10s",
-        range_ms: (100, 600 * SECOND_MS),
+        values: SettingValues::DurationMs(100, 600 * SECOND_MS),
         description: "how long a write waits for a disk before it goes to another volume",
     },
 ];
@@ -84,16 +136,14 @@ pub enum SettingError {
         name: String,
     },
     /// The value is not one that it takes.
-    #[error("{name} takes a duration such as 90s, 12h or 30d, from {least} to {most}; not {value:?}")]
+    #[error("{name} takes {takes}; not {value:?}")]
     BadValue {
         /// The setting.
         name: String,
         /// As given.
         value: String,
-        /// Smallest.
-        least: String,
-        /// Largest.
-        most: String,
+        /// What it takes, in words.
+        takes: String,
     },
 }
 
@@ -113,6 +163,12 @@ pub fn parse_duration_ms(text: &str) -> Option<u64> {
     number.checked_mul(unit_ms)
 }
 
+/// Parses a whole number.
+fn parse_count(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
+}
+
 fn format_duration_ms(ms: u64) -> String {
     let units = [(DAY_MS, "d"), (60 * 60 * SECOND_MS, "h"), (60 * SECOND_MS, "m"), (SECOND_MS, "s")];
     units
@@ -124,22 +180,17 @@ fn format_duration_ms(ms: u64) -> String {
 /// The definition of a setting, if `value` is one that it takes.
 ///
 /// # Errors
-/// For an unknown name, or a value that is no duration or out of range.
+/// For an unknown name, or a value that is not of its kind or out of range.
 pub fn check(name: &str, value: &str) -> Result<&'static SettingDefinition, SettingError> {
     let definition = SETTINGS
         .iter()
         .find(|definition| definition.name == name)
         .ok_or_else(|| SettingError::Unknown { name: name.to_owned() })?;
-    let (least, most) = definition.range_ms;
-    match parse_duration_ms(value) {
-        Some(ms) if (least..=most).contains(&ms) => Ok(definition),
-        _ => Err(SettingError::BadValue {
-            name: name.to_owned(),
-            value: value.to_owned(),
-            least: format_duration_ms(least),
-            most: format_duration_ms(most),
-        }),
+    if !definition.values.takes(value) {
+        let (name, value) = (name.to_owned(), value.to_owned());
+        return Err(SettingError::BadValue { name, value, takes: definition.values.described() });
     }
+    Ok(definition)
 }
 
 /// The settings in force: those that were set over the defaults.
@@ -186,6 +237,14 @@ impl Settings {
         self.duration("session-life")
     }
 
+    /// `volume-nodes-min` and `volume-racks-min`.
+    #[must_use]
+    pub fn volume_spread(&self) -> Spread {
+        let count = |name| self.value(name).and_then(parse_count).and_then(|count| count.try_into().ok());
+        let least = |name| count(name).unwrap_or(1);
+        Spread { nodes_min: least(VOLUME_NODES_MIN), racks_min: least(VOLUME_RACKS_MIN) }
+    }
+
     /// `write-deadline`.
     #[must_use]
     pub fn write_deadline(&self) -> Duration {
@@ -213,6 +272,17 @@ mod tests {
         }
         assert!(check("node-grace", "2s").is_ok());
         assert!(matches!(check("no-such", "1s"), Err(SettingError::Unknown { .. })));
+    }
+
+    #[test]
+    fn counts_are_whole_numbers_in_their_range() {
+        for bad in ["", "0", "-1", "+1", "1s", "65", "1.5", " 2"] {
+            assert!(check(VOLUME_NODES_MIN, bad).is_err(), "{bad}");
+        }
+        assert!(check(VOLUME_NODES_MIN, "9").is_ok());
+        let settings = Settings::new([(VOLUME_NODES_MIN.to_owned(), "9".to_owned())]);
+        assert_eq!(settings.volume_spread(), Spread { nodes_min: 9, racks_min: 1 });
+        assert_eq!(Settings::default().volume_spread(), Spread::ANY);
     }
 
     #[test]

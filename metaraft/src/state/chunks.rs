@@ -5,10 +5,12 @@
 //! - A chunk without references says since when; one with references does not.
 //! - A condemned chunk gets no references: who names it is told that it is not there, and registers it anew, with a
 //!   new generation and place.
+//! - A chunk that was found unreadable is not handed out either, but what refers to it keeps its reference: the next
+//!   registration, in another stripe, takes its place for all of them.
 //! - The sums count each registered chunk once, with its plain bytes.
 
 use engine::chunk::check_chunk_size;
-use engine::ids::{ChunkId, Epoch, HolderId};
+use engine::ids::{ChunkId, Epoch, HolderId, StripeId};
 use engine::location::ChunkLocation;
 
 use super::keys;
@@ -16,7 +18,7 @@ use super::txn::{Group, invalid};
 use crate::model::QUERY_ITEMS_MAX;
 use crate::model::command::{NewChunk, StepError};
 use crate::model::outcome::StepOutcome;
-use crate::model::row::ChunkRow;
+use crate::model::row::{ChunkRow, ChunkState};
 
 fn check_count(count: usize) -> Result<(), StepError> {
     if count > QUERY_ITEMS_MAX as usize {
@@ -45,7 +47,7 @@ impl Group<'_, '_> {
         for chunk in chunks {
             self.own(chunk.slot())?;
             let there = match self.get::<ChunkRow>(&keys::chunk(*chunk))? {
-                Some(row) if !row.condemned => {
+                Some(row) if row.state == ChunkState::Live => {
                     self.chunk_refer(&row, holder);
                     true
                 }
@@ -86,17 +88,24 @@ impl Group<'_, '_> {
 
     fn chunk_register(&mut self, new: &NewChunk) -> Result<bool, StepError> {
         let existing: Option<ChunkRow> = self.get(&keys::chunk(new.chunk))?;
+        let stays = |existing: &ChunkRow| match existing.state {
+            ChunkState::Live => true,
+            ChunkState::Condemned => false,
+            // A repetition of the registration that was found unreadable brings nothing new.
+            ChunkState::Unreadable => existing.location.stripe == new.location.stripe,
+        };
         let row = match existing {
-            Some(existing) if !existing.condemned => existing,
+            Some(existing) if stays(&existing) => existing,
             _ => {
                 self.chunk_count(existing.as_ref(), &new.location);
                 self.sums.registrations += 1;
+                let referred = existing.is_some_and(|existing| existing.unreferenced_since_ms.is_none());
                 let row = ChunkRow {
                     chunk: new.chunk,
                     location: new.location,
                     generation: self.sums.registrations,
-                    unreferenced_since_ms: new.holders.is_empty().then_some(self.time_ms),
-                    condemned: false,
+                    unreferenced_since_ms: (new.holders.is_empty() && !referred).then_some(self.time_ms),
+                    state: ChunkState::Live,
                 };
                 self.put(&keys::chunk(new.chunk), &row);
                 row
@@ -106,6 +115,23 @@ impl Group<'_, '_> {
             self.chunk_refer(&row, *holder);
         }
         Ok(row.location == new.location)
+    }
+
+    pub(super) fn chunks_unreadable(
+        &mut self,
+        chunks: &[(ChunkId, StripeId)],
+    ) -> Result<StepOutcome, StepError> {
+        check_count(chunks.len())?;
+        for (chunk, stripe) in chunks {
+            self.own(chunk.slot())?;
+            if let Some(row) = self.get::<ChunkRow>(&keys::chunk(*chunk))?
+                && row.state == ChunkState::Live
+                && row.location.stripe == *stripe
+            {
+                self.put(&keys::chunk(*chunk), &ChunkRow { state: ChunkState::Unreadable, ..row });
+            }
+        }
+        Ok(StepOutcome::Done)
     }
 
     fn chunk_count(&mut self, replaced: Option<&ChunkRow>, location: &ChunkLocation) {

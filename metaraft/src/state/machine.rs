@@ -241,5 +241,6 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
         DataStep::UploadExtend { namespace, upload, life_ms } => {
             group.upload_extend(*namespace, *upload, *life_ms)
         }
+        DataStep::ChunksUnreadable { chunks } => group.chunks_unreadable(chunks),
     }
 }

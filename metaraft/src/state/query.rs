@@ -19,7 +19,7 @@ use crate::model::QUERY_ITEMS_MAX;
 use crate::model::codec;
 use crate::model::command::StepError;
 use crate::model::query::{Query, Reply};
-use crate::model::row::{AccountRow, ChunkRow, ContentRow, DeviceRow, GroupCounters, StripeCount};
+use crate::model::row::{AccountRow, ChunkRow, ChunkState, ContentRow, DeviceRow, GroupCounters, StripeCount};
 use crate::model::settings::Settings;
 use crate::warden::liveness::Liveness;
 
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
         for chunk in chunks {
             self.own(chunk.slot())?;
             let row: Option<ChunkRow> = self.get(&keys::chunk(*chunk))?;
-            locations.push(row.filter(|row| !row.condemned).map(|row| row.location));
+            locations.push(row.filter(|row| row.state != ChunkState::Condemned).map(|row| row.location));
         }
         Ok(Reply::Locations(locations))
     }
@@ -187,7 +187,9 @@ impl<'a> Reader<'a> {
         let mut pinned = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             self.own(chunk.slot())?;
-            pinned.push(self.contains(&keys::chunk_ref(*chunk, holder)));
+            let unreadable = |row: Option<ChunkRow>| row.is_some_and(|row| row.state == ChunkState::Unreadable);
+            let there = self.contains(&keys::chunk_ref(*chunk, holder));
+            pinned.push(there && !unreadable(self.get(&keys::chunk(*chunk))?));
         }
         Ok(Reply::Flags(pinned))
     }

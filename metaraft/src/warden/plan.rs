@@ -1,10 +1,10 @@
 //! What the warden decides, from the registered map and from what it has heard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::cluster::{ClusterMap, DiskAttestation, DiskInfo, Health};
 use engine::ids::{DiskId, Epoch, VolumeId};
-use engine::placement::{PlacementDisk, plan_volumes};
+use engine::placement::{PlacementDisk, Spread, plan_volumes};
 
 use super::attest::{self, Judgement};
 use super::report::NodeReport;
@@ -84,10 +84,11 @@ pub(super) fn counts_due(map: &ClusterMap, heard: &BTreeMap<DiskId, DiskAttestat
     (!disks.is_empty()).then_some(RootStep::DisksAttest { disks })
 }
 
-/// The volumes that the disks which are up suffice for and that do not exist yet.
-pub(super) fn volumes_due(map: &ClusterMap) -> Option<RootStep> {
+/// The volumes that the disks which are up suffice for, spread as they must be, and that do not exist yet: those with
+/// a member among the `dead` do not count.
+pub(super) fn volumes_due(map: &ClusterMap, dead: &BTreeSet<DiskId>, spread: Spread) -> Option<RootStep> {
     let disks = PlacementDisk::all_up(map);
-    let members = plan_volumes(&disks, &map.volumes, map.code);
+    let members = plan_volumes(&disks, &map.volumes, dead, map.code, spread);
     if members.is_empty() {
         return None;
     }
@@ -104,6 +105,13 @@ pub(super) fn epochs_for(map: &ClusterMap, report: &NodeReport) -> Vec<(VolumeId
         .filter(|volume| volume.members.iter().any(here))
         .map(|volume| (volume.volume, volume.epoch))
         .collect()
+}
+
+/// The disks of open volumes that take no writes now.
+pub(super) fn unwell(map: &ClusterMap) -> BTreeSet<DiskId> {
+    let open = map.volumes.iter().filter(|volume| volume.open);
+    let members: BTreeSet<DiskId> = open.flat_map(|volume| volume.members.iter().copied()).collect();
+    members.into_iter().filter(|disk| !map.disk_health(*disk).writable()).collect()
 }
 
 /// How many disks serve: for the log.

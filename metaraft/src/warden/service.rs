@@ -6,14 +6,17 @@
 //! - A heartbeat that changes nothing costs no command. Counts of records are attested in one command for all disks
 //!   that have grown, at most every [`ATTEST_INTERVAL`], and at once when a node stops.
 //! - Volumes are created once no disk has been registered for [`SETTLE_TIME`], so that the disks of a fresh cluster
-//!   are seen together; the command says how many volumes were seen, so two planners never create twice.
+//!   are seen together, and never closer together than the settings say, whoever has not come yet; the command says how
+//!   many volumes were seen, so two planners never create twice.
+//! - A disk that has taken no writes for [`DEAD_AFTER`] counts as dead: its volumes are no reason not to make others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::cluster::{ClusterMap, DiskAttestation, DiskInfo, HISTORY};
 use engine::ids::DiskId;
+use engine::placement::Spread;
 use proto::internal::{DiskState, DiskVerdict, HeartbeatRequest, HeartbeatResponse, VolumeEpoch};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +31,7 @@ use crate::api::new_request;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, RootStep, StepError, Steps};
 use crate::model::query::{Query, Reply};
+use crate::model::settings::Settings;
 use crate::node::{GroupError, GroupHandle, HeartbeatSink, Leadership};
 
 /// How often volumes are planned.
@@ -39,6 +43,8 @@ const SETTLE_TIME: Duration = Duration::from_secs(1);
 /// How often the disks' counts of records are written to the root group: what a disk acknowledged before it was
 /// replaced by an older copy is missed only if it is younger, and this leader is gone as well.
 const ATTEST_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a disk must have taken no writes before others are found for its volumes: a restart takes less.
+const DEAD_AFTER: Duration = Duration::from_secs(10);
 
 /// How long a copy of the map may serve to answer heartbeats.
 const MAP_AGE_MAX: Duration = Duration::from_millis(500);
@@ -104,6 +110,8 @@ struct AtHand {
     counts: BTreeMap<DiskId, DiskAttestation>,
     /// When they were last written down.
     attested: Option<Instant>,
+    /// Members of volumes that take no writes, and since when.
+    unwell: BTreeMap<DiskId, Instant>,
 }
 
 struct Inner {
@@ -199,12 +207,38 @@ impl Inner {
 
     async fn create_volumes_due(&self) -> Result<(), WardenError> {
         let map = self.fetch_map().await?;
-        let Some(step) = plan::volumes_due(&map) else { return Ok(()) };
+        let dead = self.dead(&map);
+        if plan::volumes_due(&map, &dead, Spread::ANY).is_none() {
+            return Ok(());
+        }
+        let spread = self.fetch_settings().await?.volume_spread();
+        let Some(step) = plan::volumes_due(&map, &dead, spread) else { return Ok(()) };
         self.propose(vec![step]).await?;
         let map = self.fetch_map().await?;
         let disks = plan::disks_up(&map);
         tracing::info!(volumes = map.volumes.len(), disks, code = %map.code, "volumes created");
         Ok(())
+    }
+
+    /// Members of volumes that have taken no writes for a while.
+    fn dead(&self, map: &ClusterMap) -> BTreeSet<DiskId> {
+        let (now, unwell) = (Instant::now(), plan::unwell(map));
+        self.at_hand(|at_hand| {
+            at_hand.unwell.retain(|disk, _since| unwell.contains(disk));
+            for disk in unwell {
+                at_hand.unwell.entry(disk).or_insert(now);
+            }
+            let dead = at_hand.unwell.iter().filter(|(_disk, since)| now.duration_since(**since) >= DEAD_AFTER);
+            dead.map(|(disk, _since)| *disk).collect()
+        })
+    }
+
+    async fn fetch_settings(&self) -> Result<Settings, WardenError> {
+        let reply = self.root.query(codec::encode(&Query::Settings)).await?;
+        match codec::decode(&reply).map_err(|error| WardenError::Unexpected(error.to_string()))? {
+            Reply::Settings(set) => Ok(Settings::new(set)),
+            other => Err(WardenError::Unexpected(format!("{other:?}").chars().take(80).collect())),
+        }
     }
 
     async fn fetch_map(&self) -> Result<Arc<ClusterMap>, WardenError> {

@@ -2,6 +2,8 @@
 //! proceed one command at a time in the order of `docs/metadata.md`, and between any two commands they may crash,
 //! be continued by another gateway, wake up late beside it, or have a command delivered twice.
 //!
+//! Now and then somebody finds a chunk unreadable where it should lie, or says so late of where it lay before.
+//!
 //! After every command the invariants of the whole state are checked ([`invariants`]); followers of the journals are
 //! compared with the trees ([`follower`]).
 //!
@@ -95,6 +97,10 @@ fn run(seed: u64, groups: u16, faults: Faults) -> u64 {
             let pages =
                 if world.random.random_bool(0.5) { u32::MAX } else { world.random.random_range(1..4) };
             followers[some].follow(&mut world, pages);
+        }
+        if world.random.random_bool(0.03) {
+            world.lose_some_chunk();
+            invariants::check(&world);
         }
         if world.random.random_bool(0.1) {
             deleter::delete_seen(&mut world, &followers[some]);

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use engine::chunk::CHUNK_BYTES_MAX;
 use engine::cluster::SlotRange;
 use engine::hash::sha256_parts;
-use engine::ids::{AccountId, ChunkId, ContentId, DeviceId, GroupId, NamespaceId, RequestId, SlotId};
+use engine::ids::{
+    AccountId, ChunkId, ContentId, DeviceId, Epoch, GroupId, NamespaceId, RequestId, SlotId, StripeId, VolumeId,
+};
+use engine::location::ChunkLocation;
 use engine::manifest::{ContentList, ManifestEntry};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -19,9 +22,10 @@ use crate::api::bootstrap::spread_slots;
 use crate::app::App;
 use crate::kv::{Backing, KeyRange, MemoryStore, Txn, View};
 use crate::model::codec::{decode, encode};
-use crate::model::command::{Command, CommandOutcome, DataStep, StepError, Steps};
+use crate::model::command::{Command, CommandOutcome, DataStep, NewChunk, StepError, Steps};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
+use crate::model::row::{ChunkRow, ChunkState};
 use crate::warden::liveness::Liveness;
 
 /// Whether an actor goes on.
@@ -137,6 +141,35 @@ impl World {
         let recent = self.uploads.len().saturating_sub(12);
         let index = self.random.random_range(recent..self.uploads.len());
         Some(self.uploads[index].clone())
+    }
+
+    /// Somebody finds a chunk unreadable in its stripe, or late in one where it lay before; perhaps its bytes come
+    /// again, from whoever has them, and take its place.
+    pub(super) fn lose_some_chunk(&mut self) {
+        let chunks = self.rows::<ChunkRow>(Table::Chunk);
+        if chunks.is_empty() {
+            return;
+        }
+        let (key, row) = chunks[self.random.random_range(0..chunks.len())].clone();
+        let elsewhere = self.random.random_bool(0.2);
+        let stripe =
+            if elsewhere { StripeId::new(VolumeId(1), self.random.random()) } else { row.location.stripe };
+        let group = self.group_of(row.chunk.slot());
+        self.done(group, vec![DataStep::ChunksUnreadable { chunks: vec![(row.chunk, stripe)] }]);
+        let lost: ChunkRow = self.row(&key).unwrap();
+        assert_eq!(lost.state == ChunkState::Live, elsewhere && row.state == ChunkState::Live);
+        if self.random.random_bool(0.5) {
+            let stripe = StripeId::new(VolumeId(2), self.random.random());
+            let location = ChunkLocation { stripe, ..row.location };
+            let chunks = vec![NewChunk { chunk: row.chunk, location, holders: Vec::new() }];
+            self.done(group, vec![DataStep::ChunksRegister { epoch: Epoch(1), chunks }]);
+            let now: ChunkRow = self.row(&key).unwrap();
+            let healed = lost.state != ChunkState::Live;
+            assert_eq!(now.state, ChunkState::Live, "fresh bytes were dropped");
+            assert_eq!(now.location.stripe == stripe, healed);
+            assert_eq!(now.generation > lost.generation, healed);
+            assert_eq!(now.unreferenced_since_ms.is_none(), lost.unreferenced_since_ms.is_none());
+        }
     }
 
     pub(super) fn new_request(&mut self) -> RequestId {

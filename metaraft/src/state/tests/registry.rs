@@ -12,7 +12,7 @@ use crate::model::codec::{decode, encode};
 use crate::model::command::{DataStep, NewChunk, StepError};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
-use crate::model::row::ChunkRow;
+use crate::model::row::{ChunkRow, ChunkState};
 
 const CHUNK: ChunkId = ChunkId::from_bytes([1; 32]);
 
@@ -88,17 +88,52 @@ fn a_condemned_chunk_is_registered_anew_and_never_pinned() {
     let mut harness = Harness::data();
     harness.done(register(1, vec![]));
     let before = row(&harness);
-    let condemned = ChunkRow { condemned: true, ..before };
+    let condemned = ChunkRow { state: ChunkState::Condemned, ..before };
     harness.store.commit(Changes::from([(keys::chunk(CHUNK), Some(encode(&condemned)))]));
     assert_eq!(harness.done(pin(1)), StepOutcome::Pinned(vec![false]));
     let locate = Query::ChunksLocate { chunks: vec![CHUNK] };
     assert_eq!(harness.ask(&locate), Reply::Locations(vec![None]));
     assert_eq!(harness.done(register(2, vec![holder(1)])), StepOutcome::Registered(vec![true]));
     let anew = row(&harness);
-    assert!(anew.generation > before.generation && !anew.condemned);
+    assert!(anew.generation > before.generation && anew.state == ChunkState::Live);
     assert_eq!(harness.ask(&locate), Reply::Locations(vec![Some(anew.location)]));
     let Reply::Counters(counters) = harness.ask(&Query::Counters) else { panic!("no counters") };
     assert_eq!((counters.chunks, counters.bytes_unique), (1, 1000));
+}
+
+#[test]
+fn an_unreadable_chunk_is_asked_for_again_and_its_next_registration_heals_it_for_all_who_refer_to_it() {
+    let mut harness = Harness::data();
+    harness.done(register(1, vec![holder(1), holder(2)]));
+    let before = row(&harness);
+    let found = |number: u8| DataStep::ChunksUnreadable { chunks: vec![(CHUNK, stripe(number).stripe)] };
+    assert_eq!(harness.done(found(2)), StepOutcome::Done);
+    assert_eq!(row(&harness), before, "it lies elsewhere");
+    harness.done(found(1));
+    let lost = row(&harness);
+    assert_eq!(lost, ChunkRow { state: ChunkState::Unreadable, ..before });
+    assert_eq!(harness.done(pin(3)), StepOutcome::Pinned(vec![false]), "who uploads it is told to send it");
+    let pinned = |number: u8| Query::ChunksPinned { holder: holder(number), chunks: vec![CHUNK] };
+    assert_eq!(harness.ask(&pinned(1)), Reply::Flags(vec![false]), "a session that had it lacks it again");
+    let locate = Query::ChunksLocate { chunks: vec![CHUNK] };
+    assert_eq!(harness.ask(&locate), Reply::Locations(vec![Some(before.location)]), "who reads may try");
+
+    let again = harness.done(register(1, vec![holder(1)]));
+    assert_eq!(again, StepOutcome::Registered(vec![true]), "a late repetition");
+    assert_eq!(row(&harness), lost, "and heals nothing");
+    assert_eq!(harness.done(register(2, vec![])), StepOutcome::Registered(vec![true]));
+    let healed = row(&harness);
+    assert!(healed.generation > before.generation && healed.state == ChunkState::Live);
+    assert_eq!(healed.unreferenced_since_ms, None, "it is still referred to");
+    assert_eq!(harness.ask(&pinned(1)), Reply::Flags(vec![true]));
+    harness.done(found(1));
+    assert_eq!(row(&harness), healed, "a late finding of the old place");
+    let Reply::Counters(counters) = harness.ask(&Query::Counters) else { panic!("no counters") };
+    assert_eq!((counters.chunks, counters.bytes_unique), (1, 1000));
+    for number in [1, 2] {
+        harness.done(unpin(number));
+    }
+    assert_eq!(row(&harness).unreferenced_since_ms, Some(harness.time_ms));
 }
 
 #[test]
