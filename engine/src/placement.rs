@@ -368,8 +368,7 @@ mod tests {
         let (all, code) = (disks(1, 9, 12), code("6+3"));
         let nine = Spread { nodes_min: 9, racks_min: 1 };
         for nodes in 1..9 {
-            let now: Vec<PlacementDisk> =
-                all.iter().filter(|disk| disk.node.0 < nodes).cloned().collect();
+            let now: Vec<PlacementDisk> = all.iter().filter(|disk| disk.node.0 < nodes).cloned().collect();
             assert!(plan_volumes(&now, &[], &BTreeSet::new(), code, nine).is_empty(), "{nodes} nodes");
         }
         let planned = plan_volumes(&all, &[], &BTreeSet::new(), code, nine);
@@ -403,7 +402,8 @@ mod tests {
         let mut existing = volumes(plan_all(&all, &[], code), code, 1);
         let wanted = existing.len();
         let dead: BTreeSet<DiskId> = [all[0].disk].into();
-        let alive: Vec<PlacementDisk> = all.iter().filter(|disk| !dead.contains(&disk.disk)).cloned().collect();
+        let alive: Vec<PlacementDisk> =
+            all.iter().filter(|disk| !dead.contains(&disk.disk)).cloned().collect();
         let more = plan_volumes(&alive, &existing, &dead, code, Spread::ANY);
         assert!(!more.is_empty(), "volumes without the dead disk are too few");
         assert!(more.iter().flatten().all(|disk| !dead.contains(disk)));

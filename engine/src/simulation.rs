@@ -201,7 +201,9 @@ impl Sim {
             (state.faults.get(&disk).copied().unwrap_or(Fault::None), latency_ms)
         };
         match fault {
-            Fault::None | Fault::Full | Fault::BusyUntil(_) => self.clock.wait(Duration::from_millis(latency_ms)).await,
+            Fault::None | Fault::Full | Fault::BusyUntil(_) => {
+                self.clock.wait(Duration::from_millis(latency_ms)).await
+            }
             Fault::Slow(time) => self.clock.wait(time).await,
             Fault::Hangs => std::future::pending().await,
             Fault::Down => return false,

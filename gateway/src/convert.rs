@@ -166,8 +166,8 @@ mod tests {
 
     #[test]
     fn chunk_lists_must_add_up() {
-        let chunk_list = |list, size| chunk_list(list, Cutter::Cdc64k, size);
         const LEAST: u32 = 16 * 1024;
+        let chunk_list = |list: Option<&v1::ChunkList>, size| super::chunk_list(list, Cutter::Cdc64k, size);
         assert_eq!(chunk_list(None, 0).unwrap(), []);
         assert_eq!(chunk_list(Some(&list(64, &[LEAST, 6])), u64::from(LEAST) + 6).unwrap().len(), 2);
         assert!(chunk_list(Some(&list(64, &[LEAST - 1, 6])), u64::from(LEAST) + 5).is_err(), "too small");

@@ -167,9 +167,9 @@ impl Core {
     pub(crate) fn hung_disks(&self) -> Vec<String> {
         let map = self.meta.map();
         let line = |(hung, since): (HungDisk, Duration)| {
-            let place = map.disk(hung.disk).map_or_else(String::new, |info| {
-                format!(" ({} on storage node {})", info.path, info.node)
-            });
+            let place = map
+                .disk(hung.disk)
+                .map_or_else(String::new, |info| format!(" ({} on storage node {})", info.path, info.node));
             let calls = match hung.kind {
                 CallKind::Read => "reads",
                 CallKind::Write => "writes",

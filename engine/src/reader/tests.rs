@@ -7,7 +7,9 @@ use super::*;
 use crate::cluster::{Health, StripeLayout, StripeRecord};
 use crate::code::Code;
 
-use crate::simulation::{DEADLINE, Fault, PATIENCE, Sim, all, plain_view, cluster, disk_of, sealed, set_health};
+use crate::simulation::{
+    DEADLINE, Fault, PATIENCE, Sim, all, cluster, disk_of, plain_view, sealed, set_health,
+};
 
 use crate::writer::StripeWriter;
 

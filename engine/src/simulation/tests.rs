@@ -42,7 +42,14 @@ impl Run {
     /// Changes how one disk fails, and perhaps what the map says of it.
     fn change_a_fault(&mut self) {
         let faulty = *self.disks().choose(&mut self.random).unwrap();
-        let faults = [Fault::None, Fault::Down, Fault::Hangs, Fault::Full, Fault::Slow(DEADLINE * 2), Fault::BusyUntil(DEADLINE / 2)];
+        let faults = [
+            Fault::None,
+            Fault::Down,
+            Fault::Hangs,
+            Fault::Full,
+            Fault::Slow(DEADLINE * 2),
+            Fault::BusyUntil(DEADLINE / 2),
+        ];
         self.sim.set_fault(faulty, *faults.choose(&mut self.random).unwrap());
         if self.random.random_bool(0.3) {
             let health = if self.random.random() { Health::Up } else { Health::Down };

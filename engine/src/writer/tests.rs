@@ -1,7 +1,9 @@
 use super::*;
 use crate::cluster::Health;
 use crate::ids::ChunkId;
-use crate::simulation::{DEADLINE, Fault, Sim, all, cluster, disk_id, disk_of, plain_view, sealed, set_health};
+use crate::simulation::{
+    DEADLINE, Fault, Sim, all, cluster, disk_id, disk_of, plain_view, sealed, set_health,
+};
 use crate::store::ShardPut;
 use std::collections::BTreeMap;
 

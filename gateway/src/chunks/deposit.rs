@@ -231,7 +231,8 @@ impl Depositor {
         &self,
         known: &HashMap<ChunkId, ChunkLocation>,
     ) -> Result<BTreeSet<ChunkId>, Failure> {
-        let located = known.iter().map(|(chunk, location)| LocatedChunk { chunk: *chunk, location: *location });
+        let located =
+            known.iter().map(|(chunk, location)| LocatedChunk { chunk: *chunk, location: *location });
         let found = self.presence.look(&located.collect::<Vec<_>>(), Care::Usual).await;
         if !found.is_empty() {
             let places: Vec<_> = found.lost.iter().chain(&found.unavailable).copied().collect();

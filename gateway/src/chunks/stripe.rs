@@ -118,11 +118,13 @@ impl StripeSink {
     pub(crate) async fn discard(&self, record: &StripeRecord) {
         let map = self.meta.map();
         let Some(volume) = map.volume(record.stripe.volume()) else { return };
+        let epochs = BTreeMap::from([(record.stripe.volume(), record.epoch)]);
+        let epochs = &epochs;
         let deletions = record.used.iter().filter_map(|position| {
             let disk = *volume.members.get(usize::from(position.0))?;
             let name = ShardName { stripe: record.stripe, position };
             Some(async move {
-                if let Err(error) = self.storage.delete_shards(disk, &[name]).await {
+                if let Err(error) = self.storage.delete_shards(disk, &[name], epochs).await {
                     tracing::debug!(disk = %disk, error = %error, "a shard is left behind as garbage");
                 }
             })

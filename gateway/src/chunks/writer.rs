@@ -45,7 +45,10 @@ fn stopping() -> Failure {
 
 impl ChunkWriter {
     /// The handle, and the task to be spawned.
-    pub(crate) fn new(depositor: Depositor, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+    pub(crate) fn new(
+        depositor: Depositor,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, queued) = mpsc::channel(QUEUE_CHUNKS_MAX);
         let task = PackTask {
             depositor,

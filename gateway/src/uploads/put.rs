@@ -310,7 +310,11 @@ async fn store_claimed(core: &Core, claimed: Vec<(Item, Claimed)>, answers: &Ans
         Ok(ready) => ready,
         Err(failure) => return answer_all(failure, claimed).await,
     };
-    let write = |((item, claim), prepared, known): ((Item, Claimed), PreparedChunk, Option<ChunkLocation>)| async move {
+    let write = |((item, claim), prepared, known): (
+        (Item, Claimed),
+        PreparedChunk,
+        Option<ChunkLocation>,
+    )| async move {
         let id = Bytes::copy_from_slice(item.chunk.as_bytes());
         let result = core.writer.store(prepared, item.holders(), known).await;
         drop(claim);

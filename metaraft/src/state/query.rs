@@ -19,7 +19,9 @@ use crate::model::QUERY_ITEMS_MAX;
 use crate::model::codec;
 use crate::model::command::StepError;
 use crate::model::query::{Query, Reply};
-use crate::model::row::{AccountRow, ChunkRow, ChunkState, ContentRow, DeviceRow, GroupCounters, StripeCount};
+use crate::model::row::{
+    AccountRow, ChunkRow, ChunkState, ContentRow, DeviceRow, GroupCounters, StripeCount,
+};
 use crate::model::settings::Settings;
 use crate::warden::liveness::Liveness;
 
@@ -187,7 +189,8 @@ impl<'a> Reader<'a> {
         let mut pinned = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             self.own(chunk.slot())?;
-            let unreadable = |row: Option<ChunkRow>| row.is_some_and(|row| row.state == ChunkState::Unreadable);
+            let unreadable =
+                |row: Option<ChunkRow>| row.is_some_and(|row| row.state == ChunkState::Unreadable);
             let there = self.contains(&keys::chunk_ref(*chunk, holder));
             pinned.push(there && !unreadable(self.get(&keys::chunk(*chunk))?));
         }

@@ -228,7 +228,8 @@ impl Inner {
             for disk in unwell {
                 at_hand.unwell.entry(disk).or_insert(now);
             }
-            let dead = at_hand.unwell.iter().filter(|(_disk, since)| now.duration_since(**since) >= DEAD_AFTER);
+            let dead =
+                at_hand.unwell.iter().filter(|(_disk, since)| now.duration_since(**since) >= DEAD_AFTER);
             dead.map(|(disk, _since)| *disk).collect()
         })
     }

@@ -10,8 +10,8 @@ use super::super::rows::{DeadContentRow, JournalRow, PlaceRow, SumsRow, UseRow};
 use super::world::World;
 use crate::kv::Backing;
 use crate::model::row::{
-    ChunkRow, ChunkState, ContentRow, EntryKind, EntryRow, NamespaceRow, StripeCount, TrashRow, UploadRow, UploadState,
-    VersionRow,
+    ChunkRow, ChunkState, ContentRow, EntryKind, EntryRow, NamespaceRow, StripeCount, TrashRow, UploadRow,
+    UploadState, VersionRow,
 };
 
 /// Where ids begin in the keys of namespaces, contents and chunks: after the table and the slot.
@@ -118,7 +118,10 @@ fn check_references(all: &All) {
     }
     let pinned: BTreeSet<_> = all.chunk_refs.iter().map(|(chunk, _)| *chunk).collect();
     for (chunk, row) in &all.chunks {
-        assert!(!(row.state == ChunkState::Condemned && pinned.contains(chunk)), "a condemned chunk is pinned");
+        assert!(
+            !(row.state == ChunkState::Condemned && pinned.contains(chunk)),
+            "a condemned chunk is pinned"
+        );
         assert_eq!(row.unreferenced_since_ms.is_none(), pinned.contains(chunk), "{row:?}");
     }
     assert!(pinned.iter().all(|chunk| all.chunks.contains_key(chunk)), "a pin without a chunk");

@@ -7,7 +7,8 @@ use engine::chunk::CHUNK_BYTES_MAX;
 use engine::cluster::SlotRange;
 use engine::hash::sha256_parts;
 use engine::ids::{
-    AccountId, ChunkId, ContentId, DeviceId, Epoch, GroupId, NamespaceId, RequestId, SlotId, StripeId, VolumeId,
+    AccountId, ChunkId, ContentId, DeviceId, Epoch, GroupId, NamespaceId, RequestId, SlotId, StripeId,
+    VolumeId,
 };
 use engine::location::ChunkLocation;
 use engine::manifest::{ContentList, ManifestEntry};

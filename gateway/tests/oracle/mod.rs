@@ -57,7 +57,12 @@ async fn begin(client: &Client, chunks: &mut [Chunk]) {
     };
     let request = v1::BeginUploadsRequest { request_id: request_id(), uploads: vec![upload] };
     let begun = client.files().begin_uploads(client.request(request)).await.unwrap().into_inner();
-    assert_eq!(begun.uploads[0].missing.len(), chunks.len(), "all are to be sent: {:?}", begun.uploads[0].error);
+    assert_eq!(
+        begun.uploads[0].missing.len(),
+        chunks.len(),
+        "all are to be sent: {:?}",
+        begun.uploads[0].error
+    );
     chunks.iter_mut().for_each(|chunk| chunk.upload = upload_id.clone());
 }
 
@@ -194,7 +199,8 @@ async fn time_does_not_tell_whether_others_have_a_chunk() {
 
 #[test]
 fn the_rank_sum_test_sees_what_differs_and_nothing_else() {
-    let times = |from: u64| (0..400).map(|n| Duration::from_micros(from + n * 7919 % 1000)).collect::<Vec<_>>();
+    let times =
+        |from: u64| (0..400).map(|n| Duration::from_micros(from + n * 7919 % 1000)).collect::<Vec<_>>();
     assert!(rank_sum(&times(0), &times(1)).0 > 0.1);
     let (p, larger) = rank_sum(&times(150), &times(0));
     assert!(p < 1e-4 && larger, "{p}");
