@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
+use crate::downloads::outbox::outbox;
 use crate::failure::Failure;
 use crate::sync;
 
@@ -112,12 +113,12 @@ impl SyncApi for SyncService {
         let admitted = self.core.admit()?;
         let caller = self.caller(request.metadata()).await?;
         let manifest = sync::manifest::find(&self.core, &caller, &request.into_inner()).await?;
-        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let (sink, messages) = outbox(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             sync::manifest::serve(core, caller, manifest, sink).await;
             drop(admitted);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        Ok(Response::new(Box::pin(messages)))
     }
 }
