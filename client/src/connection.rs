@@ -192,17 +192,18 @@ fn bearer(token: &str) -> Result<MetadataValue<Ascii>, CallError> {
     Ok(value)
 }
 
-/// Waits between tries, ever longer, until a deadline.
+/// Waits between tries, ever longer, until a deadline that counts from the first of them: what went well before may
+/// have taken any time.
 #[derive(Debug)]
 pub(crate) struct Backoff {
-    deadline: Instant,
+    deadline: Option<Instant>,
     time_max: Duration,
     next: Duration,
 }
 
 impl Backoff {
     pub(crate) fn new(time_max: Duration) -> Self {
-        Self { deadline: Instant::now() + time_max, time_max, next: BACKOFF_FIRST }
+        Self { deadline: None, time_max, next: BACKOFF_FIRST }
     }
 
     /// Begins anew, after progress.
@@ -213,7 +214,9 @@ impl Backoff {
     /// Waits before the next try; `false` when the deadline leaves no room for one. Cancel safe.
     pub(crate) async fn wait(&mut self) -> bool {
         let wait = self.next;
-        if Instant::now() + wait > self.deadline {
+        let now = Instant::now();
+        let deadline = *self.deadline.get_or_insert(now + self.time_max);
+        if now + wait > deadline {
             return false;
         }
         self.next = (wait * 2).min(BACKOFF_MAX);
@@ -271,6 +274,16 @@ mod tests {
             ConnectOptions { endpoint: format!("https://127.0.0.1:{port}"), ca_pem: Vec::new(), token: None };
         let error = ApiClient::connect(&options).await.unwrap_err();
         assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_went_well_does_not_count_against_tries() {
+        let mut backoff = Backoff::new(Duration::from_millis(400));
+        tokio::time::advance(Duration::from_secs(65)).await;
+        assert!(backoff.wait().await, "a reader may have paused for a minute");
+        backoff.reset();
+        tokio::time::advance(Duration::from_secs(65)).await;
+        assert!(backoff.wait().await);
     }
 
     #[tokio::test]

@@ -46,8 +46,8 @@ pub(crate) const DOWNLOAD_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that one `DownloadMany` gives.
 pub(crate) const DOWNLOAD_MANY_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// A client that takes nothing for so long loses its download.
-pub(crate) const DOWNLOAD_STALL_MAX: Duration = Duration::from_secs(60);
+/// A client that takes nothing for so long pauses: what was read for it is dropped, and read again when it goes on.
+pub(crate) const DOWNLOAD_PAUSE_AFTER: Duration = Duration::from_secs(5);
 
 /// Chunk list entries that the session cache holds.
 pub(crate) const SESSION_ENTRIES_MAX: usize = 1024 * 1024;

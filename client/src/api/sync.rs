@@ -178,6 +178,12 @@ impl ApiClient {
         }
     }
 
+    /// An answer ended before all had come: whoever gave it is not there any more.
+    pub(crate) fn broken_off(&self) -> CallError {
+        let reason = "its answer broke off".to_owned();
+        CallError::Unreachable { endpoint: self.endpoint().to_owned(), reason }
+    }
+
     fn silent(&self, time: Duration) -> CallError {
         CallError::Unreachable {
             endpoint: self.endpoint().to_owned(),

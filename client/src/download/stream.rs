@@ -1,4 +1,7 @@
 //! One version's bytes as a stream that survives a broken connection.
+//!
+//! The first answer pins entry and version: what comes after a break is of the same version, wherever the entry has
+//! gone. A stream that ends early is broken, whatever it says.
 
 use bytes::Bytes;
 use proto::v1;
@@ -13,7 +16,6 @@ use crate::path::RemotePath;
 #[derive(Debug)]
 pub struct DownloadStream {
     api: ApiClient,
-    path: RemotePath,
     entry: v1::Entry,
     received: u64,
     stream: Streaming<v1::DownloadResponse>,
@@ -30,13 +32,14 @@ impl ApiClient {
     pub async fn open_download(&self, path: &RemotePath, version: u64) -> Result<DownloadStream, CallError> {
         let mut backoff = Backoff::new(RETRY_TIME_MAX);
         loop {
-            match open(self, path, version, 0).await {
+            let message =
+                v1::DownloadRequest { path: path.to_string(), version, ..v1::DownloadRequest::default() };
+            match open(self, message).await {
                 Ok((stream, first)) => {
                     let entry =
                         first.entry.ok_or_else(|| CallError::protocol("no entry before the first byte"))?;
                     return Ok(DownloadStream {
                         api: self.clone(),
-                        path: path.clone(),
                         entry,
                         received: 0,
                         stream,
@@ -55,16 +58,12 @@ impl ApiClient {
 
 async fn open(
     api: &ApiClient,
-    path: &RemotePath,
-    version: u64,
-    offset: u64,
+    message: v1::DownloadRequest,
 ) -> Result<(Streaming<v1::DownloadResponse>, v1::DownloadResponse), CallError> {
-    let message =
-        v1::DownloadRequest { path: path.to_string(), version, offset, ..v1::DownloadRequest::default() };
     let answer = files(api.channel()).download(api.request(message)).await;
     let mut stream = answer.map_err(|status| api.status(&status))?.into_inner();
     let first = stream.message().await.map_err(|status| api.status(&status))?;
-    let first = first.ok_or_else(|| CallError::protocol("an empty stream"))?;
+    let first = first.ok_or_else(|| api.broken_off())?;
     Ok((stream, first))
 }
 
@@ -96,7 +95,7 @@ impl DownloadStream {
                     return Ok(Some(data));
                 }
                 Ok(None) if self.received == self.entry.size => return Ok(None),
-                Ok(None) => return Err(CallError::protocol("fewer bytes than the file has")),
+                Ok(None) => self.api.broken_off(),
                 Err(status) => self.api.status(&status),
             };
             self.reopen(error).await?;
@@ -106,7 +105,13 @@ impl DownloadStream {
     async fn reopen(&mut self, mut error: CallError) -> Result<(), CallError> {
         while error.is_transient() && self.backoff.wait().await {
             tracing::debug!(%error, received = self.received, "download goes on");
-            match open(&self.api, &self.path, self.entry.version, self.received).await {
+            let message = v1::DownloadRequest {
+                entry_id: self.entry.id,
+                version: self.entry.version,
+                offset: self.received,
+                ..v1::DownloadRequest::default()
+            };
+            match open(&self.api, message).await {
                 Ok((stream, first)) => {
                     self.stream = stream;
                     self.first = Some(first.data);

@@ -4,6 +4,7 @@ pub(crate) mod compare;
 pub(crate) mod download_large;
 pub(crate) mod download_small;
 pub(crate) mod local;
+mod range_reader;
 pub(crate) mod remote;
 pub(crate) mod upload_large;
 mod upload_session;

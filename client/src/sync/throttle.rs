@@ -13,6 +13,8 @@ use super::config::Rate;
 const BURST: Duration = Duration::from_millis(250);
 /// Fewest bytes saved up, so that a message passes at once at any rate.
 const BURST_BYTES_MIN: f64 = 64.0 * 1024.0;
+/// Fewest bytes asked for at once.
+const PART_BYTES_MIN: u64 = 16 * 1024;
 /// The share of the measured rate that automatic limits take.
 const AUTO_SHARE: f64 = 0.8;
 /// Automatic limits measure for so long, without a limit, ...
@@ -151,6 +153,13 @@ impl Throttle {
         }
     }
 
+    /// How many bytes to ask for at once, paid for before, so that the limit holds on the wire; `None` without a limit.
+    pub(crate) fn part_bytes(&self) -> Option<u64> {
+        let limit = self.bucket().limit(Instant::now())?;
+        let part = Duration::try_from_secs_f64(limit * BURST.as_secs_f64()).unwrap_or(Duration::MAX);
+        Some(part.as_secs().max(PART_BYTES_MIN))
+    }
+
     /// Bytes a second, lately.
     pub(crate) fn rate_now(&self) -> u64 {
         let mut bucket = self.bucket();
@@ -184,6 +193,14 @@ mod tests {
             let rate = run(&mut bucket, now, 20, message);
             assert!((1.9e6..2.3e6).contains(&rate), "{message} {rate}");
         }
+    }
+
+    #[test]
+    fn what_is_asked_for_at_once_follows_the_limit() {
+        assert_eq!(Throttle::new(Rate::Unlimited).part_bytes(), None);
+        assert_eq!(Throttle::new(Rate::Auto).part_bytes(), None, "nothing is measured yet");
+        assert_eq!(Throttle::new(Rate::BytesPerSecond(10_000)).part_bytes(), Some(PART_BYTES_MIN));
+        assert_eq!(Throttle::new(Rate::BytesPerSecond(4_000_000)).part_bytes(), Some(1_000_000));
     }
 
     #[test]

@@ -10,18 +10,18 @@ use engine::manifest::{ContentList, ManifestEntry};
 use futures_util::{StreamExt, stream};
 use metaraft::model::row::ContentRow;
 use proto::v1;
-use tokio::sync::mpsc;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::{BUDGET_UNIT_BYTES, Core, content_gone, found};
 use crate::door::shares::Share;
-use crate::downloads::stream::{FileVersion, file_state, version_of};
+use crate::downloads::outbox::{Outbox, Waited};
+use crate::downloads::stream::{Ended, FileVersion, file_state, version_of};
 use crate::failure::Failure;
 use crate::limits::{
-    BATCH_ITEMS_MAX, DOWNLOAD_MANY_BYTES_MAX, DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_RUNS_MAX,
-    DOWNLOAD_STALL_MAX, REQUEST_COMMANDS_MAX,
+    BATCH_ITEMS_MAX, DOWNLOAD_MANY_BYTES_MAX, DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_PAUSE_AFTER,
+    DOWNLOAD_RUNS_MAX, REQUEST_COMMANDS_MAX,
 };
 use crate::path::RemotePath;
 
@@ -97,37 +97,67 @@ fn bounded(file: FileVersion, left: &mut u64) -> Result<FileVersion, Failure> {
     Ok(file)
 }
 
-type Sink = mpsc::Sender<Result<v1::DownloadManyResponse, Status>>;
+type Sink = Outbox<v1::DownloadManyResponse>;
 
 /// Sends all files, each whole or with an error in its place.
 pub(crate) async fn serve(core: &Core, account: AccountId, many: Many, sink: Sink) {
-    let gathered = gather(core, account, &many).await;
-    let (lists, plain, _budget) = match gathered {
-        Ok(gathered) => gathered,
-        Err(failure) => {
-            // The client may have gone.
-            drop(sink.try_send(Err(failure.into())));
-            return;
-        }
+    let ended = match send_all(core, account, &many, &sink).await {
+        Ok(()) | Err(Ended::Unheard) => Ok(()),
+        Err(Ended::Failed(failure)) => Err(failure.into()),
     };
-    for (index, file) in (0_u32..).zip(many.files) {
+    sink.end(ended);
+}
+
+/// A message's place: of which file, and which of its messages.
+type Place = (usize, usize);
+
+async fn send_all(core: &Core, account: AccountId, many: &Many, sink: &Sink) -> Result<(), Ended> {
+    let mut next: Place = (0, 0);
+    let mut sent: Vec<Place> = Vec::new();
+    while send_from(core, account, many, next, &mut sent, sink).await? == Waited::Paused {
+        let kept = sent.len() - sink.take_back().len();
+        let unsent = sent.split_off(kept);
+        let (file, message) = sent.last().copied().map_or((0, 0), |(file, message)| (file, message + 1));
+        next = unsent.first().copied().unwrap_or((file, message));
+        // What was read, and its share of the bounds, are dropped by now.
+        sink.wanted().await?;
+    }
+    Ok(())
+}
+
+/// Sends from a place on, until all was taken or the client pauses.
+async fn send_from(
+    core: &Core,
+    account: AccountId,
+    many: &Many,
+    from: Place,
+    sent: &mut Vec<Place>,
+    sink: &Sink,
+) -> Result<Waited, Ended> {
+    let files = many.files.get(from.0..).unwrap_or_default();
+    let (lists, plain, _budget) = gather(core, account, files).await?;
+    for (place, file) in (from.0..).zip(files) {
+        let index = u32::try_from(place).unwrap_or(u32::MAX);
         let messages = match file {
-            Ok(file) => {
-                let subject = file.subject.clone();
-                file_messages(index, file, &lists, &plain).unwrap_or_else(|failure| {
-                    let told = Failure { message: format!("{subject}: {}", failure.message), ..failure };
-                    vec![error_message(index, told)]
-                })
-            }
-            Err(failure) => vec![error_message(index, failure)],
+            Ok(file) => file_messages(index, file, &lists, &plain).unwrap_or_else(|failure| {
+                let message = format!("{}: {}", file.subject, failure.message);
+                vec![error_message(index, Failure { message, ..failure })]
+            }),
+            Err(failure) => vec![error_message(index, failure.clone())],
         };
-        for message in messages {
-            match tokio::time::timeout(DOWNLOAD_STALL_MAX, sink.send(Ok(message))).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return,
+        for (number, message) in messages.into_iter().enumerate() {
+            // An error is told, whatever of the file was sent before.
+            if place == from.0 && number < from.1 && message.error.is_none() {
+                continue;
             }
+            if sink.room(DOWNLOAD_PAUSE_AFTER).await? == Waited::Paused {
+                return Ok(Waited::Paused);
+            }
+            sent.push((place, number));
+            sink.push(message);
         }
     }
+    Ok(sink.drained(DOWNLOAD_PAUSE_AFTER).await?)
 }
 
 fn error_message(index: u32, failure: Failure) -> v1::DownloadManyResponse {
@@ -138,8 +168,12 @@ fn error_message(index: u32, failure: Failure) -> v1::DownloadManyResponse {
 type Gathered = (HashMap<ContentId, ContentRow>, HashMap<ChunkId, Result<Bytes, Failure>>, Share);
 
 /// Reads all chunks of all files, each stripe once.
-async fn gather(core: &Core, account: AccountId, many: &Many) -> Result<Gathered, Failure> {
-    let files = || many.files.iter().filter_map(|file| file.as_ref().ok());
+async fn gather(
+    core: &Core,
+    account: AccountId,
+    files: &[Result<FileVersion, Failure>],
+) -> Result<Gathered, Failure> {
+    let files = || files.iter().filter_map(|file| file.as_ref().ok());
     let bytes: u64 = files().map(|file| file.state.size).sum();
     let budget = core.download_bytes.take(account, bytes.div_ceil(BUDGET_UNIT_BYTES)).await;
     let contents: HashSet<ContentId> =
@@ -197,7 +231,7 @@ async fn read(core: &Core, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, Result
 /// A file's messages, the first with its entry, the last with the end.
 fn file_messages(
     index: u32,
-    file: FileVersion,
+    file: &FileVersion,
     lists: &HashMap<ContentId, ContentRow>,
     plain: &HashMap<ChunkId, Result<Bytes, Failure>>,
 ) -> Result<Vec<v1::DownloadManyResponse>, Failure> {
@@ -228,7 +262,7 @@ fn file_messages(
     }
     messages.push(message(data));
     if let Some(first) = messages.first_mut() {
-        first.entry = Some(file.entry);
+        first.entry = Some(file.entry.clone());
     }
     if let Some(last) = messages.last_mut() {
         last.end = true;

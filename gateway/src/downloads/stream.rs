@@ -2,6 +2,9 @@
 //!
 //! Runs are read ahead, as many as the bounds allow, and sent in order. Whatever fails ends the stream with an error
 //! status: a stream that ends well is whole.
+//!
+//! A client that takes nothing for a while is no fault: what was read for it is dropped, with its share of the bounds,
+//! and read again once it goes on, whenever that is.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,18 +14,18 @@ use engine::ids::{AccountId, EntryId, VersionId};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use metaraft::model::row::{EntryKind, EntryRow, FileState, VersionRow};
 use proto::v1;
-use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::{BUDGET_UNIT_BYTES, Core};
 use crate::door::bodies::counted;
 use crate::door::shares::Share;
+use crate::downloads::outbox::{Gone, Outbox, Waited};
 use crate::downloads::plan::{Planner, Run};
 use crate::failure::Failure;
-use crate::limits::{DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_RUNS_MAX, DOWNLOAD_STALL_MAX};
+use crate::limits::{DOWNLOAD_MESSAGE_BYTES_MAX, DOWNLOAD_PAUSE_AFTER, DOWNLOAD_RUNS_MAX};
 use crate::path::{RemotePath, shown};
 
 /// A version of a file that the caller may read.
@@ -155,7 +158,7 @@ fn read_ahead(
 }
 
 /// Where the stream's messages go.
-pub(crate) type Sink = mpsc::Sender<Result<v1::DownloadResponse, Status>>;
+pub(crate) type Sink = Outbox<v1::DownloadResponse>;
 
 /// Puts small chunks together and large ones apart, so that messages are of a good size.
 #[derive(Default)]
@@ -188,8 +191,8 @@ impl Messages {
     }
 }
 
-/// Why a stream ended early: the client has gone or stalls, or something failed.
-enum Ended {
+/// Why a stream ended early: the client has gone, or something failed.
+pub(crate) enum Ended {
     Unheard,
     Failed(Failure),
 }
@@ -200,14 +203,9 @@ impl From<Failure> for Ended {
     }
 }
 
-async fn send(sink: &Sink, message: v1::DownloadResponse) -> Result<(), Ended> {
-    match tokio::time::timeout(DOWNLOAD_STALL_MAX, sink.send(Ok(message))).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_gone)) => Err(Ended::Unheard),
-        Err(_stalled) => {
-            let message = "nothing was taken from the stream for too long";
-            Err(Failure::new(Code::DeadlineExceeded, "stalled", message).into())
-        }
+impl From<Gone> for Ended {
+    fn from(_gone: Gone) -> Self {
+        Self::Unheard
     }
 }
 
@@ -223,24 +221,43 @@ fn still_counted(data: Bytes, budget: Option<&mut Share>) -> Bytes {
 /// Sends a download to the end, or ends it with an error.
 pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, sink: Sink) {
     let subject = download.file.subject.clone();
-    if let Err(Ended::Failed(failure)) = send_all(core, caller.account, download, &sink).await {
-        let told = Failure { message: format!("{subject}: {}", failure.message), ..failure };
-        // The client may have gone; and a stalled one is not waited for again.
-        drop(sink.try_send(Err(told.into())));
-    }
+    let ended = match send_all(core, caller.account, download, &sink).await {
+        Ok(()) | Err(Ended::Unheard) => Ok(()),
+        Err(Ended::Failed(failure)) => {
+            Err(Failure { message: format!("{subject}: {}", failure.message), ..failure }.into())
+        }
+    };
+    sink.end(ended);
 }
 
 async fn send_all(core: Arc<Core>, account: AccountId, download: Download, sink: &Sink) -> Result<(), Ended> {
-    let mut entry = Some(download.file.entry);
     if download.range.is_empty() {
-        return send(sink, v1::DownloadResponse { entry, data: Bytes::new() }).await;
+        sink.push(v1::DownloadResponse { entry: Some(download.file.entry), data: Bytes::new() });
+        return Ok(());
     }
-    let content = download.file.state.content;
-    let row = core.content(content).await?;
-    let planner = Planner::new(core.source.clone(), row.list, download.range.clone())?;
-    let mut runs = std::pin::pin!(read_ahead(Arc::clone(&core), account, planner));
+    let mut offset = download.range.start;
+    while send_from(&core, account, &download, &mut offset, sink).await? == Waited::Paused {
+        let unsent: usize = sink.take_back().iter().map(|message| message.data.len()).sum();
+        offset -= unsent as u64;
+        tracing::debug!(offset, "a download pauses");
+        // Nothing but this place is held meanwhile.
+        sink.wanted().await?;
+    }
+    Ok(())
+}
+
+/// Sends from `offset` on, which counts along, until all was taken or the client pauses.
+async fn send_from(
+    core: &Arc<Core>,
+    account: AccountId,
+    download: &Download,
+    offset: &mut u64,
+    sink: &Sink,
+) -> Result<Waited, Ended> {
+    let row = core.content(download.file.state.content).await?;
+    let planner = Planner::new(core.source.clone(), row.list, *offset..download.range.end)?;
+    let mut runs = std::pin::pin!(read_ahead(Arc::clone(core), account, planner));
     let mut messages = Messages::default();
-    let mut left = download.range.end - download.range.start;
     let mut budget = None;
     while let Some(read) = runs.next().await {
         let read = read?;
@@ -249,21 +266,34 @@ async fn send_all(core: Arc<Core>, account: AccountId, download: Download, sink:
             if cut.end > plain.len() {
                 return Err(Failure::internal("manifest", &"a chunk is shorter than its list says").into());
             }
-            left -= cut.len() as u64;
             for data in messages.push(plain.slice(cut)) {
                 let data = still_counted(data, budget.as_mut());
-                send(sink, v1::DownloadResponse { entry: entry.take(), data }).await?;
+                if send(download, offset, data, sink).await? == Waited::Paused {
+                    return Ok(Waited::Paused);
+                }
             }
         }
     }
     if let Some(data) = messages.flush() {
         let data = still_counted(data, budget.as_mut());
-        send(sink, v1::DownloadResponse { entry: entry.take(), data }).await?;
+        if send(download, offset, data, sink).await? == Waited::Paused {
+            return Ok(Waited::Paused);
+        }
     }
-    if left > 0 {
+    if *offset < download.range.end {
         return Err(Failure::internal("manifest", &"it ends before its file does").into());
     }
-    Ok(())
+    Ok(sink.drained(DOWNLOAD_PAUSE_AFTER).await?)
+}
+
+async fn send(download: &Download, offset: &mut u64, data: Bytes, sink: &Sink) -> Result<Waited, Ended> {
+    let waited = sink.room(DOWNLOAD_PAUSE_AFTER).await?;
+    if waited == Waited::Ready {
+        let entry = (*offset == download.range.start).then(|| download.file.entry.clone());
+        *offset += data.len() as u64;
+        sink.push(v1::DownloadResponse { entry, data });
+    }
+    Ok(waited)
 }
 
 #[cfg(test)]

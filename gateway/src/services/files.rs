@@ -16,6 +16,7 @@ use crate::convert;
 use crate::core::Core;
 use crate::door::shares::Share;
 use crate::downloads;
+use crate::downloads::outbox::outbox;
 use crate::entries;
 use crate::failure::Failure;
 use crate::uploads;
@@ -132,13 +133,13 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let slot = self.admit_download(&caller).await?;
         let download = downloads::stream::find(&self.core, &caller, &request.into_inner()).await?;
-        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let (sink, messages) = outbox(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             downloads::stream::serve(core, caller, download, sink).await;
             drop(slot);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        Ok(Response::new(Box::pin(messages)))
     }
 
     type DownloadManyStream = Messages<v1::DownloadManyResponse>;
@@ -150,13 +151,13 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let slot = self.admit_download(&caller).await?;
         let many = downloads::many::find(&self.core, &caller, &request.into_inner()).await?;
-        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let (sink, messages) = outbox(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             downloads::many::serve(&core, caller.account, many, sink).await;
             drop(slot);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn get_entry(

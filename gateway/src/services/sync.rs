@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use crate::auth;
 use crate::convert;
 use crate::core::Core;
+use crate::downloads::outbox::outbox;
 use crate::failure::Failure;
 use crate::sync;
 
@@ -99,12 +100,12 @@ impl SyncApi for SyncService {
             Failure::full("downloads at once", full, "account_downloads_max", "downloads_max")
         })?;
         let manifest = sync::manifest::find(&self.core, &caller, &request.into_inner()).await?;
-        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
+        let (sink, messages) = outbox(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
             sync::manifest::serve(core, manifest, sink).await;
             drop(slot);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+        Ok(Response::new(Box::pin(messages)))
     }
 }

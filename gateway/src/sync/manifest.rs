@@ -5,17 +5,16 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use engine::manifest::{ManifestEntry, TreeWalk, WalkStep};
 use proto::v1;
-use tokio::sync::mpsc;
-use tonic::{Code, Status};
 
 use crate::auth::Caller;
 use crate::core::Core;
+use crate::downloads::outbox::{Gone, Outbox, Waited};
 use crate::downloads::stream::{FileVersion, find_version};
 use crate::failure::Failure;
-use crate::limits::{DOWNLOAD_STALL_MAX, MANIFEST_MESSAGE_ENTRIES};
+use crate::limits::{DOWNLOAD_PAUSE_AFTER, MANIFEST_MESSAGE_ENTRIES};
 
 /// Where the stream's messages go.
-pub(crate) type Sink = mpsc::Sender<Result<v1::GetManifestResponse, Status>>;
+pub(crate) type Sink = Outbox<v1::GetManifestResponse>;
 
 /// What is to be listed.
 pub(crate) struct Manifest {
@@ -34,20 +33,15 @@ pub(crate) async fn find(
 
 /// Sends the list to the end, or ends the stream with an error.
 pub(crate) async fn serve(core: Arc<Core>, manifest: Manifest, sink: Sink) {
-    if let Err(failure) = send_all(&core, manifest, &sink).await {
-        // The client may have gone; and a stalled one is not waited for again.
-        drop(sink.try_send(Err(failure.into())));
-    }
+    let ended = send_all(&core, manifest, &sink).await;
+    sink.end(ended.map_err(Into::into));
 }
 
-async fn send(sink: &Sink, message: v1::GetManifestResponse) -> Result<bool, Failure> {
-    match tokio::time::timeout(DOWNLOAD_STALL_MAX, sink.send(Ok(message))).await {
-        Ok(sent) => Ok(sent.is_ok()),
-        Err(_stalled) => {
-            let message = "nothing was taken from the stream for too long";
-            Err(Failure::new(Code::DeadlineExceeded, "stalled", message))
-        }
-    }
+/// Waits for as long as the client pauses: one message and a place in the list are held meanwhile.
+async fn send(sink: &Sink, message: v1::GetManifestResponse) -> Result<(), Gone> {
+    while sink.room(DOWNLOAD_PAUSE_AFTER).await? == Waited::Paused {}
+    sink.push(message);
+    Ok(())
 }
 
 fn chunk_list(entries: &[ManifestEntry]) -> Result<v1::ChunkList, Failure> {
@@ -81,7 +75,7 @@ async fn send_all(core: &Core, manifest: Manifest, sink: &Sink) -> Result<(), Fa
             }
             if waiting.len() >= MANIFEST_MESSAGE_ENTRIES {
                 let chunks = Some(chunk_list(&std::mem::take(&mut waiting))?);
-                if !send(sink, v1::GetManifestResponse { entry: entry.take(), chunks }).await? {
+                if send(sink, v1::GetManifestResponse { entry: entry.take(), chunks }).await == Err(Gone) {
                     return Ok(());
                 }
             }
@@ -89,7 +83,8 @@ async fn send_all(core: &Core, manifest: Manifest, sink: &Sink) -> Result<(), Fa
     }
     if entry.is_some() || !waiting.is_empty() {
         let chunks = Some(chunk_list(&waiting)?);
-        send(sink, v1::GetManifestResponse { entry, chunks }).await?;
+        // Who has gone needs no answer.
+        let (Ok(()) | Err(Gone)) = send(sink, v1::GetManifestResponse { entry, chunks }).await;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use super::download_small::{end_of_write, placed, put_in_place};
+use super::range_reader::RangeReader;
 use super::remote::record;
 use crate::api::RangeOf;
 use crate::call_error::CallError;
@@ -424,26 +425,17 @@ async fn fetch_run(
 ) -> Result<(), End> {
     let call = |error: CallError| End::of_call(&error);
     let range = RangeOf { entry: task.entry, version: task.version, offset: run.offset, length: run.length };
-    let mut stream = tokio::select! {
-        stream = shared.api.open_range(range) => stream.map_err(call)?,
-        () = shared.stop.cancelled() => return Err(End::Stopped),
-    };
+    let mut reader = RangeReader::new(shared, range);
     let mut chunks = run.chunks.into_iter();
     let mut next = chunks.next();
     let mut offset = run.offset;
     let mut held = BytesMut::new();
     while next.is_some() {
-        let message = tokio::select! {
-            message = shared.api.next_of(&mut stream) => message.map_err(call)?,
+        let data = tokio::select! {
+            data = reader.next() => data.map_err(call)?,
             () = shared.stop.cancelled() => return Err(End::Stopped),
         };
-        let Some(message) = message else {
-            return Err(call(CallError::protocol("fewer bytes than were asked for")));
-        };
-        let wire = message.data.len() as u64;
-        shared.down.take(wire).await;
-        shared.counters.down.wire(wire);
-        held.extend_from_slice(&message.data);
+        held.extend_from_slice(&data);
         let mut whole = Vec::new();
         while let Some(entry) = next {
             let size = usize::try_from(entry.size).map_err(|_too_large| End::LocalChanged)?;

@@ -9,7 +9,9 @@ use std::io::Write;
 use bytes::{Bytes, BytesMut};
 use proto::v1;
 
+use super::range_reader::RangeReader;
 use super::remote::record;
+use crate::api::RangeOf;
 use crate::call_error::CallError;
 use crate::download::verify::ContentCheck;
 use crate::local::disk::{DiskError, Durability};
@@ -105,7 +107,18 @@ enum Answer {
     Failed(CallError),
 }
 
-/// One answer per task.
+/// How many files to ask for at once: as many as the limit lets come in together, at least one.
+fn together(sizes: impl Iterator<Item = u64>, part_bytes: Option<u64>) -> usize {
+    let Some(part_bytes) = part_bytes else { return sizes.count() };
+    let mut bytes = 0_u64;
+    let fit = sizes.take_while(|size| {
+        bytes = bytes.saturating_add(*size);
+        bytes <= part_bytes
+    });
+    fit.count().max(1)
+}
+
+/// One answer per task. What came before a failure is kept.
 async fn receive(shared: &Shared, tasks: &[DownloadTask]) -> Result<Vec<Answer>, CallError> {
     let mut answers: Vec<Answer> = tasks
         .iter()
@@ -115,10 +128,64 @@ async fn receive(shared: &Shared, tasks: &[DownloadTask]) -> Result<Vec<Answer>,
     if asked.is_empty() {
         return Ok(answers);
     }
+    let mut rest = asked.as_slice();
+    while !rest.is_empty() {
+        let part_bytes = shared.down.part_bytes();
+        let sizes = rest.iter().map(|index| tasks[*index].content.size);
+        let (now, later) = rest.split_at(together(sizes, part_bytes));
+        let bytes: u64 = now.iter().map(|index| tasks[*index].content.size).sum();
+        let came = match (part_bytes, now) {
+            (Some(part_bytes), [index]) if bytes > part_bytes => {
+                receive_alone(shared, &tasks[*index]).await.map(|answer| answers[*index] = answer)
+            }
+            (limit, _) => {
+                let paid = if limit.is_some() { bytes } else { 0 };
+                shared.down.take(paid).await;
+                receive_together(shared, tasks, now, paid, &mut answers).await
+            }
+        };
+        match came {
+            Ok(()) => {}
+            Err(error) if answers.iter().any(|answer| matches!(answer, Answer::Whole(_))) => {
+                for index in rest {
+                    if !matches!(answers[*index], Answer::Whole(_)) {
+                        answers[*index] = Answer::Failed(error.clone());
+                    }
+                }
+                return Ok(answers);
+            }
+            Err(error) => return Err(error),
+        }
+        rest = later;
+    }
+    Ok(answers)
+}
+
+/// One file that is more than may come in at once.
+async fn receive_alone(shared: &Shared, task: &DownloadTask) -> Result<Answer, CallError> {
+    let length = task.content.size;
+    let range = RangeOf { entry: task.entry, version: task.version, offset: 0, length };
+    let mut reader = RangeReader::new(shared, range);
+    let mut data = BytesMut::new();
+    while (data.len() as u64) < length {
+        data.extend_from_slice(&reader.next().await?);
+    }
+    Ok(Answer::Whole(data))
+}
+
+/// Files that come in one answer, of which so many bytes are paid for.
+async fn receive_together(
+    shared: &Shared,
+    tasks: &[DownloadTask],
+    asked: &[usize],
+    mut paid: u64,
+    answers: &mut [Answer],
+) -> Result<(), CallError> {
     let version_of =
         |index: &usize| v1::EntryVersion { entry_id: tasks[*index].entry, version: tasks[*index].version };
     let mut stream = shared.api.open_many(asked.iter().map(version_of).collect()).await?;
     let mut bytes = 0;
+    let mut ended = 0;
     while let Some(message) = shared.api.next_of(&mut stream).await? {
         let index = asked.get(message.index as usize).copied();
         bytes += message.data.len();
@@ -126,8 +193,10 @@ async fn receive(shared: &Shared, tasks: &[DownloadTask]) -> Result<Vec<Answer>,
             return Err(CallError::protocol("files or bytes that were not asked for"));
         };
         let wire = message.data.len() as u64;
-        shared.down.take(wire).await;
+        shared.down.take(wire.saturating_sub(paid)).await;
+        paid = paid.saturating_sub(wire);
         shared.counters.down.wire(wire);
+        ended += usize::from(message.end || message.error.is_some());
         if let Some(error) = &message.error {
             answers[index] = Answer::Failed(CallError::from_item(error));
             continue;
@@ -142,7 +211,7 @@ async fn receive(shared: &Shared, tasks: &[DownloadTask]) -> Result<Vec<Answer>,
         data.extend_from_slice(&message.data);
         answers[index] = if message.end { Answer::Whole(data) } else { Answer::Part(data) };
     }
-    Ok(answers)
+    if ended < asked.len() { Err(shared.api.broken_off()) } else { Ok(()) }
 }
 
 type Written = (DownloadTask, Result<Stamp, End>);
