@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn chunk_lists_must_add_up() {
         const LEAST: u32 = 16 * 1024;
-        let chunk_list = |list: Option<&v1::ChunkList>, size| super::chunk_list(list, Cutter::Cdc64k, size);
+        let chunk_list = |list: Option<&v1::ChunkList>, size| chunk_list(list, Cutter::Cdc64k, size);
         assert_eq!(chunk_list(None, 0).unwrap(), []);
         assert_eq!(chunk_list(Some(&list(64, &[LEAST, 6])), u64::from(LEAST) + 6).unwrap().len(), 2);
         assert!(chunk_list(Some(&list(64, &[LEAST - 1, 6])), u64::from(LEAST) + 5).is_err(), "too small");
