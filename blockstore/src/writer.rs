@@ -26,13 +26,14 @@
 
 mod authority;
 mod deletion;
+mod offer;
 mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::ids::{Epoch, VolumeId};
@@ -49,6 +50,7 @@ use crate::record::{
 };
 
 pub use authority::Authority;
+pub(crate) use offer::Offer;
 
 /// Most that one batch writes before its sync, unless a single record is larger.
 pub(crate) const BATCH_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -86,22 +88,6 @@ pub struct Put {
     pub header: ShardHeader,
     /// Its bytes, as many as the header says.
     pub payload: Bytes,
-}
-
-/// A put that waits for the writer. Once its caller has given up its bytes are let go of, however long the writer
-/// stands still; what is left in the queue is an empty place.
-#[derive(Clone, Debug)]
-pub(crate) struct Offer(Arc<Mutex<Option<Put>>>);
-
-impl Offer {
-    pub(crate) fn new(put: Put) -> Self {
-        Self(Arc::new(Mutex::new(Some(put))))
-    }
-
-    /// The put, once, if nobody has taken it or given it up.
-    pub(crate) fn take(&self) -> Option<Put> {
-        locked(&self.0).take()
-    }
 }
 
 /// What the writer is asked to do.
@@ -609,34 +595,5 @@ impl Writer {
         let mut batch = IndexBatch::default();
         let batch = batch.set_scrub_cursor(cursor).map(|()| batch);
         drop(self.commit(batch, false));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use engine::cluster::StripeLayout;
-    use engine::ids::{Position, StripeId};
-
-    use super::*;
-
-    #[test]
-    fn an_offer_that_is_given_up_holds_no_bytes_while_it_waits_in_the_queue() {
-        let payload = Bytes::from(vec![7; 1024]);
-        let name = ShardName { stripe: StripeId::new(VolumeId(1), [0; 8]), position: Position(0) };
-        let header = ShardHeader {
-            name,
-            epoch: Epoch(1),
-            code: engine::code::Code::new(4, 2).unwrap(),
-            layout: StripeLayout::Copies,
-            stripe_length: 1024,
-            payload_length: 1024,
-            payload_crc32: 0,
-        };
-        let offer = Offer::new(Put { header, payload: payload.clone() });
-        let waiting = offer.clone();
-        assert!(!payload.is_unique());
-        drop(offer.take());
-        assert!(payload.is_unique(), "the queue holds on to it");
-        assert!(waiting.take().is_none(), "the writer finds an empty place");
     }
 }
