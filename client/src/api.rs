@@ -21,7 +21,7 @@ pub(crate) fn files(channel: Channel) -> FilesClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-fn accounts(channel: Channel) -> AccountsClient<Channel> {
+pub(crate) fn accounts(channel: Channel) -> AccountsClient<Channel> {
     AccountsClient::new(channel)
 }
 

@@ -11,18 +11,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::ids::RequestId;
+use proto::v1;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Response, Status};
 
+use crate::api::accounts;
 use crate::call_error::CallError;
+use crate::server_clock::{ServerClock, wall_ms};
 
 /// How long a call is repeated while its failures are transient.
 pub const RETRY_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long one try of a unary call may take.
 const TRY_TIME_MAX: Duration = Duration::from_secs(60);
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long the server may take to tell its time.
+const CLOCK_TIME_MAX: Duration = Duration::from_secs(5);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -49,6 +54,7 @@ pub struct ApiClient {
     endpoint: Arc<str>,
     token: Option<MetadataValue<Ascii>>,
     retry_time_max: Duration,
+    clock: Arc<ServerClock>,
 }
 
 impl std::fmt::Debug for ApiClient {
@@ -108,7 +114,13 @@ impl ApiClient {
         let token = options.token.as_deref().map(bearer).transpose()?;
         let text = normalize_endpoint(&options.endpoint);
         let channel = endpoint.connect().await.map_err(|error| CallError::from_transport(&text, &error))?;
-        Ok(Self { channel, endpoint: text.into(), token, retry_time_max: RETRY_TIME_MAX })
+        Ok(Self {
+            channel,
+            endpoint: text.into(),
+            token,
+            retry_time_max: RETRY_TIME_MAX,
+            clock: Arc::default(),
+        })
     }
 
     /// Connects with the first call, and again whenever the connection broke. Must be called within a runtime.
@@ -119,13 +131,19 @@ impl ApiClient {
         let channel = build_endpoint(options)?.connect_lazy();
         let token = options.token.as_deref().map(bearer).transpose()?;
         let endpoint = normalize_endpoint(&options.endpoint).into();
-        Ok(Self { channel, endpoint, token, retry_time_max: RETRY_TIME_MAX })
+        Ok(Self { channel, endpoint, token, retry_time_max: RETRY_TIME_MAX, clock: Arc::default() })
     }
 
     /// Over a channel that a test has made; nothing is repeated.
     #[cfg(test)]
     pub(crate) fn of_channel(channel: Channel) -> Self {
-        Self { channel, endpoint: "test".into(), token: None, retry_time_max: Duration::ZERO }
+        Self {
+            channel,
+            endpoint: "test".into(),
+            token: None,
+            retry_time_max: Duration::ZERO,
+            clock: Arc::default(),
+        }
     }
 
     /// The same connection with another bound on how long calls are repeated; zero repeats none.
@@ -157,6 +175,41 @@ impl ApiClient {
         CallError::from_status(&self.endpoint, self.token.is_some(), status)
     }
 
+    /// A fresh request id, as the wire has it. Its time is the server's, which is asked once and again whenever this
+    /// machine's clocks disagree; this machine's own as long as the server does not tell.
+    ///
+    /// # Errors
+    /// If the system has no randomness to give.
+    pub(crate) async fn new_request_id(&self) -> Result<Bytes, CallError> {
+        if self.clock.now_ms().is_none() && self.token.is_some() {
+            let asked = self.request(v1::WhoAmIRequest {});
+            match tokio::time::timeout(CLOCK_TIME_MAX, accounts(self.channel()).who_am_i(asked)).await {
+                Ok(Ok(answer)) if answer.get_ref().server_time_ms != 0 => {
+                    self.clock.learn(answer.get_ref().server_time_ms);
+                }
+                // The call that the id is for says what is the matter.
+                Ok(Ok(_) | Err(_)) | Err(_) => {}
+            }
+        }
+        let time_ms = self.clock.now_ms().unwrap_or_else(wall_ms);
+        Ok(Bytes::copy_from_slice(RequestId::new(time_ms, random_16()?).as_bytes()))
+    }
+
+    /// Names both clocks where the server did not take an id's time; the next id learns it anew.
+    fn told_of_time(&self, error: CallError) -> CallError {
+        let CallError::Refused { code, reason, message } = error else { return error };
+        if reason != "request-out-of-time" {
+            return CallError::Refused { code, reason, message };
+        }
+        let server = self.clock.now_ms().map_or_else(|| "unknown".to_owned(), |ms| (ms / 1000).to_string());
+        self.clock.forget();
+        let message = format!(
+            "{message} (this machine's clock: {}, the gateway's: {server}, in seconds since 1970)",
+            wall_ms() / 1000
+        );
+        CallError::Refused { code, reason, message }
+    }
+
     /// Makes a unary call, repeated while its failures are transient.
     pub(crate) async fn call<Q, A, F, Fut>(&self, message: Q, send: F) -> Result<A, CallError>
     where
@@ -176,7 +229,7 @@ impl ApiClient {
                 },
             };
             if !error.is_transient() || !backoff.wait().await {
-                return Err(error);
+                return Err(self.told_of_time(error));
             }
             tracing::debug!(%error, "call repeated");
         }
@@ -240,16 +293,6 @@ pub(crate) fn random_16() -> Result<[u8; 16], CallError> {
         message: format!("the system gives no random bytes: {error}"),
     })?;
     Ok(bytes)
-}
-
-/// A fresh request id, as the wire has it.
-///
-/// # Errors
-/// If the system has no randomness to give.
-pub fn new_request_id() -> Result<Bytes, CallError> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let time_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    Ok(Bytes::copy_from_slice(RequestId::new(time_ms, random_16()?).as_bytes()))
 }
 
 #[cfg(test)]

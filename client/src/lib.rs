@@ -17,6 +17,7 @@ mod private_file;
 pub mod profile;
 pub mod progress;
 pub mod report;
+mod server_clock;
 pub mod state;
 pub mod sync;
 pub mod upload;

@@ -113,8 +113,9 @@ impl Failure {
             MetaError::NoSpace => Self::new(
                 Code::ResourceExhausted,
                 "no-space",
-                "the disks of the cluster's metadata nodes are nearly full, so nothing can be changed; reading goes \
-                 on. An administrator must give them more space",
+                "the disks of the cluster's metadata nodes are at their reserve, so nothing new is taken; reading goes \
+                 on, and so do `keepstone rm` and `keepstone trash purge`, which make room. An administrator must give \
+                 them more space (`keepstone admin status` says which)",
             ),
             other => Self::from_unreachable(other),
         }
@@ -166,7 +167,9 @@ impl Failure {
                 "quota",
                 format!(
                     "{subject}: over the account's quota: {needed_bytes} bytes more do not fit; {used_bytes} of \
-                     {quota_bytes} are used (old versions and the trash count)"
+                     {quota_bytes} are used, by current versions, earlier versions (`keepstone versions FILE` lists a \
+                     file's) and the trash. `keepstone trash purge --all` frees what is in the trash; a file's earlier \
+                     versions go with the file, by `keepstone rm FILE` and a purge"
                 ),
             ),
             StepError::UploadEnded { how } => precondition(

@@ -5,7 +5,7 @@ use proto::v1;
 
 use super::accounts;
 use crate::call_error::CallError;
-use crate::connection::{ApiClient, new_request_id};
+use crate::connection::ApiClient;
 
 impl ApiClient {
     /// Exchanges a password for the token of a new device. Not repeated: a lost answer leaves a device unused.
@@ -56,7 +56,7 @@ impl ApiClient {
     /// # Errors
     /// If the gateway refuses or cannot be reached.
     pub async fn revoke_device(&self, device: Bytes) -> Result<(), CallError> {
-        let message = v1::RevokeDeviceRequest { request_id: new_request_id()?, device };
+        let message = v1::RevokeDeviceRequest { request_id: self.new_request_id().await?, device };
         self.call(message, |channel, request| async move { accounts(channel).revoke_device(request).await })
             .await?;
         Ok(())

@@ -5,7 +5,7 @@ use tonic::Streaming;
 
 use super::{admin, present};
 use crate::call_error::CallError;
-use crate::connection::{ApiClient, new_request_id};
+use crate::connection::ApiClient;
 
 /// An account to be made.
 #[derive(Clone, Default)]
@@ -35,7 +35,7 @@ impl ApiClient {
     /// If the gateway refuses or cannot be reached.
     pub async fn create_account(&self, account: NewAccount) -> Result<bytes::Bytes, CallError> {
         let message = v1::CreateAccountRequest {
-            request_id: new_request_id()?,
+            request_id: self.new_request_id().await?,
             email: account.email,
             name: account.name,
             password: account.password,
@@ -89,7 +89,7 @@ impl ApiClient {
     /// If the gateway refuses or cannot be reached.
     pub async fn set_setting(&self, name: &str, value: &str) -> Result<v1::Setting, CallError> {
         let message = v1::SetSettingRequest {
-            request_id: new_request_id()?,
+            request_id: self.new_request_id().await?,
             name: name.to_owned(),
             value: value.to_owned(),
         };

@@ -5,7 +5,7 @@ use proto::v1;
 
 use super::{files, present};
 use crate::call_error::CallError;
-use crate::connection::{ApiClient, new_request_id};
+use crate::connection::ApiClient;
 use crate::path::RemotePath;
 
 /// Entries asked for in one page of a listing.
@@ -68,7 +68,7 @@ impl ApiClient {
         entries: Vec<v1::CreateEntry>,
     ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
         let count = entries.len();
-        let message = v1::CreateEntriesRequest { request_id: new_request_id()?, entries };
+        let message = v1::CreateEntriesRequest { request_id: self.new_request_id().await?, entries };
         let answer = self
             .call(message, |channel, request| async move { files(channel).create_entries(request).await })
             .await?;
@@ -84,7 +84,7 @@ impl ApiClient {
         entries: Vec<v1::SetAttributes>,
     ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
         let count = entries.len();
-        let message = v1::SetAttributesRequest { request_id: new_request_id()?, entries };
+        let message = v1::SetAttributesRequest { request_id: self.new_request_id().await?, entries };
         let answer = self
             .call(message, |channel, request| async move { files(channel).set_attributes(request).await })
             .await?;
@@ -102,7 +102,7 @@ impl ApiClient {
         replace: bool,
     ) -> Result<v1::Entry, CallError> {
         let message = v1::MoveEntryRequest {
-            request_id: new_request_id()?,
+            request_id: self.new_request_id().await?,
             from: from.to_string(),
             to: to.to_string(),
             replace,
@@ -124,7 +124,7 @@ impl ApiClient {
         replace: bool,
     ) -> Result<v1::CopyEntryResponse, CallError> {
         let message = v1::CopyEntryRequest {
-            request_id: new_request_id()?,
+            request_id: self.new_request_id().await?,
             from: from.to_string(),
             to: to.to_string(),
             replace,
@@ -137,8 +137,11 @@ impl ApiClient {
     /// # Errors
     /// If the gateway refuses or cannot be reached.
     pub async fn delete_entry(&self, path: &RemotePath, recursive: bool) -> Result<u64, CallError> {
-        let message =
-            v1::DeleteEntryRequest { request_id: new_request_id()?, path: path.to_string(), recursive };
+        let message = v1::DeleteEntryRequest {
+            request_id: self.new_request_id().await?,
+            path: path.to_string(),
+            recursive,
+        };
         let answer = self
             .call(message, |channel, request| async move { files(channel).delete_entry(request).await })
             .await?;
@@ -162,8 +165,11 @@ impl ApiClient {
     /// # Errors
     /// If the gateway refuses or cannot be reached.
     pub async fn restore_version(&self, path: &RemotePath, version: u64) -> Result<v1::Entry, CallError> {
-        let message =
-            v1::RestoreVersionRequest { request_id: new_request_id()?, path: path.to_string(), version };
+        let message = v1::RestoreVersionRequest {
+            request_id: self.new_request_id().await?,
+            path: path.to_string(),
+            version,
+        };
         let answer = self
             .call(message, |channel, request| async move { files(channel).restore_version(request).await })
             .await?;
@@ -195,7 +201,7 @@ impl ApiClient {
         to: Option<&RemotePath>,
     ) -> Result<v1::Entry, CallError> {
         let message = v1::RestoreTrashRequest {
-            request_id: new_request_id()?,
+            request_id: self.new_request_id().await?,
             trash_id,
             to: to.map(ToString::to_string).unwrap_or_default(),
         };
@@ -210,7 +216,7 @@ impl ApiClient {
     /// # Errors
     /// If the gateway refuses or cannot be reached.
     pub async fn purge_trash(&self, trash_id: u64) -> Result<v1::PurgeTrashResponse, CallError> {
-        let message = v1::PurgeTrashRequest { request_id: new_request_id()?, trash_id };
+        let message = v1::PurgeTrashRequest { request_id: self.new_request_id().await?, trash_id };
         self.call(message, |channel, request| async move { files(channel).purge_trash(request).await }).await
     }
 
@@ -220,7 +226,7 @@ impl ApiClient {
         uploads: Vec<v1::BeginUpload>,
     ) -> Result<Vec<v1::BegunUpload>, CallError> {
         let count = uploads.len();
-        let message = v1::BeginUploadsRequest { request_id: new_request_id()?, uploads };
+        let message = v1::BeginUploadsRequest { request_id: self.new_request_id().await?, uploads };
         let answer = self
             .call(message, |channel, request| async move { files(channel).begin_uploads(request).await })
             .await?;
@@ -246,7 +252,7 @@ impl ApiClient {
         uploads: Vec<v1::CommitUpload>,
     ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
         let count = uploads.len();
-        let message = v1::CommitUploadsRequest { request_id: new_request_id()?, uploads };
+        let message = v1::CommitUploadsRequest { request_id: self.new_request_id().await?, uploads };
         let answer = self
             .call(message, |channel, request| async move { files(channel).commit_uploads(request).await })
             .await?;
@@ -255,7 +261,7 @@ impl ApiClient {
 
     /// Gives up a session. Tried once: a session that nobody ends expires by itself.
     pub(crate) async fn abort_upload(&self, upload_id: Bytes) -> Result<(), CallError> {
-        let message = v1::AbortUploadRequest { request_id: new_request_id()?, upload_id };
+        let message = v1::AbortUploadRequest { request_id: self.new_request_id().await?, upload_id };
         let once = self.clone().with_retry_time_max(std::time::Duration::ZERO);
         once.call(message, |channel, request| async move { files(channel).abort_upload(request).await })
             .await?;

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use super::files;
 use crate::call_error::CallError;
-use crate::connection::{ApiClient, new_request_id};
+use crate::connection::ApiClient;
 
 /// Changes and entries asked for in one page.
 const PAGE_COUNT: u32 = 5_000;
@@ -97,7 +97,7 @@ impl ApiClient {
         actions: Vec<v1::Action>,
     ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
         let count = actions.len();
-        let message = v1::ApplyRequest { request_id: new_request_id()?, actions };
+        let message = v1::ApplyRequest { request_id: self.new_request_id().await?, actions };
         let answer =
             self.call(message, |channel, request| async move { sync(channel).apply(request).await }).await?;
         if answer.results.len() != count {

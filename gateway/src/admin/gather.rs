@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use engine::cluster::MetaNodeInfo;
-use engine::ids::{GroupId, NodeId};
+use engine::ids::GroupId;
 use futures_util::future::{join, join_all};
 use metaraft::model::query::{Query, Reply};
 use metaraft::model::row::GroupCounters;
@@ -11,24 +11,31 @@ use proto::internal::NodeStatusRequest;
 use proto::internal::metadata_client::MetadataClient;
 use proto::peer::Role;
 
+use crate::admin::replicas::{MetaView, MetaViews};
 use crate::admin::status::Gathered;
 use crate::core::Core;
 use crate::limits::STATUS_WAIT_MAX;
+use crate::random::now_ms;
 
 /// How long a metadata node may take to answer for itself.
 const NODE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Replicas that are behind are looked at again: so often, with this pause. An election takes less, and so does a
+/// replica that follows.
+const LOOKS_MAX: usize = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(400);
 
 pub(crate) async fn gather(core: &Core) -> Gathered {
     let refreshed = tokio::time::timeout(STATUS_WAIT_MAX, core.meta.api().refresh_map()).await;
     let root_answers = matches!(refreshed, Ok(Ok(_)));
     let map = core.meta.map();
     let groups = map.data_groups().into_iter().map(|group| counters(core, group));
-    let nodes = map.meta_nodes.iter().map(|node| answers(core, node));
-    let (groups, meta_up) = join(join_all(groups), join_all(nodes)).await;
+    let (groups, meta) = join(join_all(groups), views(core, &map.meta_nodes)).await;
     Gathered {
         groups,
         root_answers,
-        meta_up: meta_up.into_iter().flatten().collect(),
+        meta_up: meta.first.iter().map(|view| view.node).collect(),
+        meta,
         gateway: core.node,
         gateway_address: core.address.clone(),
         hung_disks: core.hung_disks(),
@@ -44,14 +51,34 @@ async fn counters(core: &Core, group: GroupId) -> (GroupId, Option<GroupCounters
     }
 }
 
-/// The node's id, if it answers.
-async fn answers(core: &Core, node: &MetaNodeInfo) -> Option<NodeId> {
+/// How the metadata nodes see themselves; twice if that leaves a question.
+async fn views(core: &Core, nodes: &[MetaNodeInfo]) -> MetaViews {
+    let look = || async {
+        let answers = join_all(nodes.iter().map(|node| view(core, node))).await;
+        answers.into_iter().flatten().collect::<Vec<MetaView>>()
+    };
+    let first = look().await;
+    let mut views = MetaViews { last: first.clone(), first };
+    for _look in 1..LOOKS_MAX {
+        if views.replica_problems().is_empty() {
+            break;
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+        views.last = look().await;
+    }
+    views
+}
+
+/// The node's view of itself, if it answers.
+async fn view(core: &Core, node: &MetaNodeInfo) -> Option<MetaView> {
     let ask = async {
         let expected = core.identity.expects(Role::Meta, Some(node.node));
         let endpoint = core.identity.endpoint(&node.address, expected).ok()?.tcp_nodelay(true);
         let channel = endpoint.connect().await.ok()?;
         let answer = MetadataClient::new(channel).node_status(NodeStatusRequest {}).await.ok()?;
-        (answer.into_inner().node == node.node.0).then_some(node.node)
+        let status = answer.into_inner();
+        let (node, address) = (node.node, node.address.clone());
+        (status.node == node.0).then(|| MetaView { node, address, status, own_time_ms: now_ms() })
     };
     tokio::time::timeout(NODE_WAIT_MAX, ask).await.ok().flatten()
 }

@@ -11,6 +11,8 @@ use engine::ids::{GroupId, NodeId};
 use metaraft::model::row::{GroupCounters, StripeCount};
 use proto::v1;
 
+use crate::admin::replicas::MetaViews;
+
 /// What was asked of the cluster.
 pub(crate) struct Gathered {
     pub(crate) map: std::sync::Arc<ClusterMap>,
@@ -20,6 +22,8 @@ pub(crate) struct Gathered {
     pub(crate) root_answers: bool,
     /// Metadata nodes that answered.
     pub(crate) meta_up: Vec<NodeId>,
+    /// How these see themselves.
+    pub(crate) meta: MetaViews,
     pub(crate) gateway: NodeId,
     pub(crate) gateway_address: String,
     /// Disks that hang as this gateway finds them, a line each.
@@ -103,6 +107,11 @@ fn node_problems(gathered: &Gathered, problems: &mut Problems) {
         if !gathered.meta_up.contains(&node.node) {
             let (id, address) = (node.node, &node.address);
             problems.lines.push(format!("metadata node {id} at {address} is down; start it"));
+        }
+    }
+    for line in gathered.meta.problems() {
+        if !problems.lines.contains(&line) {
+            problems.lines.push(line);
         }
     }
     for node in &map.storage_nodes {
@@ -278,6 +287,7 @@ mod tests {
             groups: vec![(GroupId(1), Some(counters))],
             root_answers: true,
             meta_up: vec![],
+            meta: MetaViews::default(),
             gateway: NodeId(9),
             gateway_address: "127.0.0.1:7420".into(),
             hung_disks: vec![],

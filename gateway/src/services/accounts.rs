@@ -70,6 +70,7 @@ impl Accounts for AccountsService {
             device_name: caller.device_row.name,
             quota_bytes: namespace.quota_bytes,
             used_bytes: namespace.used_bytes,
+            server_time_ms: crate::random::now_ms(),
         }))
     }
 

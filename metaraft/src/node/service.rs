@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::heartbeat::HeartbeatSink;
+use super::space::Room;
 use crate::raft::group::{GroupError, GroupHandle, Leadership};
 use crate::standing::attester::{self, Attester};
 use crate::standing::prover::WitnessId;
@@ -220,6 +222,19 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
                 refuses: handle.refuses(),
             }
         });
-        Ok(Response::new(NodeStatusResponse { node: self.node.0, groups: groups.collect() }))
+        let (room, disk_free_bytes) =
+            self.groups.values().next().map_or((Room::Enough, 0), GroupHandle::space);
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Response::new(NodeStatusResponse {
+            node: self.node.0,
+            groups: groups.collect(),
+            time_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+            disk_short: match room {
+                Room::Enough => 0,
+                Room::Reserve => 1,
+                Room::None => 2,
+            },
+            disk_free_bytes,
+        }))
     }
 }

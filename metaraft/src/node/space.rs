@@ -2,13 +2,14 @@
 //! stops all replicas stops the cluster, reads included.
 //!
 //! Invariants:
-//! - Below the reserve this node takes no commands; reads, votes and what another leader replicates go on.
+//! - Below the reserve this node takes only commands that make room; below a quarter of it, none. Reads, votes and what
+//!   another leader replicates go on.
 //! - A short leader hands its groups over, to one voter after another, so that one full disk does not stop writes.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::statvfs;
@@ -24,16 +25,51 @@ const HAND_OVER_INTERVAL: Duration = Duration::from_secs(5);
 const RESERVE_PART: u64 = 10;
 const RESERVE_BYTES_MAX: u64 = 512 << 20;
 
+/// The part of the reserve that is kept even from what makes room: the database writes before it frees.
+const FLOOR_PART: u64 = 4;
+
+/// What the disk has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Room {
+    /// Everything.
+    #[default]
+    Enough,
+    /// What makes room.
+    Reserve,
+    /// Nothing.
+    None,
+}
+
 /// Whether the node is short of space.
 #[derive(Debug, Default)]
 pub(crate) struct SpaceGate {
-    short: AtomicBool,
+    room: AtomicU8,
+    free_bytes: AtomicU64,
 }
 
 impl SpaceGate {
-    /// Whether commands are to be refused.
-    pub(crate) fn is_short(&self) -> bool {
-        self.short.load(Ordering::Relaxed)
+    /// What may be written.
+    pub(crate) fn room(&self) -> Room {
+        match self.room.load(Ordering::Relaxed) {
+            0 => Room::Enough,
+            1 => Room::Reserve,
+            _ => Room::None,
+        }
+    }
+
+    /// Left at the last look.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, room: Room, free_bytes: u64) {
+        let room = match room {
+            Room::Enough => 0,
+            Room::Reserve => 1,
+            Room::None => 2,
+        };
+        self.room.store(room, Ordering::Relaxed);
+        self.free_bytes.store(free_bytes, Ordering::Relaxed);
     }
 }
 
@@ -42,10 +78,17 @@ fn reserve_bytes(capacity_bytes: u64) -> u64 {
     (capacity_bytes / RESERVE_PART).min(RESERVE_BYTES_MAX)
 }
 
-/// Whether a disk with so much left is short; one that is short already must have an eighth of the reserve to spare.
-fn is_short(capacity_bytes: u64, free_bytes: u64, short: bool) -> bool {
+/// What a disk with so much left has room for; where it was less, an eighth of the bound must be there to spare.
+fn room_of(capacity_bytes: u64, free_bytes: u64, before: Room) -> Room {
     let reserve = reserve_bytes(capacity_bytes);
-    free_bytes < reserve + if short { reserve / 8 } else { 0 }
+    let below = |bound: u64, was: bool| free_bytes < bound + if was { bound / 8 } else { 0 };
+    if below(reserve / FLOOR_PART, before == Room::None) {
+        Room::None
+    } else if below(reserve, before != Room::Enough) {
+        Room::Reserve
+    } else {
+        Room::Enough
+    }
 }
 
 fn sample(directory: &Path) -> io::Result<(u64, u64)> {
@@ -67,16 +110,17 @@ pub(crate) async fn watch(
         // A file system that does not answer is not short: its groups find out by themselves.
         if let Ok(Ok((capacity_bytes, free_bytes))) = tokio::task::spawn_blocking(move || sample(&path)).await
         {
-            let before = gate.is_short();
-            let short = is_short(capacity_bytes, free_bytes, before);
-            gate.short.store(short, Ordering::Relaxed);
-            if short && !before {
+            let before = gate.room();
+            let room = room_of(capacity_bytes, free_bytes, before);
+            gate.set(room, free_bytes);
+            let short = room != Room::Enough;
+            if room > before {
                 tracing::error!(
-                    directory = %directory.display(), free_bytes, capacity_bytes,
-                    "the metadata disk is nearly full: no commands are taken here until there is room"
+                    directory = %directory.display(), free_bytes, capacity_bytes, ?room,
+                    "the metadata disk is nearly full: until there is room, only what makes room is taken here, or nothing"
                 );
-            } else if before && !short {
-                tracing::info!(free_bytes, "the metadata disk has room again");
+            } else if room < before {
+                tracing::info!(free_bytes, ?room, "the metadata disk has more room again");
             }
             if short && handed_over.is_none_or(|last| last.elapsed() >= HAND_OVER_INTERVAL) {
                 handed_over = Some(Instant::now());
@@ -100,10 +144,13 @@ mod tests {
     #[test]
     fn a_disk_is_short_below_its_reserve_and_until_there_is_room_to_spare() {
         let capacity = 1000 << 20;
-        assert!(!is_short(capacity, 101 << 20, false));
-        assert!(is_short(capacity, 99 << 20, false));
-        assert!(is_short(capacity, 105 << 20, true));
-        assert!(!is_short(capacity, 115 << 20, true));
+        assert_eq!(room_of(capacity, 101 << 20, Room::Enough), Room::Enough);
+        assert_eq!(room_of(capacity, 99 << 20, Room::Enough), Room::Reserve);
+        assert_eq!(room_of(capacity, 105 << 20, Room::Reserve), Room::Reserve);
+        assert_eq!(room_of(capacity, 115 << 20, Room::Reserve), Room::Enough);
+        assert_eq!(room_of(capacity, 24 << 20, Room::Reserve), Room::None);
+        assert_eq!(room_of(capacity, 27 << 20, Room::None), Room::None);
+        assert_eq!(room_of(capacity, 30 << 20, Room::None), Room::Reserve);
     }
 
     #[test]

@@ -19,7 +19,8 @@ use super::peers::Peers;
 use super::reader::{self, QUERIES_WAITING_MAX, QueryJob};
 use super::state_store::StateStore;
 use super::types::Raft;
-use crate::node::space::SpaceGate;
+use crate::model::room::makes_room;
+use crate::node::space::{Room, SpaceGate};
 use crate::standing::prover::Standing;
 use crate::watchers::{Watcher, Watchers};
 
@@ -152,6 +153,12 @@ impl GroupHandle {
         self.watchers.add().ok_or_else(many)
     }
 
+    /// What the disk of this node has room for, and the bytes left on it.
+    #[must_use]
+    pub(crate) fn space(&self) -> (Room, u64) {
+        (self.space.room(), self.space.free_bytes())
+    }
+
     /// Where log and state are now.
     #[must_use]
     pub fn progress(&self) -> GroupProgress {
@@ -193,7 +200,12 @@ impl GroupHandle {
         if !leadership.is_self {
             return Err(GroupError::NotLeader { leader: leadership.leader });
         }
-        if self.space.is_short() {
+        let fits = match self.space.room() {
+            Room::Enough => true,
+            Room::Reserve => commands.iter().all(|command| makes_room(command)),
+            Room::None => false,
+        };
+        if !fits {
             return Err(GroupError::NoSpace);
         }
         let (outcomes, answer) = oneshot::channel();
