@@ -1,6 +1,7 @@
 //! Clusters of three nodes in this process, over real gRPC and mutual TLS, with a small state machine.
 
 mod access;
+mod amnesia;
 mod cluster;
 mod damage;
 mod paused;
