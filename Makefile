@@ -62,7 +62,7 @@ acceptance: build ## Runs the full-size promises one by one and prints a table (
 attacks: build ## Runs every attack at the size at which it once worked (ARGS=NAME for some; an hour or so)
 	@deploy/check-toolchain --tests
 	KEEPSTONE_BIN=$(BIN) KEEPSTONE_SIZE=full cargo test --release --package keepstone-tests --no-fail-fast \
-		--test attacks -- --nocapture $(ARGS)
+		--features attacks --test attacks -- --nocapture $(ARGS)
 
 .PHONY: soak
 soak: build ## Runs the crash and power-cut tests for many more rounds

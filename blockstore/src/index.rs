@@ -197,7 +197,11 @@ fn parse_place_key(key: &[u8]) -> Result<Place, IndexError> {
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, IndexError> {
-    postcard::from_bytes(bytes).map_err(|_error| IndexError::Malformed { what })
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok(_left_over) => Err(IndexError::Malformed { what }),
+        Err(_error) => Err(IndexError::Malformed { what }),
+    }
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, IndexError> {

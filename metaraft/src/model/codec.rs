@@ -22,6 +22,14 @@ pub enum DecodeError {
         /// Why.
         source: postcard::Error,
     },
+    /// More than one value: written by a version that knows more, or something else.
+    #[error("{bytes} bytes left over after {what}")]
+    LeftOver {
+        /// The type that was expected.
+        what: &'static str,
+        /// Bytes that it does not account for.
+        bytes: usize,
+    },
 }
 
 /// Encodes a value.
@@ -43,6 +51,21 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if format != MODEL_FORMAT {
         return Err(DecodeError::Format { found: format });
     }
-    postcard::from_bytes(body)
-        .map_err(|source| DecodeError::Malformed { what: std::any::type_name::<T>(), source })
+    let what = std::any::type_name::<T>();
+    let (value, rest) =
+        postcard::take_from_bytes(body).map_err(|source| DecodeError::Malformed { what, source })?;
+    if rest.is_empty() { Ok(value) } else { Err(DecodeError::LeftOver { what, bytes: rest.len() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_left_over_are_an_error() {
+        let mut bytes = encode(&7_u64);
+        assert_eq!(decode::<u64>(&bytes).unwrap(), 7);
+        bytes.push(0);
+        assert!(matches!(decode::<u64>(&bytes), Err(DecodeError::LeftOver { bytes: 1, .. })));
+    }
 }
