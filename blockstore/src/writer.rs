@@ -302,7 +302,10 @@ impl Writer {
     fn publish(&self) {
         self.core.shards.store(self.totals.shards, Ordering::Relaxed);
         self.core.damaged_found.store(self.totals.damaged_found, Ordering::Relaxed);
-        self.core.sequence.store(self.totals.sequence, Ordering::Relaxed);
+        // What was appended and could not be synced was never acknowledged: it is not told to anybody.
+        if !self.core.is_fenced() {
+            self.core.sequence.store(self.totals.sequence, Ordering::Relaxed);
+        }
     }
 
     /// Commits a batch with the totals; a failure fences the disk and is given in words.

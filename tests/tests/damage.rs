@@ -174,7 +174,11 @@ fn a_deleted_index_is_rebuilt_from_the_extents() -> Result<()> {
     };
     cluster.stop()?;
     cluster.restart()?;
-    let before = shards(&client)?;
+    // A disk's figures come with its heartbeats.
+    let before = wait_for("the disks' figures", NOTICE_DEADLINE, || {
+        let counts = shards(&client)?;
+        Ok(counts.iter().all(|count| *count > 0).then_some(counts))
+    })?;
     cluster.stop()?;
     let mut deleted = 0;
     for node in 0..6 {

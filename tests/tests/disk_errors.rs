@@ -287,7 +287,7 @@ fn full_metadata_disks_refuse_writes_and_lose_nothing() -> Result<()> {
         ensure!(made.len() < FOLDERS_MAX, "{} trees were taken by full disks", made.len());
     };
     ensure!(refused.code == Some(1), "{refused:?}");
-    ensure!(refused.stderr.contains("nearly full"), "refused, but why? {refused:?}");
+    ensure!(refused.stderr.contains("at their reserve"), "refused, but why? {refused:?}");
     check(&client, &ledger, scratch.path(), "all-full")?;
 
     // Room again: it goes on by itself, and everything acknowledged is there, also after a crash.
