@@ -70,7 +70,7 @@ fn round(
     nodes.shuffle(random);
     let [victim, away, other] = nodes;
     let wiped = random.random_bool(0.5);
-    println!("round {number}: victim {victim}, away {away}, other {other}, wiped {wiped}");
+    eprintln!("round {number}: victim {victim}, away {away}, other {other}, wiped {wiped}");
     let directory = data_dir(cluster, victim)?;
     let aside = directory.with_extension("aside");
     let copy = directory.with_extension("copy");

@@ -162,7 +162,7 @@ async fn round(victim: &Client, attacker: &Client, seed: u64, bytes: usize, trie
         if chunk.known { known.push(time) } else { fresh.push(time) }
     }
     let (p, larger) = rank_sum(&known, &fresh);
-    println!(
+    eprintln!(
         "{bytes} bytes, {tries} each: known {:.2} ms, fresh {:.2} ms, p = {p:.2e}",
         median_ms(&known),
         median_ms(&fresh)

@@ -115,6 +115,20 @@ fn check(config: &MetaConfig, identity: &TlsIdentity) -> Result<BTreeMap<u64, St
     Ok(members)
 }
 
+/// Opens what is in the node's directory. Blocks.
+fn open(
+    config: &MetaConfig,
+    members: &BTreeMap<u64, String>,
+    groups: &[GroupId],
+) -> Result<(Databases, Arc<Attester>), StartError> {
+    let directory = &config.data_dir;
+    let databases = Databases::open(directory, groups)?;
+    let failed = |source| StartError::Disk { what: "read who this node is", path: directory.clone(), source };
+    let attester =
+        Attester::open(directory, config.node, members, Arc::clone(&databases.log)).map_err(failed)?;
+    Ok((databases, Arc::new(attester)))
+}
+
 impl MetaNode {
     /// Starts a node whose groups all run `app`. When this returns the node listens and its groups run; leaders may
     /// not have been elected yet.
@@ -147,17 +161,8 @@ impl MetaNode {
         let members = Arc::new(members);
         let peers = Arc::new(Peers::new(&members, &identity)?);
         let ids: Vec<GroupId> = (ROOT_GROUP.0..=config.data_groups).map(GroupId).collect();
-        let (directory, opened) = (config.data_dir.clone(), ids.clone());
-        let (own, voters) = (config.node, Arc::clone(&members));
-        let open = move || {
-            let databases = Databases::open(&directory, &opened)?;
-            let failed =
-                |source| StartError::Disk { what: "read who this node is", path: directory.clone(), source };
-            let attester =
-                Attester::open(&directory, own, &voters, Arc::clone(&databases.log)).map_err(failed)?;
-            Ok::<_, StartError>((databases, Arc::new(attester)))
-        };
-        let (databases, attester) = tokio::task::spawn_blocking(open)
+        let (own, voters, opened) = (config.clone(), Arc::clone(&members), ids.clone());
+        let (databases, attester) = tokio::task::spawn_blocking(move || open(&own, &voters, &opened))
             .await
             .map_err(|error| StartError::Config(format!("opening the databases panicked: {error}")))??;
 
