@@ -167,7 +167,7 @@ async fn what_a_disk_acknowledged_and_does_not_hold_is_found_at_its_next_start()
     let (state, reason) = verdict(started(1, 1, 1, &[99], 100)).await;
     assert_eq!(state, DiskState::Up, "the registered start goes on: {reason}");
     assert_eq!(
-        verdict(started(1, 1, 3, &[101, 102], 7)).await.0,
+        verdict(started(1, 1, 3, &[101, 102], 100)).await.0,
         DiskState::Up,
         "the right directory is back"
     );
