@@ -7,6 +7,7 @@
 //!   has been heard.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ struct Held {
     attestations: Mutex<Attestations>,
     /// Locked while the file is replaced.
     waiting: Mutex<Waiting>,
+    /// Whether the last write failed: said when that changes, not with each.
+    failing: AtomicBool,
 }
 
 /// What is to be on disk soon.
@@ -68,7 +71,7 @@ impl Held {
             }
         };
         let waiting = Mutex::new(Waiting { attestations: attestations.clone(), written: None });
-        Self { path, attestations: Mutex::new(attestations), waiting }
+        Self { path, attestations: Mutex::new(attestations), waiting, failing: AtomicBool::new(false) }
     }
 
     fn of(&self, voter: u64) -> Option<Attestation> {
@@ -84,7 +87,15 @@ impl Held {
         if can_wait || waiting.attestations == *locked(&self.attestations) {
             return Ok(());
         }
-        replace_durably(&self.path, &waiting.attestations.to_bytes())?;
+        let replaced = replace_durably(&self.path, &waiting.attestations.to_bytes());
+        if let Err(error) = &replaced
+            && !self.failing.swap(true, Ordering::Relaxed)
+        {
+            let path = self.path.display();
+            tracing::error!(%path, %error, "what metadata voters tell cannot be written: this node attests nothing new");
+        }
+        replaced?;
+        self.failing.store(false, Ordering::Relaxed);
         waiting.written = Some(Instant::now());
         locked(&self.attestations).clone_from(&waiting.attestations);
         Ok(())
@@ -164,10 +175,7 @@ async fn attend_once(
     tokio::task::spawn_blocking(move || keeping.tell(voter, told))
         .await
         .map_err(|error| error.to_string())?
-        .map_err(|error| {
-            tracing::error!(path = %held.path.display(), %error, "what a metadata voter told is not on disk");
-            error.to_string()
-        })?;
+        .map_err(|error| error.to_string())?;
     Ok(pause)
 }
 

@@ -221,6 +221,7 @@ impl Attester {
         Ok(())
     }
 
+    /// What a peer is called with. Blocks while something is made durable.
     fn request(&self, peer: u64) -> AttestRequest {
         let inner = self.lock();
         let own = inner.prover.telling(self.log.attestation().sequence);
@@ -261,7 +262,9 @@ pub(crate) async fn call(attester: Arc<Attester>, peers: Arc<Peers>, peer: u64, 
 /// One call. Says when the next one is due.
 async fn call_once(attester: &Arc<Attester>, peers: &Peers, peer: u64) -> Result<Duration, String> {
     let mut client = peers.metadata(peer).ok_or("not in the configuration")?;
-    let mut request = tonic::Request::new(attester.request(peer));
+    let asking = Arc::clone(attester);
+    let request = tokio::task::spawn_blocking(move || asking.request(peer));
+    let mut request = tonic::Request::new(request.await.map_err(|error| error.to_string())?);
     request.set_timeout(CALL_TIMEOUT);
     let response = tokio::time::timeout(CALL_TIMEOUT, client.attest(request))
         .await
