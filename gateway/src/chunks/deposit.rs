@@ -2,9 +2,10 @@
 //! pinned, and answered as if they had been written (promise 6).
 //!
 //! A chunk that is there takes its place in the packer like any other, so it waits as they do, and shares its stripe's
-//! end with those that are new. A stripe of which all is there waits as long as a write of its size just took; when
-//! none did, or when writes fail now, it is written, which tells how long that takes and whether it would be refused,
-//! and its shards are deleted after the answer.
+//! end with those that are new. A stripe of which all is there waits as long as a write of its size just took, and is
+//! then committed, as the registration of one that was written would be. When none was written, or writes fail now, it
+//! is written itself, which tells how long that takes and whether it would be refused; its shards are deleted after the
+//! answer.
 //!
 //! What is there after a crash between the steps: as in [`super::stripe`]; shards of a stripe that was written to be
 //! deleted are garbage like those of one that was never registered.
@@ -128,19 +129,20 @@ impl Depositor {
         sealed: &SealedStripe,
         holders: &HashMap<ChunkId, Vec<HolderId>>,
     ) -> Result<(), Failure> {
-        let (began, cluster) = (Instant::now(), self.cluster());
+        let cluster = self.cluster();
         let stored = self.sink.store(sealed, holders).await;
-        self.note(sealed, began, cluster, stored.is_ok());
-        stored
+        self.note(sealed, cluster, stored.as_ref().ok().copied());
+        stored.map(drop)
     }
 
-    fn note(&self, sealed: &SealedStripe, began: Instant, cluster: u64, through: bool) {
+    /// Notes how long a stripe took to be durable; `None` if it did not get there.
+    fn note(&self, sealed: &SealedStripe, cluster: u64, took: Option<Duration>) {
         let unchanged = self.cluster() == cluster;
         let mut times = self.times();
-        if !through {
-            times.failed();
-        } else if unchanged {
-            times.wrote(Instant::now(), cluster, sealed.bytes().len(), began.elapsed());
+        match took {
+            None => times.failed(),
+            Some(took) if unchanged => times.wrote(Instant::now(), cluster, sealed.bytes().len(), took),
+            Some(_) => {}
         }
     }
 
@@ -175,7 +177,8 @@ impl Depositor {
         let Some(took) = took else {
             return self.write_as_well(sealed, known, holders).await;
         };
-        let (pinned, ()) = join(self.pin(known, holders), self.wait_until(began + took)).await;
+        let (unreadable, ()) = join(self.unreadable(known), self.wait_until(began + took)).await;
+        let pinned = self.pin_as_if_registered(unreadable, known, holders).await;
         (self.finish(sealed, known, holders, pinned).await, None)
     }
 
@@ -187,22 +190,31 @@ impl Depositor {
         holders: &HashMap<ChunkId, Vec<HolderId>>,
     ) -> (Results, Option<StripeRecord>) {
         let (began, cluster) = (Instant::now(), self.cluster());
-        let (written, unreadable) = join(self.sink.write_only(sealed), self.unreadable(known)).await;
+        let write = async {
+            let written = self.sink.write_only(sealed).await;
+            (written, began.elapsed())
+        };
+        let ((written, took), unreadable) = join(write, self.unreadable(known)).await;
+        self.note(sealed, cluster, written.is_ok().then_some(took));
         let record = match written {
             Ok(record) => record,
-            Err(failure) => {
-                self.note(sealed, began, cluster, false);
-                return (all(known.keys().copied(), &Err(failure)), None);
-            }
+            Err(failure) => return (all(known.keys().copied(), &Err(failure)), None),
         };
-        let registered = self.sink.as_if_registered(&record).await;
-        let registered = registered.map_err(|error| Failure::from_meta(&error, "chunks"));
-        let pinned = match registered.and(unreadable) {
-            Ok(unreadable) => self.pin_all_but(&unreadable, known, holders).await,
-            Err(failure) => Err(failure),
-        };
-        self.note(sealed, began, cluster, pinned.is_ok());
+        let pinned = self.pin_as_if_registered(unreadable, known, holders).await;
         (self.finish(sealed, known, holders, pinned).await, Some(record))
+    }
+
+    /// Pins by as many commits, one after the other, as a registration takes.
+    async fn pin_as_if_registered(
+        &self,
+        unreadable: Result<BTreeSet<ChunkId>, Failure>,
+        known: &HashMap<ChunkId, ChunkLocation>,
+        holders: &HashMap<ChunkId, Vec<HolderId>>,
+    ) -> Result<HashSet<ChunkId>, Failure> {
+        let unreadable = unreadable?;
+        let registered = self.sink.as_if_registered().await;
+        registered.map_err(|error| Failure::from_meta(&error, "chunks"))?;
+        self.pin_all_but(&unreadable, known, holders).await
     }
 
     /// Stores for good what could not be pinned; gives the results of all that are known.

@@ -8,12 +8,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockstore::client::StorageClient;
 use blockstore::record::ShardName;
 use engine::cluster::StripeRecord;
-use engine::ids::{ChunkId, Epoch, GroupId, HolderId};
+use engine::ids::{ChunkId, Epoch, GroupId, HolderId, StripeId};
 use engine::stripe::SealedStripe;
 use engine::writer::{DiskView, StripeWriter, WriteStripeError, WrittenStripe};
 use futures_util::future::{join_all, try_join_all};
@@ -68,12 +68,14 @@ impl StripeSink {
         Self { meta, suspects, storage, writer }
     }
 
-    /// Makes a stripe and its chunks durable, each chunk pinned for its holders.
+    /// Makes a stripe and its chunks durable, each chunk pinned for its holders. Says how long it took until the shards
+    /// were durable: what came after were commits.
     pub(crate) async fn store(
         &self,
         sealed: &SealedStripe,
         holders: &HashMap<ChunkId, Vec<HolderId>>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Duration, Failure> {
+        let began = Instant::now();
         let mut last = Failure::unavailable("the stripe could not be written; try again");
         for attempt in 1..=ATTEMPTS_MAX {
             let written = match self.try_write(sealed, attempt).await? {
@@ -83,8 +85,9 @@ impl StripeSink {
                     continue;
                 }
             };
+            let took = began.elapsed();
             match self.register(sealed, &written, holders).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(took),
                 Err(MetaError::Step(StepError::StaleEpoch { .. })) => {}
                 Err(error) => return Err(Failure::from_meta(&error, "chunks")),
             }
@@ -104,12 +107,13 @@ impl StripeSink {
         Err(last)
     }
 
-    /// Commits nothing where the stripe's own row would be: it takes as long as that. With one group the row goes with
+    /// Commits nothing where a stripe's own row would be: it takes as long as that. With one group the row goes with
     /// the chunks, in one command.
-    pub(crate) async fn as_if_registered(&self, record: &StripeRecord) -> Result<(), MetaError> {
-        if self.meta.map().data_groups().len() > 1 {
-            let own = self.meta.group_of(record.stripe.slot())?;
-            self.meta.commit_in(own, random::request(), Vec::new()).await?;
+    pub(crate) async fn as_if_registered(&self) -> Result<(), MetaError> {
+        let map = self.meta.map();
+        if let Some(volume) = map.volumes.first().filter(|_volume| map.data_groups().len() > 1) {
+            let stripe = StripeId::new(volume.volume, random::bytes());
+            self.meta.commit_in(self.meta.group_of(stripe.slot())?, random::request(), Vec::new()).await?;
         }
         Ok(())
     }
@@ -163,6 +167,7 @@ impl StripeSink {
         let map = self.meta.map();
         let deadline = self.meta.api().settings().write_deadline();
         self.suspects.set_deadline(deadline);
+        self.suspects.meet(&map);
         let state = |disk| self.suspects.write_state(disk);
         let hangs = |disk| self.suspects.hangs(disk);
         let disks = DiskView { state: &state, hangs: &hangs };
