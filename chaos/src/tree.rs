@@ -17,6 +17,24 @@ const BUFFER_BYTES: usize = 1 << 20;
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
+/// Copies a directory with all below it, as bytes only: what a node's data directory is put back from.
+///
+/// # Errors
+/// On IO errors.
+pub fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
 /// Sizes at which something changes: empty, one byte, small stripes (32 KiB), the bounds of the cutters (16, 64 and
 /// 256 KiB for small files), shards, full stripes (4 MiB); each also one byte less and more.
 #[must_use]

@@ -210,6 +210,16 @@ impl DiskHealth {
         Some(self.lanes.entry(key).or_default())
     }
 
+    /// Forgets what is known of a disk: its node serves it anew, and it is judged by what comes from now on.
+    pub fn forget(&mut self, disk: DiskId) {
+        for kind in [CallKind::Read, CallKind::Write] {
+            if let Some(lane) = self.lanes.get_mut(&(kind, disk)) {
+                // Calls of before are still to end.
+                *lane = Lane { pending: lane.pending, ..Lane::default() };
+            }
+        }
+    }
+
     /// A call begins.
     pub fn begin(&mut self, now: Duration, disk: DiskId, kind: CallKind) {
         if let Some(lane) = self.lane(disk, kind) {

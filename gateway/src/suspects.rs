@@ -4,7 +4,9 @@
 //! Invariants:
 //! - Every call that begins is told to the model when it is over, also when whoever waited for it has gone.
 //! - A disk that hangs gets no calls but probes, one at a time.
+//! - A disk that the cluster map says was started anew is judged anew.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,14 +28,37 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Suspects {
     health: Mutex<DiskHealth>,
+    starts: Mutex<Starts>,
     /// Where the model's time begins.
     started: Instant,
+}
+
+/// The starts of the disks, as a cluster map told them.
+#[derive(Debug, Default)]
+struct Starts {
+    revision: u64,
+    /// The random number of each disk's latest start.
+    incarnations: HashMap<DiskId, u64>,
+}
+
+impl Starts {
+    /// Takes the disks of a map in, each with the random number of its start; says which were started since.
+    fn take(&mut self, revision: u64, disks: impl Iterator<Item = (DiskId, u64)>) -> Vec<DiskId> {
+        if revision == self.revision {
+            return Vec::new();
+        }
+        self.revision = revision;
+        let before = std::mem::replace(&mut self.incarnations, disks.collect());
+        let anew =
+            |(disk, now): (&DiskId, &u64)| before.get(disk).is_some_and(|was| was != now).then_some(*disk);
+        self.incarnations.iter().filter_map(anew).collect()
+    }
 }
 
 impl Default for Suspects {
     fn default() -> Self {
         let health = DiskHealth::new(HealthBounds::for_deadline(DEADLINE_DEFAULT));
-        Self { health: Mutex::new(health), started: Instant::now() }
+        Self { health: Mutex::new(health), starts: Mutex::default(), started: Instant::now() }
     }
 }
 
@@ -50,6 +75,15 @@ impl Suspects {
     /// Sets how long callers wait for a disk.
     pub(crate) fn set_deadline(&self, deadline: Duration) {
         self.health().set_bounds(HealthBounds::for_deadline(deadline));
+    }
+
+    /// Takes a cluster map in, before disks are chosen by it.
+    pub(crate) fn meet(&self, map: &ClusterMap) {
+        let disks = map.disks.iter().map(|info| (info.disk, info.attested.incarnation));
+        let anew = self.starts.lock().unwrap_or_else(PoisonError::into_inner).take(map.revision, disks);
+        for disk in anew {
+            self.health().forget(disk);
+        }
     }
 
     /// Whether a read of a disk is expected to be answered in time, by the map and by what was seen here.
@@ -275,6 +309,16 @@ mod tests {
         put_to(&suspects, PutAnswer::Unavailable).await;
         assert_eq!(suspects.write_state(DISK), DiskState::Gone);
         assert_eq!(suspects.write_state(DiskId::from_bytes([2; 16])), DiskState::Fine);
+    }
+
+    #[test]
+    fn a_start_that_the_map_tells_of_is_noticed_once() {
+        let mut starts = Starts::default();
+        let mut take = |revision, start| starts.take(revision, [(DISK, start)].into_iter());
+        assert!(take(1, 7).is_empty(), "nothing was known before");
+        assert!(take(2, 7).is_empty());
+        assert_eq!(take(3, 8), [DISK]);
+        assert!(take(3, 8).is_empty());
     }
 
     #[tokio::test]

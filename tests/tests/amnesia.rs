@@ -1,7 +1,7 @@
 //! Metadata nodes that come back without what they had acknowledged: wiped, or put back from an older copy.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,6 +9,7 @@ use chaos::client::Client;
 use chaos::cluster::{Cluster, Options};
 use chaos::serial::serial;
 use chaos::size::{Size, seed};
+use chaos::tree::copy_tree;
 use chaos::wait::wait_for;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -18,21 +19,6 @@ use serde_json::Value;
 const RETURN_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a listing may try before it counts as refused.
 const LISTING_DEADLINE: Duration = Duration::from_secs(12);
-
-/// Copies a directory with all below it.
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
 
 fn data_dir(cluster: &Cluster, meta: usize) -> Result<PathBuf> {
     cluster.roles("meta")[meta].data_dir.clone().context("a metadata node without data_dir")

@@ -10,7 +10,7 @@ use chaos::cluster::{Cluster, Options};
 use chaos::compare::assert_same;
 use chaos::serial::serial;
 use chaos::size::seed;
-use chaos::tree::{self, Shape};
+use chaos::tree::{self, Shape, copy_tree};
 use chaos::wait::wait_for;
 use serde_json::Value;
 
@@ -53,21 +53,6 @@ fn a_deleted_disk_is_named_and_everything_reads() -> Result<()> {
     let shown = client.ok(&["admin", "status"])?.stdout;
     ensure!(shown.contains("missing"), "not shown to people: {shown}");
     cluster.finish()
-}
-
-/// Copies a directory with all below it.
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), &target)?;
-        }
-    }
-    Ok(())
 }
 
 /// The disks whose state is not `up`, and the lines of `problems`, once there are `count` of them.

@@ -149,6 +149,21 @@ fn hung_disks_are_probed_now_and_then_by_one_call_at_a_time() {
 }
 
 #[test]
+fn a_disk_that_is_forgotten_is_judged_by_what_comes_then() {
+    let mut health = model();
+    call(&mut health, 1, CallKind::Write, 0, 10_000, CallEnd::GivenUp);
+    call(&mut health, 1, CallKind::Read, 0, 10, CallEnd::Failed);
+    health.begin(at(10_000), disk(1), CallKind::Write);
+    assert_eq!(health.state(at(10_001), disk(1), CallKind::Write), DiskState::Gone);
+    health.forget(disk(1));
+    for kind in [CallKind::Read, CallKind::Write] {
+        assert_eq!(health.state(at(10_001), disk(1), kind), DiskState::Fine);
+    }
+    health.end(at(10_002), disk(1), CallKind::Write, at(10_000), CallEnd::Failed);
+    assert_eq!(health.state(at(10_003), disk(1), CallKind::Write), DiskState::Gone);
+}
+
+#[test]
 fn the_percentile_of_reads_needs_enough_of_them() {
     let mut health = model();
     for read in 0..100 {

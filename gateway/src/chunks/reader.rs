@@ -164,6 +164,7 @@ impl ChunkSource {
 
     async fn read_once(&self, run: &[LocatedChunk]) -> Result<Vec<Bytes>, ReadChunkError> {
         let map = self.meta.map();
+        self.suspects.meet(&map);
         let available = |disk| self.suspects.readable(&map, disk);
         let hedge_after = self.suspects.hedge_after(self.meta.api().settings().read_hedge());
         let patience = ReadPatience { hedge_after, deadline: READ_DEADLINE };

@@ -232,6 +232,15 @@ mod tests {
         assert!((5..=8).contains(&guessed), "{guessed}");
     }
 
+    /// Waits until so many wait for their turn.
+    async fn crowded(turns: &Turns, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while turns.lock().waiting.len() < count {
+            assert!(Instant::now() < deadline, "{} wait", turns.lock().waiting.len());
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn the_owner_at_the_guessers_address_has_the_next_turn_but_one() {
         let turns = Turns::new(&Limits { sign_in_guesses_per_minute: 120, ..Limits::default() });
@@ -241,7 +250,7 @@ mod tests {
             join_all(guesses).await;
         };
         let owner = async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            crowded(&turns, 400).await;
             let begun = Instant::now();
             turns.wait(origin(1, 2), "ada@example.org").await.unwrap().was_right();
             begun.elapsed()
@@ -262,7 +271,7 @@ mod tests {
             async move { turns.wait(origin(address, 1), "ada@example.org").await.is_ok() }
         });
         let owner = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            crowded(&turns, 200).await;
             for _sign_in in 0..3 {
                 let begun = Instant::now();
                 turns.wait(origin(200, 2), "ada@example.org").await.unwrap().was_right();
