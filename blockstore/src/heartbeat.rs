@@ -106,7 +106,7 @@ fn report(slot: &Slot) -> Option<DiskReport> {
         incarnation: start.incarnation,
         lineage: start.lineage,
         sequence: start.sequence,
-        sequence_opened: start.sequence_opened,
+        lineage_opened: start.lineage_opened,
         verified_starts: start.verified_starts,
         fenced: slot.disk.as_ref().is_some_and(|disk| disk.is_fenced()),
     })

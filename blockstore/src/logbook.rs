@@ -35,14 +35,22 @@ const LINEAGE_MAX: usize = 256;
 /// Bytes of a reason that are kept.
 const REASON_BYTES_MAX: usize = 1024;
 
+/// A start that was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Begun {
+    incarnation: u64,
+    /// Records that it found.
+    sequence_opened: u64,
+}
+
 /// What is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Page {
     format: u32,
     starts: u64,
-    lineage: Vec<u64>,
+    /// The last start that was confirmed, and those after it.
+    lineage: Vec<Begun>,
     confirmed: bool,
-    sequence_opened: u64,
     sequence_floor: u64,
     verified_starts: u64,
     fenced: Option<String>,
@@ -59,7 +67,6 @@ impl Page {
             starts: 0,
             lineage: Vec::new(),
             confirmed: true,
-            sequence_opened: 0,
             sequence_floor: 0,
             verified_starts: 0,
             fenced: None,
@@ -93,8 +100,9 @@ pub struct Start {
     pub lineage: Vec<u64>,
     /// Records appended so far.
     pub sequence: u64,
-    /// Records found when it was started; the fewest of all starts since the last one that was confirmed.
-    pub sequence_opened: u64,
+    /// For each of them, the fewest records that any start after it found. (The cluster may have confirmed a start that
+    /// could not note it: whatever that one appended must be there since.)
+    pub lineage_opened: Vec<u64>,
     /// The operator had the disk verified after so many starts.
     pub verified_starts: u64,
 }
@@ -177,10 +185,14 @@ impl Logbook {
         self.change(|page| {
             page.starts += 1;
             if page.lineage.len() >= LINEAGE_MAX {
-                page.lineage.remove(1);
+                // What it found is still to count.
+                let forgotten = page.lineage.remove(1);
+                if let Some(next) = page.lineage.get_mut(1) {
+                    next.sequence_opened = next.sequence_opened.min(forgotten.sequence_opened);
+                }
             }
-            page.lineage.push(u64::from_le_bytes(random).max(1));
-            page.sequence_opened = if page.confirmed { sequence } else { page.sequence_opened.min(sequence) };
+            let incarnation = u64::from_le_bytes(random).max(1);
+            page.lineage.push(Begun { incarnation, sequence_opened: sequence });
             page.sequence_floor = sequence;
             page.confirmed = false;
         })?;
@@ -204,14 +216,20 @@ impl Logbook {
         if !self.begun {
             return Start::default();
         }
-        let (incarnation, before) =
-            self.page.lineage.split_last().map_or((0, &[][..]), |(last, before)| (*last, before));
+        let Some((own, before)) = self.page.lineage.split_last() else { return Start::default() };
+        let mut fewest = own.sequence_opened;
+        let mut lineage_opened = Vec::with_capacity(before.len());
+        for begun in before.iter().rev() {
+            lineage_opened.push(fewest);
+            fewest = fewest.min(begun.sequence_opened);
+        }
+        lineage_opened.reverse();
         Start {
             starts: self.page.starts,
-            incarnation,
-            lineage: before.to_vec(),
+            incarnation: own.incarnation,
+            lineage: before.iter().map(|begun| begun.incarnation).collect(),
+            lineage_opened,
             sequence,
-            sequence_opened: self.page.sequence_opened,
             verified_starts: self.page.verified_starts,
         }
     }
@@ -307,20 +325,21 @@ mod tests {
         assert_eq!(first.start(0), Start::default(), "not begun, nothing to tell");
         first.begin(5).unwrap();
         let told = first.start(6);
-        assert_eq!((told.starts, told.sequence, told.sequence_opened), (1, 6, 5));
+        assert_eq!((told.starts, told.sequence), (1, 6));
         assert!(told.lineage.is_empty());
         first.confirm().unwrap();
 
         let mut second = load(scratch.path());
         second.begin(9).unwrap();
         let again = second.start(9);
-        assert_eq!((again.starts, again.sequence_opened), (2, 9));
-        assert_eq!(again.lineage, vec![told.incarnation]);
-        // Not confirmed: what the next start finds is not taken for what the disk always had.
+        assert_eq!(again.starts, 2);
+        assert_eq!((again.lineage, again.lineage_opened), (vec![told.incarnation], vec![9]));
+        // Not confirmed: what the next start finds is not taken for what the disk always had, but for what the one
+        // before it left.
         let mut third = load(scratch.path());
         third.begin(20).unwrap();
-        assert_eq!(third.start(20).sequence_opened, 9);
         assert_eq!(third.start(20).lineage, vec![told.incarnation, again.incarnation]);
+        assert_eq!(third.start(20).lineage_opened, vec![9, 20]);
         third.confirm().unwrap();
         assert!(third.start(20).lineage.is_empty());
     }
@@ -332,12 +351,12 @@ mod tests {
         logbook.begin(0).unwrap();
         logbook.confirm().unwrap();
         let confirmed = logbook.start(0).incarnation;
-        for _ in 0..LINEAGE_MAX + 5 {
-            logbook.begin(0).unwrap();
+        for found in [3].into_iter().chain(7..LINEAGE_MAX as u64 + 12) {
+            logbook.begin(found).unwrap();
         }
-        let lineage = logbook.start(0).lineage;
-        assert_eq!(lineage.first(), Some(&confirmed));
-        assert_eq!(lineage.len(), LINEAGE_MAX - 1);
+        let start = logbook.start(0);
+        assert_eq!((start.lineage.first(), start.lineage_opened.first()), (Some(&confirmed), Some(&3)));
+        assert_eq!((start.lineage.len(), start.lineage_opened.len()), (LINEAGE_MAX - 1, LINEAGE_MAX - 1));
     }
 
     #[test]

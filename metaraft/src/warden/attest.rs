@@ -39,18 +39,20 @@ pub(super) fn judge(attested: &DiskAttestation, report: &DiskReport) -> Judgemen
         return Judgement::Accepted;
     }
     let known = start.incarnation == attested.incarnation;
-    if !known && !start.lineage.contains(&attested.incarnation) {
+    let descends = start.lineage.iter().find(|(incarnation, _opened)| *incarnation == attested.incarnation);
+    let opened = descends.map(|(_incarnation, opened)| *opened);
+    if !known && opened.is_none() {
         return Judgement::Behind(format!(
             "its directory is an older copy: this is its start {}, and does not follow on start {} that the cluster \
              knows; put the right directory back",
             start.starts, attested.starts
         ));
     }
-    if !known && start.sequence_opened < attested.sequence {
+    if let Some(opened) = opened.filter(|opened| !known && *opened < attested.sequence) {
         return Judgement::Behind(format!(
             "it holds less than it acknowledged: {} records were appended, {} are known of; put the right directory \
              back",
-            start.sequence_opened, attested.sequence
+            opened, attested.sequence
         ));
     }
     if attested.fenced_starts > start.verified_starts && !start.fenced {
@@ -103,15 +105,8 @@ mod tests {
     }
 
     fn start(starts: u64, incarnation: u64, lineage: &[u64], sequence: u64) -> DiskStart {
-        let lineage = lineage.to_vec();
-        DiskStart {
-            starts,
-            incarnation,
-            lineage,
-            sequence,
-            sequence_opened: sequence,
-            ..DiskStart::default()
-        }
+        let lineage = lineage.iter().map(|before| (*before, sequence)).collect();
+        DiskStart { starts, incarnation, lineage, sequence, ..DiskStart::default() }
     }
 
     const KNOWN: DiskAttestation =
@@ -139,6 +134,16 @@ mod tests {
         // What it appends now does not make up for it.
         let later = DiskStart { sequence: 50, ..start(4, 44, &[33], 9) };
         assert!(matches!(judge(&KNOWN, &report(later)), Judgement::Behind(_)));
+    }
+
+    #[test]
+    fn what_counts_is_what_was_found_after_the_registered_start() {
+        // The registered start was heard of, and could not note that: what the one before it found is long past.
+        let crashed = DiskStart { lineage: vec![(22, 0), (33, 10)], ..start(4, 44, &[], 10) };
+        assert_eq!(judge(&KNOWN, &report(crashed)), Judgement::Accepted);
+        // A copy that appended before it was told that it is behind, and was started again.
+        let copy = DiskStart { lineage: vec![(33, 6), (44, 11)], ..start(5, 55, &[], 11) };
+        assert!(matches!(judge(&KNOWN, &report(copy)), Judgement::Behind(_)));
     }
 
     #[test]

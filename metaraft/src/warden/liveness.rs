@@ -39,12 +39,10 @@ pub struct DiskStart {
     pub starts: u64,
     /// Its random number.
     pub incarnation: u64,
-    /// Starts that it descends from.
-    pub lineage: Vec<u64>,
+    /// Starts that it descends from, each with the fewest records that any start after it found.
+    pub lineage: Vec<(u64, u64)>,
     /// Records ever appended.
     pub sequence: u64,
-    /// The same when it was started.
-    pub sequence_opened: u64,
     /// The operator had it verified after so many starts.
     pub verified_starts: u64,
     /// Whether a write or a sync has failed.

@@ -85,12 +85,15 @@ impl NodeReport {
             if reported.lineage.len() > LINEAGE_MAX {
                 return Err(bad(format!("disk {disk} with {} unconfirmed starts", reported.lineage.len())));
             }
+            if reported.lineage.len() != reported.lineage_opened.len() {
+                return Err(bad(format!("disk {disk} does not say what each of its starts found")));
+            }
+            let lineage = reported.lineage.iter().copied().zip(reported.lineage_opened.iter().copied());
             let start = DiskStart {
                 starts: reported.starts,
                 incarnation: reported.incarnation,
-                lineage: reported.lineage.clone(),
+                lineage: lineage.collect(),
                 sequence: reported.sequence,
-                sequence_opened: reported.sequence_opened,
                 verified_starts: reported.verified_starts,
                 fenced: reported.fenced,
             };

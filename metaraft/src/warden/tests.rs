@@ -86,6 +86,7 @@ fn hostile_reports_are_refused() {
     assert!(change(&|request| request.disks[0].path = "a\nb".into()).is_err());
     assert!(change(&|request| request.address = String::new()).is_err());
     assert!(change(&|request| request.rack = "x".repeat(5000)).is_err());
+    assert!(change(&|request| request.disks[0].lineage = vec![1]).is_err());
     assert!(change(&|request| request.disks = vec![WireDisk::default(); 2000]).is_err());
 }
 
@@ -125,7 +126,7 @@ fn started(node: u64, disk: u8, starts: u64, lineage: &[u64], sequence: u64) -> 
     reported.incarnation = 100 + starts;
     reported.lineage = lineage.to_vec();
     reported.sequence = sequence;
-    reported.sequence_opened = sequence;
+    reported.lineage_opened = vec![sequence; lineage.len()];
     request
 }
 
@@ -142,11 +143,7 @@ async fn what_a_disk_acknowledged_and_does_not_hold_is_found_at_its_next_start()
     };
     assert_eq!(verdict(started(1, 1, 1, &[], 0)).await.0, DiskState::Up);
     // The count is heard with a later heartbeat of the same start.
-    let later = |sequence| {
-        let mut request = started(1, 1, 1, &[], sequence);
-        request.disks[0].sequence_opened = 0;
-        request
-    };
+    let later = |sequence| started(1, 1, 1, &[], sequence);
     assert_eq!(verdict(later(7)).await.0, DiskState::Up);
     let before = local.proposals();
     assert_eq!(verdict(later(7)).await.0, DiskState::Up);
