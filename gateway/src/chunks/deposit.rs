@@ -23,7 +23,7 @@ use engine::stripe::SealedStripe;
 use futures_util::future::join;
 use tokio::sync::oneshot;
 
-use crate::chunks::latency::WriteTimes;
+use crate::chunks::latency::{WriteTime, WriteTimes};
 use crate::chunks::presence::{Care, Presence, mark};
 use crate::chunks::stripe::StripeSink;
 use crate::failure::Failure;
@@ -33,6 +33,10 @@ use crate::suspects::Suspects;
 
 /// Tokio's timers go by the millisecond: the last part of a wait is slept on a thread.
 const TIMER_COARSE: Duration = Duration::from_millis(2);
+
+/// Where the shards of a stripe take this long, its chunks are pinned meanwhile and the whole time is waited for: a commit
+/// after so long a pause takes longer than one behind a write. Where they take less, a commit might outlast the time.
+const PINNED_WITHIN_MIN: Duration = Duration::from_millis(5);
 
 /// More than a thread's sleep is ever late by itself, in microseconds: beyond that the machine is busy.
 const LATE_US_MAX: u32 = 500;
@@ -135,8 +139,8 @@ impl Depositor {
         stored.map(drop)
     }
 
-    /// Notes how long a stripe took to be durable; `None` if it did not get there.
-    fn note(&self, sealed: &SealedStripe, cluster: u64, took: Option<Duration>) {
+    /// Notes how long a stripe took; `None` if it did not get there.
+    fn note(&self, sealed: &SealedStripe, cluster: u64, took: Option<WriteTime>) {
         let unchanged = self.cluster() == cluster;
         let mut times = self.times();
         match took {
@@ -177,8 +181,13 @@ impl Depositor {
         let Some(took) = took else {
             return self.write_as_well(sealed, known, holders).await;
         };
-        let (unreadable, ()) = join(self.unreadable(known), self.wait_until(began + took)).await;
-        let pinned = self.pin_as_if_registered(unreadable, known, holders).await;
+        let pinned = if took.durable >= PINNED_WITHIN_MIN {
+            let pin = async { self.pin_as_if_registered(self.unreadable(known).await, known, holders).await };
+            join(pin, self.wait_until(began + took.whole)).await.0
+        } else {
+            let (unreadable, ()) = join(self.unreadable(known), self.wait_until(began + took.durable)).await;
+            self.pin_as_if_registered(unreadable, known, holders).await
+        };
         (self.finish(sealed, known, holders, pinned).await, None)
     }
 
@@ -194,13 +203,16 @@ impl Depositor {
             let written = self.sink.write_only(sealed).await;
             (written, began.elapsed())
         };
-        let ((written, took), unreadable) = join(write, self.unreadable(known)).await;
-        self.note(sealed, cluster, written.is_ok().then_some(took));
+        let ((written, durable), unreadable) = join(write, self.unreadable(known)).await;
         let record = match written {
             Ok(record) => record,
-            Err(failure) => return (all(known.keys().copied(), &Err(failure)), None),
+            Err(failure) => {
+                self.note(sealed, cluster, None);
+                return (all(known.keys().copied(), &Err(failure)), None);
+            }
         };
         let pinned = self.pin_as_if_registered(unreadable, known, holders).await;
+        self.note(sealed, cluster, Some(WriteTime { durable, whole: began.elapsed() }));
         (self.finish(sealed, known, holders, pinned).await, Some(record))
     }
 

@@ -23,12 +23,21 @@ const AGE_MAX: Duration = Duration::from_secs(10);
 /// Size classes within a doubling.
 const CLASSES_PER_DOUBLING: u64 = 4;
 
+/// How long a write took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WriteTime {
+    /// Until its shards were durable.
+    pub(crate) durable: Duration,
+    /// Until it was registered as well.
+    pub(crate) whole: Duration,
+}
+
 /// The latest write times.
 #[derive(Debug, Default)]
 pub(crate) struct WriteTimes {
     /// What the cluster was like when they were taken.
     cluster: u64,
-    classes: BTreeMap<u64, VecDeque<(Instant, Duration)>>,
+    classes: BTreeMap<u64, VecDeque<(Instant, WriteTime)>>,
 }
 
 /// Sizes that differ by less than a fifth, about, share a class; there are some hundred.
@@ -50,7 +59,7 @@ impl WriteTimes {
 
     /// A stripe of so many bytes was written and registered, in a cluster that was like this (any number that differs
     /// where writes may) before and after.
-    pub(crate) fn wrote(&mut self, now: Instant, cluster: u64, bytes: usize, took: Duration) {
+    pub(crate) fn wrote(&mut self, now: Instant, cluster: u64, bytes: usize, took: WriteTime) {
         self.follow(cluster);
         let samples = self.classes.entry(class(bytes)).or_default();
         samples.push_back((now, took));
@@ -65,7 +74,13 @@ impl WriteTimes {
     }
 
     /// How long a write of so many bytes takes: one of the times of such writes, chosen by `random`.
-    pub(crate) fn draw(&mut self, now: Instant, cluster: u64, bytes: usize, random: u32) -> Option<Duration> {
+    pub(crate) fn draw(
+        &mut self,
+        now: Instant,
+        cluster: u64,
+        bytes: usize,
+        random: u32,
+    ) -> Option<WriteTime> {
         self.follow(cluster);
         let samples = self.classes.get_mut(&class(bytes))?;
         while samples.front().is_some_and(|(at, _took)| now.saturating_duration_since(*at) > AGE_MAX) {
@@ -84,7 +99,12 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    fn filled(now: Instant, bytes: usize, took: Duration) -> WriteTimes {
+    fn ms(whole: u64) -> WriteTime {
+        let whole = Duration::from_millis(whole);
+        WriteTime { durable: whole / 2, whole }
+    }
+
+    fn filled(now: Instant, bytes: usize, took: WriteTime) -> WriteTimes {
         let mut times = WriteTimes::default();
         (0..SAMPLES_MIN).for_each(|_sample| times.wrote(now, 1, bytes, took));
         times
@@ -92,7 +112,7 @@ mod tests {
 
     #[test]
     fn only_writes_of_that_size_in_this_cluster_and_lately_are_drawn_from() {
-        let (now, took) = (Instant::now(), Duration::from_millis(9));
+        let (now, took) = (Instant::now(), ms(9));
         let mut times = filled(now, MIB, took);
         for random in 0..100 {
             assert_eq!(times.draw(now, 1, MIB, random), Some(took));
@@ -108,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_ends_it_until_writes_go_through_again() {
-        let (now, took) = (Instant::now(), Duration::from_millis(9));
+        let (now, took) = (Instant::now(), ms(9));
         let mut times = filled(now, MIB, took);
         times.failed();
         assert_eq!(times.draw(now, 1, MIB, 0), None);
@@ -123,10 +143,10 @@ mod tests {
         let now = Instant::now();
         let mut times = WriteTimes::default();
         for sample in 0..100 {
-            times.wrote(now, 1, MIB, Duration::from_millis(sample));
+            times.wrote(now, 1, MIB, ms(sample));
         }
         let mut drawn: Vec<u128> =
-            (0..200).map(|random| times.draw(now, 1, MIB, random).unwrap().as_millis()).collect();
+            (0..200).map(|random| times.draw(now, 1, MIB, random).unwrap().whole.as_millis()).collect();
         drawn.sort_unstable();
         drawn.dedup();
         assert_eq!(drawn, (68..100).collect::<Vec<u128>>());

@@ -21,6 +21,7 @@ use metaraft::api::MetaError;
 use metaraft::model::command::{DataStep, NewChunk, StepError};
 use tonic::Code;
 
+use crate::chunks::latency::WriteTime;
 use crate::failure::Failure;
 use crate::meta::Meta;
 use crate::random::{self, SystemEntropy, TokioTimer};
@@ -68,13 +69,12 @@ impl StripeSink {
         Self { meta, suspects, storage, writer }
     }
 
-    /// Makes a stripe and its chunks durable, each chunk pinned for its holders. Says how long it took until the shards
-    /// were durable: what came after were commits.
+    /// Makes a stripe and its chunks durable, each chunk pinned for its holders. Says how long that took.
     pub(crate) async fn store(
         &self,
         sealed: &SealedStripe,
         holders: &HashMap<ChunkId, Vec<HolderId>>,
-    ) -> Result<Duration, Failure> {
+    ) -> Result<WriteTime, Failure> {
         let began = Instant::now();
         let mut last = Failure::unavailable("the stripe could not be written; try again");
         for attempt in 1..=ATTEMPTS_MAX {
@@ -85,9 +85,9 @@ impl StripeSink {
                     continue;
                 }
             };
-            let took = began.elapsed();
+            let durable = began.elapsed();
             match self.register(sealed, &written, holders).await {
-                Ok(()) => return Ok(took),
+                Ok(()) => return Ok(WriteTime { durable, whole: began.elapsed() }),
                 Err(MetaError::Step(StepError::StaleEpoch { .. })) => {}
                 Err(error) => return Err(Failure::from_meta(&error, "chunks")),
             }
