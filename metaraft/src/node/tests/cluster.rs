@@ -13,6 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use tempfile::TempDir;
 
 use super::registers::Registers;
+use crate::raft::reader::QueryJob;
 use crate::client::{ClientConfig, MetaClient};
 use crate::node::{MetaConfig, MetaNode, StartError};
 
@@ -185,8 +186,9 @@ impl Cluster {
     /// The whole state of `group` as `node` has it, up to date or not.
     pub(crate) fn local_state(&self, node: u64, group: GroupId) -> String {
         let node = &self.nodes[&node];
-        let replies = node.state(group).query(&[b"all".to_vec()]).unwrap();
-        String::from_utf8(replies.into_iter().next().unwrap()).unwrap()
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        node.state(group).query([QueryJob { query: b"all".to_vec(), reply }]).unwrap();
+        String::from_utf8(answer.try_recv().unwrap().unwrap()).unwrap()
     }
 }
 

@@ -178,7 +178,7 @@ fn a_follower_names_the_leader_and_refuses_oversized_commands() {
         assert_eq!(queried, Err(GroupError::NotLeader { leader: Some(NodeId(leader)) }));
         let large = Bytes::from(vec![b'x'; crate::node::COMMAND_BYTES_MAX + 1]);
         let refused = client.0.propose_raw(DATA, vec![large]).await;
-        assert!(matches!(refused, Err(crate::client::ProposeError::Refused { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(crate::client::ProposeError::TooLarge { .. })), "{refused:?}");
         cluster.stop().await;
         // A handle that somebody kept does not keep the node, and says that it has stopped.
         let stopped = handle.query(b"get a".to_vec()).await;
