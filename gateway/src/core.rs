@@ -12,7 +12,7 @@ use engine::location::{ChunkKind, ChunkLocation};
 use metaraft::model::query::Resolved;
 use metaraft::model::row::{ContentRow, EntryRow};
 use proto::peer::TlsIdentity;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
@@ -34,6 +34,7 @@ use crate::suspects::Suspects;
 use crate::sync::seal::Sealer;
 use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::Watches;
+use crate::uploads::forget::Forgotten;
 
 /// Bytes held are counted in units of this many.
 pub(crate) const BUDGET_UNIT_BYTES: u64 = 1024;
@@ -71,6 +72,8 @@ pub(crate) struct Core {
     pub(crate) live: Arc<LiveDevices>,
     /// Clean-ups under way.
     pub(crate) cleanups: Arc<Semaphore>,
+    /// Sessions that are to be forgotten.
+    pub(crate) forgetting: mpsc::Sender<Forgotten>,
     /// Clients that wait for changes.
     pub(crate) waiters: Shares<AccountId>,
     /// The same, by device.

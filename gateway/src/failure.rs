@@ -168,9 +168,15 @@ impl Failure {
                 format!(
                     "{subject}: over the account's quota: {needed_bytes} bytes more do not fit; {used_bytes} of \
                      {quota_bytes} are used, by current versions, earlier versions (`keepstone versions FILE` lists a \
-                     file's) and the trash. `keepstone trash purge --all` frees what is in the trash; a file's earlier \
+                     file's), the trash, uploads under way, and some hundred bytes for each entry and version \
+                     (`keepstone whoami` shows how much each). `keepstone trash purge --all` frees what is in the trash; a file's earlier \
                      versions go with the file, by `keepstone rm FILE` and a purge"
                 ),
+            ),
+            StepError::TooMany { what } => Self::new(
+                Code::ResourceExhausted,
+                "limit",
+                format!("{subject}: the account has as much as it may have: {what}"),
             ),
             StepError::UploadEnded { how } => precondition(
                 "upload-ended",

@@ -129,6 +129,12 @@ pub(crate) const STRIPES_LOOKED_AT_MAX: usize = 16;
 /// Clean-ups after answers (pins of sessions whose content had another holder) that may wait.
 pub(crate) const CLEANUPS_MAX: usize = 256;
 
+/// Sessions that were given up and wait to be forgotten.
+pub(crate) const FORGETTING_MAX: usize = 4096;
+
+/// Sessions of an account that are looked at when it needs room.
+pub(crate) const TIDY_UPLOADS_MAX: u32 = 16;
+
 /// How long the administrator's status waits for a node or a group.
 pub(crate) const STATUS_WAIT_MAX: Duration = Duration::from_secs(2);
 

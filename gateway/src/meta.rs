@@ -16,11 +16,11 @@ use engine::location::ChunkLocation;
 use engine::manifest::ManifestEntry;
 use futures_util::future::try_join_all;
 use metaraft::api::{MetaApi, MetaError};
-use metaraft::model::UPLOAD_PART_ENTRIES;
 use metaraft::model::command::{Command, DataStep, RootStep, StepError, Steps};
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::query::{Query, Reply, Resolved};
 use metaraft::model::row::{ContentRow, EntryRow, SecretBytes, TrashRow, UploadRow, VersionRow};
+use metaraft::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX, UPLOAD_PART_ENTRIES};
 
 use crate::limits::{COMMAND_CHUNKS_MAX, COMMAND_STEPS_MAX};
 use crate::path::RemotePath;
@@ -37,10 +37,12 @@ pub(crate) fn wrong_reply(what: &'static str) -> MetaError {
     MetaError::Protocol { what: format!("{what}: unexpected answer") }
 }
 
-/// Asks about all of `items`, as often as it takes: a reply answers for the first ones, as many as fit.
+/// Asks about all of `items`, as often as it takes: a question has as many as fit by their `bytes`, at least one, and
+/// its reply answers for the first of them, as many as fit again.
 async fn ask_all<T: Clone, R, F>(
     what: &'static str,
     items: &[T],
+    bytes: impl Fn(&T) -> usize,
     ask: impl Fn(Vec<T>) -> F,
 ) -> Result<Vec<R>, MetaError>
 where
@@ -48,8 +50,16 @@ where
 {
     let mut answers = Vec::with_capacity(items.len());
     while let Some(rest) = items.get(answers.len()..).filter(|rest| !rest.is_empty()) {
-        match ask(rest.to_vec()).await? {
-            Some(first) if (1..=rest.len()).contains(&first.len()) => answers.extend(first),
+        let mut asked_bytes = 0;
+        let fits = |item: &&T| {
+            let fits = asked_bytes < PAGE_BYTES_MAX;
+            asked_bytes += bytes(item);
+            fits
+        };
+        let asked: Vec<T> = rest.iter().take_while(fits).take(QUERY_ITEMS_MAX as usize).cloned().collect();
+        let count = asked.len();
+        match ask(asked).await? {
+            Some(first) if (1..=count).contains(&first.len()) => answers.extend(first),
             _ => return Err(wrong_reply(what)),
         }
     }
@@ -176,12 +186,17 @@ impl Meta {
         namespace: NamespaceId,
         entries: Vec<EntryId>,
     ) -> Result<Vec<Option<EntryRow>>, MetaError> {
-        ask_all("entries", &entries, |entries| async move {
-            match self.query(namespace.slot(), Query::EntriesById { namespace, entries }).await? {
-                Reply::EntriesById(rows) => Ok(Some(rows)),
-                _ => Ok(None),
-            }
-        })
+        ask_all(
+            "entries",
+            &entries,
+            |_entry| size_of::<EntryId>(),
+            |entries| async move {
+                match self.query(namespace.slot(), Query::EntriesById { namespace, entries }).await? {
+                    Reply::EntriesById(rows) => Ok(Some(rows)),
+                    _ => Ok(None),
+                }
+            },
+        )
         .await
     }
 
@@ -242,7 +257,8 @@ impl Meta {
         namespace: NamespaceId,
         paths: &[RemotePath],
     ) -> Result<Vec<Resolved>, MetaError> {
-        ask_all("resolve", paths, |paths| async move {
+        let bytes = |path: &RemotePath| path.names().iter().map(|name| name.len() + 1).sum();
+        ask_all("resolve", paths, bytes, |paths| async move {
             let paths = paths.iter().map(|path| path.names().to_vec()).collect();
             match self.query(namespace.slot(), Query::Resolve { namespace, paths }).await? {
                 Reply::Resolved(resolved) => Ok(Some(resolved)),
@@ -331,6 +347,18 @@ impl Meta {
         }
     }
 
+    /// Sessions of this namespace that have not been committed nor forgotten, those that end first first.
+    pub(crate) async fn uploads_open(
+        &self,
+        namespace: NamespaceId,
+        count_max: u32,
+    ) -> Result<Vec<UploadRow>, MetaError> {
+        match self.query(namespace.slot(), Query::UploadsOpen { namespace, count_max }).await? {
+            Reply::UploadsOpen(rows) => Ok(rows),
+            _ => Err(wrong_reply("uploads")),
+        }
+    }
+
     /// The chunk list of a session.
     pub(crate) async fn upload_list(
         &self,
@@ -368,12 +396,17 @@ impl Meta {
     ) -> Result<HashMap<ContentId, ContentRow>, MetaError> {
         let rows = self
             .spread(contents, ContentId::slot, |group, contents| async move {
-                ask_all("contents", &contents, |contents| async move {
-                    match self.api.query(group, Query::Contents { contents }).await? {
-                        Reply::Contents(rows) => Ok(Some(rows)),
-                        _ => Ok(None),
-                    }
-                })
+                ask_all(
+                    "contents",
+                    &contents,
+                    |_content| ContentId::LENGTH,
+                    |contents| async move {
+                        match self.api.query(group, Query::Contents { contents }).await? {
+                            Reply::Contents(rows) => Ok(Some(rows)),
+                            _ => Ok(None),
+                        }
+                    },
+                )
                 .await
             })
             .await?;

@@ -50,6 +50,7 @@ use crate::sign_in::turns::Turns;
 use crate::suspects::{Suspects, WatchedStore, probe_hung};
 use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::follow_groups;
+use crate::uploads::forget;
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +164,7 @@ impl Gateway {
         let bytes = |own: u64, all: u64| {
             Shares::new(own.div_ceil(BUDGET_UNIT_BYTES), all.div_ceil(BUDGET_UNIT_BYTES))
         };
+        let (forgetting, forgotten) = forget::queue();
         let core = Arc::new(Core {
             node: config.node,
             address: address.to_string(),
@@ -184,6 +186,7 @@ impl Gateway {
             downloads: Shares::new(limits.account_downloads_max, limits.downloads_max),
             live: Arc::default(),
             cleanups: Arc::new(Semaphore::new(CLEANUPS_MAX)),
+            forgetting,
             waiters: Shares::new(limits.account_waiters_max, limits.waiters_max),
             device_waiters: DeviceWaiters::new(limits.device_waiters_max),
             watches: Arc::default(),
@@ -192,6 +195,7 @@ impl Gateway {
             stopping: CancellationToken::new(),
         });
         core.tasks.spawn(follow_groups(Arc::clone(&core)));
+        core.tasks.spawn(forget::run(Arc::clone(&core), forgotten));
         core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));
         core.tasks.spawn(probe_hung(core.meta.clone(), suspects, store, core.stopping.clone()));
         let packer = tokio::spawn(pack);

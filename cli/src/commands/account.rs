@@ -51,13 +51,17 @@ pub(crate) async fn login(global: &Global, arguments: Login, output: &Output) ->
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `entries_bytes` are.
+const ENTRIES_NOTE: &str = "some hundred bytes for each file, folder, symlink and version";
+
 pub(crate) async fn who_am_i(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
     let api = connect(global).await?;
     let me = api.who_am_i().await?;
     let document = json!({
         "endpoint": api.endpoint(), "account": hex::encode(&me.account), "email": me.email, "name": me.name,
         "admin": me.admin, "device": hex::encode(&me.device), "device_name": me.device_name,
-        "quota_bytes": me.quota_bytes, "used_bytes": me.used_bytes,
+        "quota_bytes": me.quota_bytes, "used_bytes": me.used_bytes, "entries_bytes": me.entries_bytes,
+        "open_uploads_bytes": me.open_uploads_bytes,
     });
     output.print(&document, || {
         let mut table = Table::new(&[("", Side::Left), ("", Side::Left)]);
@@ -73,6 +77,8 @@ pub(crate) async fn who_am_i(global: &Global, output: &Output) -> anyhow::Result
             quota => format!("of {}", format::size(quota)),
         };
         row("used", format!("{}, {quota}", format::size(me.used_bytes)));
+        row("for entries", format!("{}, {ENTRIES_NOTE}", format::size(me.entries_bytes)));
+        row("for uploads", format!("{}, by those under way", format::size(me.open_uploads_bytes)));
         table.render()
     })?;
     Ok(ExitCode::SUCCESS)

@@ -69,7 +69,9 @@ impl Accounts for AccountsService {
             device: Bytes::copy_from_slice(caller.device.as_bytes()),
             device_name: caller.device_row.name,
             quota_bytes: namespace.quota_bytes,
-            used_bytes: namespace.used_bytes,
+            used_bytes: namespace.charged_bytes(),
+            entries_bytes: namespace.row_bytes,
+            open_uploads_bytes: namespace.open.bytes,
             server_time_ms: crate::random::now_ms(),
         }))
     }

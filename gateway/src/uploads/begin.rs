@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use engine::ids::{ContentId, EntryId};
 use futures_util::future::join_all;
-use metaraft::model::command::{DataStep, StepError};
+use metaraft::model::command::{DataStep, OpenUploadsMax, StepError};
 use proto::v1;
 
 use crate::auth::Caller;
@@ -18,7 +18,7 @@ use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_UPLOADS_MAX};
 use crate::path::{RemotePath, shown};
 use crate::random;
 use crate::sessions::{Session, holder_of};
-use crate::uploads::look;
+use crate::uploads::{forget, look};
 
 /// Chunk list entries in one fused command.
 const COMMAND_ENTRIES_MAX: usize = 32 * 1024;
@@ -46,11 +46,17 @@ pub(crate) async fn begin(
     uploads: Vec<v1::BeginUpload>,
 ) -> Result<Vec<v1::BegunUpload>, Failure> {
     check_batch(&uploads)?;
-    let life_ms = core.meta.session_life_ms();
+    let (life_ms, most) = (core.meta.session_life_ms(), core.meta.api().settings().open_uploads_max());
     let parsed: Vec<Result<Beginning, Failure>> =
-        uploads.into_iter().map(|upload| parse(caller, &upload, life_ms)).collect();
+        uploads.into_iter().map(|upload| parse(caller, &upload, life_ms, most)).collect();
     let valid: Vec<&Beginning> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
-    let mut begun = commit_all(core, caller, &valid).await.into_iter();
+    let mut begun = commit_all(core, caller, &valid).await;
+    let without_room = |result: &Result<(), Failure>| result.as_ref().is_err_and(is_full);
+    if begun.iter().any(without_room) && forget::tidy(core, caller.namespace).await? {
+        // Sessions that nobody went on with have made room; those that have begun begin again harmlessly.
+        begun = commit_all(core, caller, &valid).await;
+    }
+    let mut begun = begun.into_iter();
     let mut results = Vec::with_capacity(parsed.len());
     let mut open = Vec::new();
     for beginning in parsed {
@@ -74,6 +80,11 @@ pub(crate) async fn begin(
     Ok(results.into_iter().map(begun_to_wire).collect())
 }
 
+/// Whether it was refused for what its account has already.
+fn is_full(failure: &Failure) -> bool {
+    matches!(failure.reason, "quota" | "limit")
+}
+
 fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunUpload {
     match result {
         Ok(session) => {
@@ -94,7 +105,12 @@ fn check_batch(uploads: &[v1::BeginUpload]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn parse(caller: &Caller, upload: &v1::BeginUpload, life_ms: u64) -> Result<Beginning, Failure> {
+fn parse(
+    caller: &Caller,
+    upload: &v1::BeginUpload,
+    life_ms: u64,
+    most: OpenUploadsMax,
+) -> Result<Beginning, Failure> {
     let mut looks = Vec::new();
     if !upload.path.is_empty() {
         looks.push(Look::Path(RemotePath::parse_named(&upload.path)?));
@@ -119,6 +135,7 @@ fn parse(caller: &Caller, upload: &v1::BeginUpload, life_ms: u64) -> Result<Begi
         cutter,
         chunks: entries.clone(),
         life_ms,
+        most,
     };
     let expires_ms = random::now_ms().saturating_add(life_ms);
     let session = Arc::new(Session::new(id, holder, content, expires_ms, entries));

@@ -4,6 +4,7 @@ mod alone;
 mod batch;
 pub(crate) mod begin;
 pub(crate) mod commit;
+pub(crate) mod forget;
 pub(crate) mod look;
 pub(crate) mod put;
 pub(crate) mod status;

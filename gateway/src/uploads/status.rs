@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::meta::wrong_reply;
 use crate::release;
 use crate::sessions::session_gone;
+use crate::uploads::forget;
 
 fn failed(error: &MetaError) -> Failure {
     Failure::from_meta(error, "upload")
@@ -84,6 +85,7 @@ pub(crate) async fn abort(
     }
     if let (Some(_holder), Some(session)) = (holder, session) {
         core.clean_up(session, false).await;
+        forget::later(core, namespace, id);
     }
     Ok(())
 }

@@ -142,6 +142,15 @@ pub enum OnExisting {
     ReplaceSymlink,
 }
 
+/// How many upload sessions of a namespace there may be that have not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenUploadsMax {
+    /// Sessions.
+    pub sessions: u64,
+    /// Entries of their chunk lists together.
+    pub list_entries: u64,
+}
+
 /// A chunk to be registered, with those who refer to it from the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewChunk {
@@ -225,6 +234,8 @@ pub enum DataStep {
         chunks: Vec<ManifestEntry>,
         /// How long the session lives.
         life_ms: u64,
+        /// How many others there may be that have not ended.
+        most: OpenUploadsMax,
     },
     /// The intent: counts the session's content as used by the namespace before anything is retained elsewhere, so
     /// that it cannot vanish meanwhile. Answers [`StepOutcome::Held`]. Idempotent. Nothing is done for an empty file.
@@ -538,6 +549,22 @@ pub enum DataStep {
     ChunksUnreadable {
         /// Which, and in which stripe it could not be read. All in slots of one group.
         chunks: Vec<(ChunkId, StripeId)>,
+    },
+    /// As [`DataStep::UploadAbort`], for a session whose time is over by the leader's clock: at its expiry, or two
+    /// minutes after it was given up. Refused for others. Idempotent.
+    UploadExpire {
+        /// The session's namespace.
+        namespace: NamespaceId,
+        /// The session.
+        upload: UploadId,
+    },
+    /// Forgets a session that was given up, with its chunk list, once its pins are gone. Idempotent; refused as
+    /// [`DataStep::UploadExpire`] is, and for one that has just been given up.
+    UploadForget {
+        /// The session's namespace.
+        namespace: NamespaceId,
+        /// The session.
+        upload: UploadId,
     },
 }
 

@@ -199,6 +199,14 @@ pub enum Query {
         /// Its name.
         name: String,
     },
+    /// Sessions of a namespace that have not been committed nor forgotten, those that end first first. Answers
+    /// [`Reply::UploadsOpen`].
+    UploadsOpen {
+        /// Where.
+        namespace: NamespaceId,
+        /// At most so many.
+        count_max: u32,
+    },
     /// Whether devices are there and not revoked. Answers [`Reply::Flags`], in order.
     DevicesLive {
         /// Which.
@@ -310,6 +318,8 @@ pub enum Reply {
     Sequences(Vec<Option<u64>>),
     /// The secret, if it was made.
     Secret(Option<SecretBytes>),
+    /// Sessions.
+    UploadsOpen(Vec<UploadRow>),
 }
 
 /// A page of what is below a folder.

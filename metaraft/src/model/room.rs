@@ -27,6 +27,8 @@ fn step_makes_room(step: &DataStep) -> bool {
         | DataStep::ChunksUnpin { .. }
         | DataStep::HolderDismiss { .. }
         | DataStep::UploadAbort { .. }
+        | DataStep::UploadExpire { .. }
+        | DataStep::UploadForget { .. }
         | DataStep::DeviceRevoke { .. } => true,
         _ => false,
     }

@@ -47,7 +47,7 @@ pub struct DeviceRow {
 pub struct NamespaceRow {
     /// Whose.
     pub owner: AccountId,
-    /// Bytes that all kept versions may take; 0 = no limit.
+    /// Bytes that may be charged ([`Self::charged_bytes`]); 0 = no limit.
     pub quota_bytes: u64,
     /// Bytes of all kept versions, those in the trash too: exact, and free to compute.
     pub used_bytes: u64,
@@ -61,6 +61,33 @@ pub struct NamespaceRow {
     pub next_trash: u64,
     /// The next generation of a content reference.
     pub next_generation: u64,
+    /// What entries, symlinks' targets and versions count for the rows that they are.
+    pub row_bytes: u64,
+    /// Upload sessions that have not ended.
+    pub open: OpenUploads,
+}
+
+impl NamespaceRow {
+    /// Bytes that count against the quota.
+    #[must_use]
+    pub fn charged_bytes(&self) -> u64 {
+        self.used_bytes.saturating_add(self.row_bytes).saturating_add(self.open.bytes)
+    }
+}
+
+/// Upload sessions of a namespace that are open or held, and those that were given up and are not forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OpenUploads {
+    /// How many are open or held.
+    pub sessions: u64,
+    /// Entries of their chunk lists.
+    pub list_entries: u64,
+    /// Bytes of their files, as the quota counts them.
+    pub bytes: u64,
+    /// How many were given up.
+    pub given_up: u64,
+    /// Entries of their chunk lists.
+    pub given_up_entries: u64,
 }
 
 /// What an entry is.

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use engine::placement::Spread;
 
+use super::UPLOAD_CHUNKS_MAX;
+use super::command::OpenUploadsMax;
+
 /// A setting's definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SettingDefinition {
@@ -68,8 +71,26 @@ pub const VOLUME_NODES_MIN: &str = "volume-nodes-min";
 /// Over how many racks each volume must be spread.
 pub const VOLUME_RACKS_MIN: &str = "volume-racks-min";
 
+/// How many uploads an account may have under way.
+const ACCOUNT_UPLOADS_MAX: &str = "account-uploads-max";
+
+/// How many chunks their lists may have.
+const ACCOUNT_UPLOAD_CHUNKS_MAX: &str = "account-upload-chunks-max";
+
 /// All settings, by name. Durations are written like `30d`, `90s` or `250ms`.
 pub const SETTINGS: &[SettingDefinition] = &[
+    SettingDefinition {
+        name: ACCOUNT_UPLOAD_CHUNKS_MAX,
+        default_value: "2000000",
+        values: SettingValues::Count(UPLOAD_CHUNKS_MAX as u64, 1_000_000_000),
+        description: "chunks that the lists of an account's uploads under way may have together",
+    },
+    SettingDefinition {
+        name: ACCOUNT_UPLOADS_MAX,
+        default_value: "16384",
+        values: SettingValues::Count(1, 10_000_000),
+        description: "uploads that an account may have under way",
+    },
     SettingDefinition {
         name: "hold-time",
         default_value: "1d",
@@ -235,6 +256,16 @@ impl Settings {
     #[must_use]
     pub fn session_life(&self) -> Duration {
         self.duration("session-life")
+    }
+
+    /// `account-uploads-max` and `account-upload-chunks-max`.
+    #[must_use]
+    pub fn open_uploads_max(&self) -> OpenUploadsMax {
+        let count = |name| self.value(name).and_then(parse_count).unwrap_or(0);
+        OpenUploadsMax {
+            sessions: count(ACCOUNT_UPLOADS_MAX),
+            list_entries: count(ACCOUNT_UPLOAD_CHUNKS_MAX),
+        }
     }
 
     /// `volume-nodes-min` and `volume-racks-min`.

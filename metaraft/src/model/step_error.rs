@@ -97,4 +97,10 @@ pub enum StepError {
         /// Why.
         why: String,
     },
+    /// There are as many as there may be: some are to go first.
+    #[error("too many: {what}")]
+    TooMany {
+        /// Of what, and what to do.
+        what: String,
+    },
 }

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - An email points to one account, and never to another one later.
 //! - An account's and a device's times are the leader's.
+//! - An account has at most [`DEVICES_MAX`] devices; the one whose token was revoked first makes room for a new one.
 //!
 //! Making an account: the email's row first, then the namespace, then the account's row. After a crash in between
 //! the email names the account that is to be made: who comes again with it is told that id, and goes on with it.
@@ -10,7 +11,8 @@
 use engine::ids::{AccountId, DeviceId, email_slot};
 
 use super::keys;
-use super::txn::{Group, invalid, not_found};
+use super::txn::{Group, decode_row, invalid, not_found};
+use crate::kv::KeyRange;
 use crate::model::command::StepError;
 use crate::model::outcome::StepOutcome;
 use crate::model::row::{AccountRow, DeviceRow};
@@ -20,6 +22,9 @@ const EMAIL_BYTES_MAX: usize = 320;
 
 /// Bytes of an account's or a device's name.
 const LABEL_BYTES_MAX: usize = 1024;
+
+/// Devices of an account, those counted whose token was revoked.
+const DEVICES_MAX: usize = 1000;
 
 fn check_email(email: &str) -> Result<(), StepError> {
     let lower = email.to_lowercase() == email;
@@ -96,9 +101,32 @@ impl Group<'_, '_> {
                 Err(StepError::AlreadyExists { kind: kind() })
             };
         }
+        self.device_make_room(account)?;
         let row = DeviceRow { created_ms: self.time_ms, revoked_ms: None, ..row.clone() };
         self.put(&key, &row);
         Ok(StepOutcome::Done)
+    }
+
+    /// Forgets the device that was revoked first, if there are as many as an account may have.
+    fn device_make_room(&mut self, account: AccountId) -> Result<(), StepError> {
+        let rows = self.scan_keys(&KeyRange::prefix(&keys::devices(account)), DEVICES_MAX);
+        if rows.len() < DEVICES_MAX {
+            return Ok(());
+        }
+        let mut first: Option<(u64, &[u8])> = None;
+        for (key, bytes) in &rows {
+            if let Some(revoked_ms) = decode_row::<DeviceRow>(key, bytes)?.revoked_ms {
+                let this = (revoked_ms, key.as_slice());
+                first = Some(first.map_or(this, |first| first.min(this)));
+            }
+        }
+        let Some((_revoked_ms, key)) = first else {
+            return Err(StepError::TooMany {
+                what: format!("{DEVICES_MAX} devices are signed in; revoke some (`keepstone devices`)"),
+            });
+        };
+        self.delete(key);
+        Ok(())
     }
 
     pub(super) fn device_revoke(

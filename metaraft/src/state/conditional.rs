@@ -218,6 +218,7 @@ impl Group<'_, '_> {
             EntryKind::Symlink(_) => return Err(changed("where the symlink points")),
             other => return Err(StepError::WrongKind { is: other.word().to_owned() }),
         }
+        row.recharge_entry(&link.kind, &kind)?;
         link.kind = kind;
         link.mode = attributes.permissions();
         link.mtime_ns = attributes.mtime_ns;

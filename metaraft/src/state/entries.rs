@@ -46,6 +46,7 @@ impl Group<'_, '_> {
         match (on_existing, &existing.kind, kind) {
             (OnExisting::TakeFolder, EntryKind::Folder, EntryKind::Folder) => {}
             (OnExisting::ReplaceSymlink, EntryKind::Symlink(_), EntryKind::Symlink(_)) => {
+                row.recharge_entry(&existing.kind, kind)?;
                 existing.kind = kind.clone();
                 existing.mode = attributes.permissions();
                 existing.mtime_ns = attributes.mtime_ns;
@@ -67,6 +68,7 @@ impl Group<'_, '_> {
         kind: EntryKind,
         attributes: Attributes,
     ) -> Result<EntryRow, StepError> {
+        row.charge_entry(&kind)?;
         let mut created = EntryRow {
             entry: row.take_entry_id(),
             parent: at.parent,

@@ -74,6 +74,8 @@ pub(super) enum Table {
     Release = 39,
     /// Up to which number the journal has been pruned.
     JournalPruned = 40,
+    /// Upload sessions that have not been committed nor forgotten, by when they end.
+    UploadOpen = 42,
 
     /// Contents.
     Content = 50,
@@ -307,6 +309,20 @@ pub(super) fn content_use(namespace: NamespaceId, content: ContentId) -> Vec<u8>
 
 pub(super) fn upload(namespace: NamespaceId, upload: UploadId) -> Vec<u8> {
     in_namespace(Table::Upload, namespace).bytes(upload.as_bytes()).0
+}
+
+/// What has not been committed nor forgotten, by when it ends.
+pub(super) fn uploads_open(namespace: NamespaceId) -> Vec<u8> {
+    in_namespace(Table::UploadOpen, namespace).0
+}
+
+pub(super) fn upload_open(namespace: NamespaceId, expires_ms: u64, upload: UploadId) -> Vec<u8> {
+    Key(uploads_open(namespace)).number(expires_ms).bytes(upload.as_bytes()).0
+}
+
+/// The session in the key of a row of those that are open.
+pub(super) fn open_upload(key: &[u8]) -> Option<UploadId> {
+    UploadId::from_slice(last(key, UploadId::LENGTH)?).ok()
 }
 
 pub(super) fn upload_part(namespace: NamespaceId, upload: UploadId, part: u64) -> Vec<u8> {

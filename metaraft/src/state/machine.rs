@@ -164,9 +164,9 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
         DataStep::NamespaceCreate { namespace, owner, quota_bytes } => {
             group.namespace_create(*namespace, *owner, *quota_bytes)
         }
-        DataStep::UploadBegin { namespace, upload, holder, content, size, cutter, chunks, life_ms } => {
+        DataStep::UploadBegin { namespace, upload, holder, content, size, cutter, chunks, life_ms, most } => {
             let (holder, content, size, cutter) = (*holder, *content, *size, *cutter);
-            let session = Session { holder, content, size, cutter, chunks, life_ms: *life_ms };
+            let session = Session { holder, content, size, cutter, chunks, life_ms: *life_ms, most: *most };
             group.upload_begin(*namespace, *upload, &session)
         }
         DataStep::UploadHold { namespace, upload } => group.upload_hold(*namespace, *upload),
@@ -242,5 +242,7 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
             group.upload_extend(*namespace, *upload, *life_ms)
         }
         DataStep::ChunksUnreadable { chunks } => group.chunks_unreadable(chunks),
+        DataStep::UploadExpire { namespace, upload } => group.upload_expire(*namespace, *upload),
+        DataStep::UploadForget { namespace, upload } => group.upload_forget(*namespace, *upload),
     }
 }

@@ -17,6 +17,7 @@ mod names;
 mod query;
 mod query_journal;
 mod query_tree;
+mod quota;
 mod requests;
 mod root;
 mod rows;

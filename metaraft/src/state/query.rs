@@ -18,13 +18,13 @@ use super::rows::{ClusterRow, DiskRow, OwnedSlotsRow, StorageNodeRow, SumsRow, V
 use super::txn::{decode_row, load};
 use crate::kv::{KeyRange, Read, Row, View};
 use crate::model::codec;
-use crate::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX};
 use crate::model::command::StepError;
 use crate::model::query::{Query, Reply};
 use crate::model::row::{
     AccountRow, ChunkRow, ChunkState, ContentRow, DeviceRow, GroupCounters, StripeCount,
 };
 use crate::model::settings::Settings;
+use crate::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX};
 use crate::warden::liveness::Liveness;
 
 /// Bytes of a row but for names, targets and lists, about.

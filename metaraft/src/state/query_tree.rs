@@ -48,6 +48,7 @@ impl Reader<'_> {
             Query::Trash { namespace, after, count_max } => self.trash(namespace, after, page(count_max)),
             Query::Paths { namespace, entries } => self.paths(namespace, &entries),
             Query::Uploads { namespace, uploads } => self.uploads(namespace, &uploads),
+            Query::UploadsOpen { namespace, count_max } => self.uploads_open(namespace, page(count_max)),
             Query::UploadPart { namespace, upload, part } => self.upload_part(namespace, upload, part),
             Query::NamespaceHolds { namespace, contents } => self.namespace_holds(namespace, &contents),
             Query::Releases { namespace, count_max } => self.releases(namespace, page(count_max)),
@@ -175,6 +176,16 @@ impl Reader<'_> {
         check_count(uploads.len())?;
         let rows = uploads.iter().map(|upload| self.get(&keys::upload(namespace, *upload)));
         Ok(Reply::Uploads(rows.collect::<Result<_, _>>()?))
+    }
+
+    fn uploads_open(&self, namespace: NamespaceId, count_max: usize) -> Result<Reply, Refusal> {
+        self.namespace(namespace)?;
+        let open = self.scan(&KeyRange::prefix(&keys::uploads_open(namespace)), count_max);
+        let rows = open.iter().filter_map(|(key, _)| {
+            let upload = keys::open_upload(key)?;
+            self.get(&keys::upload(namespace, upload)).transpose()
+        });
+        Ok(Reply::UploadsOpen(rows.collect::<Result<_, _>>()?))
     }
 
     fn upload_part(&self, namespace: NamespaceId, upload: UploadId, part: u64) -> Result<Reply, Refusal> {

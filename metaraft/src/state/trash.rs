@@ -206,6 +206,7 @@ impl Group<'_, '_> {
         }
         purge.left -= 1;
         purge.entries += 1;
+        row.discharge_entry(&entry.kind);
         if let EntryKind::File(state) = entry.kind {
             self.sums.bytes_logical = self.sums.bytes_logical.saturating_sub(state.size);
         }

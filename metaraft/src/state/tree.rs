@@ -17,7 +17,7 @@ use super::txn::{Group, invalid, not_found};
 use crate::model::DEPTH_MAX;
 use crate::model::command::StepError;
 use crate::model::outcome::StepOutcome;
-use crate::model::row::{EntryKind, EntryRow, NamespaceRow, ROOT_ENTRY};
+use crate::model::row::{EntryKind, EntryRow, NamespaceRow, OpenUploads, ROOT_ENTRY};
 
 /// The permission bits that are kept.
 const MODE_MASK: u32 = 0o7777;
@@ -105,6 +105,8 @@ impl Group<'_, '_> {
             next_version: VersionId(1),
             next_trash: 1,
             next_generation: 1,
+            row_bytes: 0,
+            open: OpenUploads::default(),
         };
         let root = EntryRow {
             entry: ROOT_ENTRY,

@@ -3,9 +3,11 @@
 //! Invariants:
 //! - A session goes from open to held to committed, or from either to aborted, and never back.
 //! - A held session has one use of its content, which the commit turns into the version's and an abort gives back.
+//! - A session counts against the quota from its beginning on, and is among the open ones until it is committed or
+//!   forgotten.
 //! - An aborted or expired session never commits, nor is it gone on with, whoever wakes up late.
 //! - The chunk list of a session is the one that its content is named after. It goes with the commit (the content
-//!   has it from then on); an aborted session keeps it for those who remove its pins.
+//!   has it from then on); an aborted session keeps it for those who remove its pins, and then forget it.
 
 use engine::chunk::check_chunk_size;
 use engine::cutter::Cutter;
@@ -14,16 +16,21 @@ use engine::manifest::ManifestEntry;
 
 use super::keys;
 use super::names;
+use super::quota::ENTRY_BYTES;
 use super::tree::{Attributes, Change, Target, WALK_MAX};
-use super::txn::{Group, invalid, not_found};
-use super::versions::{check_quota, has_rows};
-use crate::model::command::{Base, StepError};
+use super::txn::{Group, invalid};
+use super::versions::has_rows;
+use crate::model::command::{Base, OpenUploadsMax, StepError};
 use crate::model::outcome::{Release, StepOutcome};
 use crate::model::row::{EntryKind, EntryRow, FileState, NamespaceRow, UploadRow, UploadState, VersionRow};
 use crate::model::{DEPTH_MAX, UPLOAD_CHUNKS_MAX, UPLOAD_PART_ENTRIES};
 
 /// How long a session may be made to live.
 const LIFE_MS_MAX: u64 = 366 * 24 * 60 * 60 * 1000;
+
+/// How long a session that was given up is kept, with its list: longer than a gateway goes on with one that it saw open,
+/// so that whoever forgets it removes what was still pinned for it meanwhile.
+const GIVEN_UP_MS: u64 = 120 * 1000;
 
 /// What a session is begun with.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +41,7 @@ pub(super) struct Session<'a> {
     pub cutter: Cutter,
     pub chunks: &'a [ManifestEntry],
     pub life_ms: u64,
+    pub most: OpenUploadsMax,
 }
 
 /// What is committed, and on what condition.
@@ -85,7 +93,7 @@ impl Group<'_, '_> {
         upload: UploadId,
         session: &Session<'_>,
     ) -> Result<StepOutcome, StepError> {
-        let row = self.namespace(namespace)?;
+        let mut row = self.namespace(namespace)?;
         let key = keys::upload(namespace, upload);
         if let Some(existing) = self.get::<UploadRow>(&key)? {
             let equal = existing.holder == session.holder
@@ -98,7 +106,7 @@ impl Group<'_, '_> {
             return self.upload_extend(namespace, upload, session.life_ms);
         }
         check_list(session)?;
-        check_quota(&row, session.size)?;
+        row.charge_upload(session.size, session.chunks.len() as u64, session.most)?;
         let begun = UploadRow {
             upload,
             holder: session.holder,
@@ -111,6 +119,8 @@ impl Group<'_, '_> {
             state: UploadState::Open,
         };
         self.put(&key, &begun);
+        self.put(&keys::upload_open(namespace, begun.expires_ms, upload), &());
+        self.put_namespace(namespace, &row);
         for (part, entries) in (0..).zip(session.chunks.chunks(UPLOAD_PART_ENTRIES)) {
             self.put(&keys::upload_part(namespace, upload, part), &entries);
         }
@@ -129,6 +139,8 @@ impl Group<'_, '_> {
         let session = self.upload_pending(namespace, upload)?;
         let expires_ms = self.time_ms.saturating_add(life_ms).max(session.expires_ms);
         if expires_ms != session.expires_ms {
+            self.delete(&keys::upload_open(namespace, session.expires_ms, upload));
+            self.put(&keys::upload_open(namespace, expires_ms, upload), &());
             self.put(&keys::upload(namespace, upload), &UploadRow { expires_ms, ..session });
         }
         Ok(StepOutcome::Done)
@@ -137,7 +149,7 @@ impl Group<'_, '_> {
     /// A session that has not ended.
     fn upload_pending(&self, namespace: NamespaceId, upload: UploadId) -> Result<UploadRow, StepError> {
         let session: UploadRow =
-            self.get(&keys::upload(namespace, upload))?.ok_or_else(|| not_found("upload session"))?;
+            self.get(&keys::upload(namespace, upload))?.ok_or_else(|| ended("and is forgotten"))?;
         match session.state {
             UploadState::Committed { .. } => Err(ended("committed")),
             UploadState::Aborted => Err(ended("aborted")),
@@ -199,14 +211,13 @@ impl Group<'_, '_> {
             device: commit.device,
         };
         let before = check_base(commit.base, existing.as_ref())?;
+        row.discharge_upload(&session);
         let entry = self.file_put(namespace, &mut row, at, existing.as_ref(), before, like)?;
         if let EntryKind::File(state) = entry.kind {
             let state = UploadState::Committed { entry: entry.entry, version: state.version };
             self.put(&keys::upload(namespace, commit.upload), &UploadRow { state, ..session });
         }
-        for part in 0..session.chunk_count.div_ceil(UPLOAD_PART_ENTRIES as u64) {
-            self.delete(&keys::upload_part(namespace, commit.upload, part));
-        }
+        self.upload_list_remove(namespace, &session);
         self.put_namespace(namespace, &row);
         Ok(StepOutcome::Entry(entry))
     }
@@ -223,7 +234,10 @@ impl Group<'_, '_> {
     ) -> Result<EntryRow, StepError> {
         let (entry, created_ms, sequence) = match existing {
             Some(existing) => (existing.entry, existing.created_ms, existing.sequence),
-            None => (row.take_entry_id(), self.time_ms, 0),
+            None => {
+                row.charge_rows(ENTRY_BYTES)?;
+                (row.take_entry_id(), self.time_ms, 0)
+            }
         };
         let state = self.version_add(namespace, row, entry, like, before)?;
         let mut file = EntryRow {
@@ -247,7 +261,7 @@ impl Group<'_, '_> {
         namespace: NamespaceId,
         upload: UploadId,
     ) -> Result<StepOutcome, StepError> {
-        self.namespace(namespace)?;
+        let mut row = self.namespace(namespace)?;
         let key = keys::upload(namespace, upload);
         let Some(session) = self.get::<UploadRow>(&key)? else {
             return Ok(StepOutcome::Aborted { holder: None, release: None });
@@ -264,8 +278,59 @@ impl Group<'_, '_> {
                 .and_then(|key| keys::release_parts(&key))
                 .map(|(content, generation)| Release { content, generation }),
         };
-        self.put(&key, &UploadRow { state: UploadState::Aborted, ..session });
+        if session.state != UploadState::Aborted {
+            row.discharge_upload(&session);
+            row.count_given_up(&session);
+            self.put_namespace(namespace, &row);
+            self.delete(&keys::upload_open(namespace, session.expires_ms, upload));
+            let expires_ms = self.time_ms.saturating_add(GIVEN_UP_MS);
+            self.put(&keys::upload_open(namespace, expires_ms, upload), &());
+            self.put(&key, &UploadRow { state: UploadState::Aborted, expires_ms, ..session });
+        }
         Ok(StepOutcome::Aborted { holder: Some(session.holder), release })
+    }
+
+    /// Gives up a session whose time is over; one that was given up before, once nobody can be at work on it any more.
+    pub(super) fn upload_expire(
+        &mut self,
+        namespace: NamespaceId,
+        upload: UploadId,
+    ) -> Result<StepOutcome, StepError> {
+        self.own(namespace.slot())?;
+        let session: Option<UploadRow> = self.get(&keys::upload(namespace, upload))?;
+        if session.is_some_and(|session| session.expires_ms >= self.time_ms) {
+            return Err(StepError::Changed { what: "when the upload session ends".to_owned() });
+        }
+        self.upload_abort(namespace, upload)
+    }
+
+    /// Removes what is left of a session that was given up, once nobody can be at work on it any more.
+    pub(super) fn upload_forget(
+        &mut self,
+        namespace: NamespaceId,
+        upload: UploadId,
+    ) -> Result<StepOutcome, StepError> {
+        let mut row = self.namespace(namespace)?;
+        let key = keys::upload(namespace, upload);
+        match self.get::<UploadRow>(&key)? {
+            Some(UploadRow { state: UploadState::Committed { .. }, .. }) | None => {}
+            Some(session) if session.state == UploadState::Aborted && session.expires_ms < self.time_ms => {
+                self.upload_list_remove(namespace, &session);
+                row.discount_given_up(&session);
+                self.delete(&key);
+                self.put_namespace(namespace, &row);
+            }
+            Some(_) => return Err(StepError::Changed { what: "when the upload session ends".to_owned() }),
+        }
+        Ok(StepOutcome::Done)
+    }
+
+    /// Removes a session's list, and takes it off those that are open.
+    fn upload_list_remove(&mut self, namespace: NamespaceId, session: &UploadRow) {
+        for part in 0..session.chunk_count.div_ceil(UPLOAD_PART_ENTRIES as u64) {
+            self.delete(&keys::upload_part(namespace, session.upload, part));
+        }
+        self.delete(&keys::upload_open(namespace, session.expires_ms, session.upload));
     }
 }
 

@@ -1,28 +1,20 @@
 //! Versions of files, and what they cost.
 //!
 //! Invariants:
-//! - The namespace's used bytes are the sum of the sizes of all its version rows, those in the trash too.
+//! - The namespace's used bytes are the sum of the sizes of all its version rows, those in the trash too; what the rows
+//!   themselves count is in `quota`.
 //! - The group's logical bytes are the sum of the sizes of the current versions of all files, those in the trash too.
 //! - A version row has one use of its content.
 
 use engine::ids::{ContentId, DeviceId, EntryId, NamespaceId, VersionId};
 
 use super::keys;
+use super::quota::VERSION_BYTES;
 use super::tree::Change;
 use super::txn::{Group, not_found};
 use crate::model::command::StepError;
 use crate::model::outcome::{Release, StepOutcome};
 use crate::model::row::{EntryKind, EntryRow, FileState, NamespaceRow, VersionRow};
-
-/// Refuses bytes that the namespace's quota has no room for.
-pub(super) fn check_quota(row: &NamespaceRow, needed_bytes: u64) -> Result<(), StepError> {
-    let used_after = row.used_bytes.checked_add(needed_bytes);
-    if used_after.is_none_or(|used| row.quota_bytes != 0 && used > row.quota_bytes) {
-        let (used_bytes, quota_bytes) = (row.used_bytes, row.quota_bytes);
-        return Err(StepError::Quota { used_bytes, quota_bytes, needed_bytes });
-    }
-    Ok(())
-}
 
 /// Whether a content of `size` bytes has rows.
 pub(super) fn has_rows(size: u64) -> bool {
@@ -40,8 +32,9 @@ impl Group<'_, '_> {
         like: VersionRow,
         before: Option<FileState>,
     ) -> Result<FileState, StepError> {
-        check_quota(row, like.size)?;
+        row.check_quota(like.size.saturating_add(VERSION_BYTES))?;
         row.used_bytes += like.size;
+        row.row_bytes += VERSION_BYTES;
         let version = row.next_version;
         row.next_version = VersionId(version.0 + 1);
         let added = VersionRow { version, created_ms: self.time_ms, ..like };
@@ -62,6 +55,7 @@ impl Group<'_, '_> {
     ) -> Result<Option<Release>, StepError> {
         self.delete(&keys::version(namespace, entry, version.version));
         row.used_bytes = row.used_bytes.saturating_sub(version.size);
+        row.row_bytes = row.row_bytes.saturating_sub(VERSION_BYTES);
         if has_rows(version.size) { self.use_drop(namespace, version.content) } else { Ok(None) }
     }
 

@@ -13,9 +13,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use tempfile::TempDir;
 
 use super::registers::Registers;
-use crate::raft::reader::QueryJob;
 use crate::client::{ClientConfig, MetaClient};
 use crate::node::{MetaConfig, MetaNode, StartError};
+use crate::raft::reader::QueryJob;
 
 /// How long a test waits for anything that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Giving a session up: abort, release what was held, dismiss the holder, remove its pins.
+//! Giving a session up: abort, release what was held, dismiss the holder, remove its pins, forget it.
 
 use engine::ids::{ChunkId, GroupId, RequestId};
 use rand::Rng;
@@ -6,7 +6,7 @@ use rand::Rng;
 use super::cleaner::Cleaner;
 use super::upload::Session;
 use super::world::{Progress, World};
-use crate::model::command::DataStep;
+use crate::model::command::{DataStep, StepError};
 use crate::model::outcome::StepOutcome;
 
 #[derive(Clone, Debug)]
@@ -15,6 +15,7 @@ enum Phase {
     Release(Cleaner),
     Dismiss,
     Unpin(Vec<(GroupId, Vec<ChunkId>)>),
+    Forget,
 }
 
 #[derive(Clone, Debug)]
@@ -48,8 +49,17 @@ impl Abort {
         let (content_id, chunks) = (content.content, content.ids());
         let phase = match self.phase.clone() {
             Phase::Abort => {
-                let group = world.group_of(namespace.slot());
-                match self.propose(world, group, DataStep::UploadAbort { namespace, upload }) {
+                let expired = DataStep::UploadExpire { namespace, upload };
+                let given_up = DataStep::UploadAbort { namespace, upload };
+                let step = if world.random.random_bool(0.3) { expired } else { given_up };
+                let request = self.request();
+                let outcome = match world.propose(world.group_of(namespace.slot()), request, vec![step]) {
+                    // Its time is not over: given up all the same, sooner or later.
+                    Some(Err(StepError::Changed { .. })) => return Progress::Going,
+                    None => return Progress::Ended,
+                    Some(outcome) => Some(outcome.unwrap().remove(0)),
+                };
+                match outcome {
                     Some(StepOutcome::Aborted { holder: Some(_), release: Some(release) }) => {
                         Phase::Release(Cleaner::of(world, namespace, release))
                     }
@@ -66,15 +76,28 @@ impl Abort {
                 let step = DataStep::HolderDismiss { content: content_id, holder };
                 match self.propose(world, world.group_of(content_id.slot()), step) {
                     Some(StepOutcome::Dismissed { in_force: false }) => Phase::Unpin(world.by_group(&chunks)),
-                    Some(StepOutcome::Dismissed { in_force: true }) | None => return Progress::Ended,
+                    Some(StepOutcome::Dismissed { in_force: true }) => Phase::Forget,
+                    None => return Progress::Ended,
                     other => panic!("{other:?}"),
                 }
             }
             Phase::Unpin(mut groups) => {
-                let Some((group, chunks)) = groups.pop() else { return Progress::Ended };
-                match self.propose(world, group, DataStep::ChunksUnpin { holder, chunks }) {
-                    Some(_) => Phase::Unpin(groups),
-                    None => return Progress::Ended,
+                if let Some((group, chunks)) = groups.pop() {
+                    match self.propose(world, group, DataStep::ChunksUnpin { holder, chunks }) {
+                        Some(_) => Phase::Unpin(groups),
+                        None => return Progress::Ended,
+                    }
+                } else {
+                    Phase::Forget
+                }
+            }
+            Phase::Forget => {
+                let request = self.request();
+                let step = DataStep::UploadForget { namespace, upload };
+                match world.propose(world.group_of(namespace.slot()), request, vec![step]) {
+                    // Somebody may still be at work on it.
+                    Some(Ok(_) | Err(StepError::Changed { .. })) | None => return Progress::Ended,
+                    Some(Err(error)) => panic!("forget: {error}"),
                 }
             }
         };

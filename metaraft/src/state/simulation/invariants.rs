@@ -6,12 +6,13 @@ use engine::cluster::StripeRecord;
 use engine::ids::{ChunkId, ContentId, EntryId, HolderId, NamespaceId};
 
 use super::super::keys::{self, Table};
+use super::super::quota::{FILE_BYTES, VERSION_BYTES, entry_bytes};
 use super::super::rows::{DeadContentRow, JournalRow, PlaceRow, SumsRow, UseRow};
 use super::world::World;
 use crate::kv::Backing;
 use crate::model::row::{
-    ChunkRow, ChunkState, ContentRow, EntryKind, EntryRow, NamespaceRow, StripeCount, TrashRow, UploadRow,
-    UploadState, VersionRow,
+    ChunkRow, ChunkState, ContentRow, EntryKind, EntryRow, NamespaceRow, OpenUploads, ROOT_ENTRY,
+    StripeCount, TrashRow, UploadRow, UploadState, VersionRow,
 };
 
 /// Where ids begin in the keys of namespaces, contents and chunks: after the table and the slot.
@@ -133,7 +134,8 @@ fn check_bytes(world: &World, all: &All) {
         let own = all.versions.iter().filter(|(of, _, _)| of == namespace);
         let used: u64 = own.map(|(_, _, version)| version.size).sum();
         assert_eq!(row.used_bytes, used, "used bytes");
-        assert!(row.quota_bytes == 0 || used <= row.quota_bytes, "over quota");
+        check_charges(world, all, *namespace, row);
+        assert!(row.quota_bytes == 0 || row.charged_bytes() <= row.quota_bytes, "over quota");
     }
     let sums: Vec<SumsRow> = world
         .stores()
@@ -160,6 +162,33 @@ fn check_bytes(world: &World, all: &All) {
         *counted.entry((count.volume, count.used, count.missing)).or_default() += count.stripes;
     }
     assert_eq!(counted, stripes, "stripes");
+}
+
+/// What rows and open sessions count is what is there.
+fn check_charges(world: &World, all: &All, namespace: NamespaceId, row: &NamespaceRow) {
+    let entries = all.every_entry().filter(|(of, entry)| *of == namespace && entry.entry != ROOT_ENTRY);
+    let versions = all.versions.iter().filter(|(of, _, _)| *of == namespace).count() as u64;
+    let rows = entries.map(|(_, entry)| entry_bytes(&entry.kind)).sum::<u64>() + versions * VERSION_BYTES;
+    assert_eq!(row.row_bytes, rows, "row bytes");
+    let (mut open, mut listed) = (OpenUploads::default(), BTreeSet::new());
+    for (_, upload) in all.uploads.iter().filter(|(of, _)| *of == namespace) {
+        if matches!(upload.state, UploadState::Committed { .. }) {
+            continue;
+        }
+        if upload.state == UploadState::Aborted {
+            open.given_up += 1;
+            open.given_up_entries += upload.chunk_count;
+        } else {
+            open.sessions += 1;
+            open.list_entries += upload.chunk_count;
+            open.bytes += upload.size + FILE_BYTES;
+        }
+        listed.insert(keys::upload_open(namespace, upload.expires_ms, upload.upload));
+    }
+    assert_eq!(row.open, open, "open sessions");
+    let kept = world.rows::<()>(Table::UploadOpen).into_iter().map(|(key, ())| key);
+    let kept: BTreeSet<_> = kept.filter(|key| key.starts_with(&keys::uploads_open(namespace))).collect();
+    assert_eq!(kept, listed, "the list of open sessions");
 }
 
 /// Every entry has one place, its place says so, and something leads to it.

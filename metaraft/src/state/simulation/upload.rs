@@ -11,7 +11,7 @@ use rand::Rng;
 
 use super::editor;
 use super::world::{Content, Progress, World};
-use crate::model::command::{Base, DataStep, NewChunk, StepError};
+use crate::model::command::{Base, DataStep, NewChunk, OpenUploadsMax, StepError};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
 
@@ -153,12 +153,16 @@ impl Upload {
             cutter: Cutter::Cdc64k,
             chunks: content.chunks,
             life_ms: self.life_ms,
+            most: OpenUploadsMax { sessions: 20, list_entries: 40 },
         };
         let request = self.request();
         match world.propose(world.group_of(namespace.slot()), request, vec![step]) {
             Some(Ok(_)) => self.pin_all(world),
             // Who wakes up late finds it ended.
-            Some(Err(StepError::Quota { .. } | StepError::UploadEnded { .. })) | None => self.end(false),
+            Some(Err(
+                StepError::Quota { .. } | StepError::TooMany { .. } | StepError::UploadEnded { .. },
+            ))
+            | None => self.end(false),
             Some(Err(error)) => panic!("begin: {error}"),
         }
     }

@@ -23,7 +23,7 @@ use crate::app::App;
 use crate::kv::{MemoryStore, Txn, View};
 use crate::model::codec::{decode, encode};
 use crate::model::command::{
-    Base, Command, CommandOutcome, DataStep, OnExisting, RootStep, StepError, Steps,
+    Base, Command, CommandOutcome, DataStep, OnExisting, OpenUploadsMax, RootStep, StepError, Steps,
 };
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
@@ -206,6 +206,7 @@ fn begin_step(upload: UploadId, chunks: &[ManifestEntry]) -> DataStep {
         cutter: Cutter::Cdc64k,
         chunks: chunks.to_vec(),
         life_ms: 3_600_000,
+        most: OpenUploadsMax { sessions: 100, list_entries: 1000 },
     }
 }
 

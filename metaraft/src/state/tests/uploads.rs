@@ -3,8 +3,9 @@
 use engine::chunk::CHUNK_BYTES_MAX;
 use engine::ids::{AccountId, ContentId, NamespaceId, UploadId, VersionId};
 
+use super::super::quota::{ENTRY_BYTES, FILE_BYTES, VERSION_BYTES};
 use super::{DEVICE, Harness, SPACE, begin_step, chunks, commit_step, entry, holder_of, retain_step};
-use crate::model::command::{Base, DataStep, StepError};
+use crate::model::command::{Base, DataStep, OpenUploadsMax, StepError};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
 use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY, UploadState};
@@ -165,18 +166,21 @@ fn the_quota_is_exact() {
     let mut harness = Harness::data();
     let namespace = NamespaceId::from_bytes([70; 16]);
     let owner = AccountId::from_bytes([1; 16]);
-    harness.done(DataStep::NamespaceCreate { namespace, owner, quota_bytes: 1500 });
+    let quota_bytes = 2 * (1000 + FILE_BYTES) - 1;
+    harness.done(DataStep::NamespaceCreate { namespace, owner, quota_bytes });
     let in_it = |step: DataStep| match step {
-        DataStep::UploadBegin { upload, holder, content, size, cutter, chunks, life_ms, .. } => {
-            DataStep::UploadBegin { namespace, upload, holder, content, size, cutter, chunks, life_ms }
+        DataStep::UploadBegin { upload, holder, content, size, cutter, chunks, life_ms, most, .. } => {
+            DataStep::UploadBegin { namespace, upload, holder, content, size, cutter, chunks, life_ms, most }
         }
         other => other,
     };
     let uploads = [1, 2].map(|number| UploadId::from_bytes([number; 16]));
-    for (number, upload) in (1..).zip(uploads) {
-        harness.done(in_it(begin_step(upload, &chunks(number, 1000))));
-        harness.done(DataStep::UploadHold { namespace, upload });
-    }
+    let begin = |number: u8| in_it(begin_step(uploads[usize::from(number) - 1], &chunks(number, 1000)));
+    harness.done(begin(1));
+    let over =
+        StepError::Quota { used_bytes: 1000 + FILE_BYTES, quota_bytes, needed_bytes: 1000 + FILE_BYTES };
+    assert_eq!(harness.step(begin(2)), Err(over.clone()), "an open session counts");
+    harness.done(DataStep::UploadHold { namespace, upload: uploads[0] });
     let commit = |upload, name: &str| DataStep::FileCommit {
         namespace,
         upload,
@@ -188,16 +192,108 @@ fn the_quota_is_exact() {
         device: DEVICE,
     };
     let first = entry(harness.step(commit(uploads[0], "a"))).unwrap();
-    let over = StepError::Quota { used_bytes: 1000, quota_bytes: 1500, needed_bytes: 1000 };
-    assert_eq!(harness.step(commit(uploads[1], "b")), Err(over.clone()));
-    let third = UploadId::from_bytes([3; 16]);
-    assert_eq!(harness.step(in_it(begin_step(third, &chunks(3, 1000)))), Err(over));
+    assert_eq!(harness.step(begin(2)), Err(over.clone()));
     let (entry_id, name) = (first.entry, "a".to_owned());
     let parent = ROOT_ENTRY;
     harness.done(DataStep::EntryDelete { namespace, entry: entry_id, parent, name, recursive: false });
-    assert!(harness.step(commit(uploads[1], "b")).is_err(), "the trash counts");
+    assert_eq!(harness.step(begin(2)), Err(over), "the trash counts");
     harness.done(DataStep::TrashPurge { namespace, trash: 1, entries_max: 10 });
+    harness.done(begin(2));
+    harness.done(DataStep::UploadHold { namespace, upload: uploads[1] });
     harness.done(commit(uploads[1], "b"));
+}
+
+#[test]
+fn what_has_no_bytes_of_its_own_counts_as_well() {
+    let mut harness = Harness::data();
+    let charged = |harness: &Harness| match harness.ask(&Query::Namespace { namespace: SPACE }) {
+        Reply::Namespace(Some(row)) => row.charged_bytes(),
+        other => panic!("{other:?}"),
+    };
+    let link = |bytes: usize| EntryKind::Symlink(vec![b'x'; bytes]);
+    harness.folder(ROOT_ENTRY, "f");
+    assert_eq!(charged(&harness), ENTRY_BYTES);
+    let row = harness.create(ROOT_ENTRY, "l", link(4000)).unwrap();
+    assert_eq!(charged(&harness), 2 * ENTRY_BYTES + 4000);
+    harness.done(DataStep::SymlinkRetarget {
+        namespace: SPACE,
+        entry: row.entry,
+        target_before: vec![b'x'; 4000],
+        target: vec![b'y'; 10],
+        mode: 0,
+        mtime_ns: 0,
+    });
+    assert_eq!(charged(&harness), 2 * ENTRY_BYTES + 10);
+    for (number, versions) in [(1, 1), (2, 2)] {
+        let upload = harness.begin(number, 0);
+        harness.done(commit_step(upload, ROOT_ENTRY, "empty", Base::Any));
+        assert_eq!(charged(&harness), 3 * ENTRY_BYTES + 10 + versions * VERSION_BYTES);
+    }
+}
+
+#[test]
+fn open_sessions_are_bounded_until_they_are_forgotten() {
+    let mut harness = Harness::data();
+    let begin = |number: u8| {
+        let mut step = begin_step(UploadId::from_bytes([number; 16]), &chunks(number, 1000));
+        if let DataStep::UploadBegin { most, .. } = &mut step {
+            *most = OpenUploadsMax { sessions: 3, list_entries: 2 };
+        }
+        step
+    };
+    let too_many = |outcome| matches!(outcome, Err(StepError::TooMany { .. }));
+    harness.done(begin(1));
+    harness.done(begin(2));
+    assert!(too_many(harness.step(begin(3))), "lists");
+    harness.begin(4, 0);
+    assert!(too_many(harness.step(begin(5))), "sessions");
+    let upload = UploadId::from_bytes([1; 16]);
+    let named = |step: fn(NamespaceId, UploadId) -> DataStep| step(SPACE, upload);
+    let forget = || named(|namespace, upload| DataStep::UploadForget { namespace, upload });
+    let expire = || named(|namespace, upload| DataStep::UploadExpire { namespace, upload });
+    assert!(matches!(harness.step(forget()), Err(StepError::Changed { .. })), "it is open");
+    assert!(matches!(harness.step(expire()), Err(StepError::Changed { .. })), "it has time left");
+    let Reply::UploadsOpen(open) = harness.ask(&Query::UploadsOpen { namespace: SPACE, count_max: 9 }) else {
+        panic!("no sessions");
+    };
+    assert_eq!(open.len(), 3);
+    harness.time_ms += 3_600_001;
+    let expired = harness.done(expire());
+    assert_eq!(expired, StepOutcome::Aborted { holder: Some(holder_of(upload)), release: None });
+    harness.done(begin(3));
+    assert!(
+        matches!(harness.step(forget()), Err(StepError::Changed { .. })),
+        "somebody may be at work on it"
+    );
+    harness.time_ms += 120_001;
+    let again = harness.done(expire());
+    assert_eq!(again, StepOutcome::Aborted { holder: Some(holder_of(upload)), release: None });
+    harness.done(forget());
+    harness.done(forget());
+    assert_eq!(harness.done(expire()), StepOutcome::Aborted { holder: None, release: None });
+    let Reply::Namespace(Some(row)) = harness.ask(&Query::Namespace { namespace: SPACE }) else {
+        panic!("no namespace");
+    };
+    assert_eq!((row.open.sessions, row.open.list_entries, row.open.given_up), (3, 2, 0));
+}
+
+#[test]
+fn lists_that_were_given_up_are_bounded_as_well() {
+    let mut harness = Harness::data();
+    let mut refused = None;
+    for number in 0..9 {
+        let upload = UploadId::from_bytes([number; 16]);
+        let mut step = begin_step(upload, &chunks(number, 1000));
+        if let DataStep::UploadBegin { most, .. } = &mut step {
+            *most = OpenUploadsMax { sessions: 9, list_entries: 2 };
+        }
+        if let Err(error) = harness.step(step) {
+            refused = Some((number, error));
+            break;
+        }
+        harness.done(DataStep::UploadAbort { namespace: SPACE, upload });
+    }
+    assert!(matches!(refused, Some((3, StepError::TooMany { .. }))), "{refused:?}");
 }
 
 #[test]
