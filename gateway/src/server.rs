@@ -139,10 +139,7 @@ impl Gateway {
         let acceptor = public_tls(&config)?;
         let client = MetaClient::new(&config.meta, &identity)
             .map_err(|error| StartError::MetaAddress { why: error.to_string() })?;
-        let passwords = tokio::task::spawn_blocking(Passwords::new)
-            .await
-            .map_err(|error| StartError::Other { why: error.to_string() })?
-            .map_err(other)?;
+        let passwords = Passwords::new().map_err(other)?;
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
