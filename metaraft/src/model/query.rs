@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::Release;
 use super::row::{
-    AccountRow, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow, SecretBytes,
-    TrashRow, UploadRow, VersionRow,
+    AccountRow, AsideRelease, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow,
+    SecretBytes, TrashRow, UploadRow, VersionRow,
 };
 
 /// A question to one group. Lists are bounded by [`super::QUERY_ITEMS_MAX`].
@@ -201,6 +201,14 @@ pub enum Query {
         /// Which.
         devices: Vec<(AccountId, DeviceId)>,
     },
+    /// Releases of all namespaces of the group that were set aside and are to be tried again by now, the longest due
+    /// first. Answers [`Reply::ReleasesAside`].
+    ReleasesDue {
+        /// Now, milliseconds since 1970.
+        now_ms: u64,
+        /// At most so many.
+        count_max: u32,
+    },
 }
 
 /// Where the listing of a folder has come to.
@@ -307,6 +315,8 @@ pub enum Reply {
     Sequences(Vec<Option<u64>>),
     /// The secret, if it was made.
     Secret(Option<SecretBytes>),
+    /// Releases that were set aside.
+    ReleasesAside(Vec<AsideRelease>),
 }
 
 /// A page of what is below a folder.

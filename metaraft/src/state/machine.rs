@@ -22,7 +22,7 @@ use crate::kv::{Changes, Txn, View};
 use crate::model::STEPS_MAX;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
-use crate::model::outcome::StepOutcome;
+use crate::model::outcome::{Release, StepOutcome};
 use crate::model::row::ContentRow;
 use crate::warden::liveness::Liveness;
 
@@ -242,5 +242,14 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
             group.upload_extend(*namespace, *upload, *life_ms)
         }
         DataStep::ChunksUnreadable { chunks } => group.chunks_unreadable(chunks),
+        DataStep::VersionsRemove { namespace, entry, which, versions_max } => {
+            group.versions_remove(*namespace, *entry, which, *versions_max)
+        }
+        DataStep::NamespaceQuotaSet { namespace, quota_bytes } => {
+            group.namespace_quota_set(*namespace, *quota_bytes)
+        }
+        DataStep::ReleaseSetAside { namespace, content, generation, why } => {
+            group.release_set_aside(*namespace, Release { content: *content, generation: *generation }, why)
+        }
     }
 }

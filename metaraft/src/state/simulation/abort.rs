@@ -50,10 +50,13 @@ impl Abort {
             Phase::Abort => {
                 let group = world.group_of(namespace.slot());
                 match self.propose(world, group, DataStep::UploadAbort { namespace, upload }) {
-                    Some(StepOutcome::Aborted { holder: Some(_), release: Some(release) }) => {
-                        Phase::Release(Cleaner::of(world, namespace, release))
+                    Some(StepOutcome::Aborted { holder: Some(holder), release }) => {
+                        self.session.holder = holder;
+                        match release {
+                            Some(release) => Phase::Release(Cleaner::of(world, namespace, release)),
+                            None => Phase::Dismiss,
+                        }
                     }
-                    Some(StepOutcome::Aborted { holder: Some(_), release: None }) => Phase::Dismiss,
                     Some(StepOutcome::Aborted { holder: None, .. }) | None => return Progress::Ended,
                     other => panic!("{other:?}"),
                 }
