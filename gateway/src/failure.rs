@@ -188,6 +188,12 @@ impl Failure {
         }
     }
 
+    /// The same, of the first of `left` things that could not be done while all others were.
+    pub(crate) fn but_for(mut self, left: u64, what: &str, done: &str) -> Self {
+        self.message = format!("{} (the first of {left} such {what}s; all others were {done})", self.message);
+        self
+    }
+
     /// As an item of a batch.
     pub(crate) fn into_item(self) -> ItemError {
         #[expect(clippy::cast_sign_loss, reason = "gRPC codes are 0 to 16")]

@@ -40,6 +40,7 @@ use crate::failure::Failure;
 use crate::limits::{CLEANUPS_MAX, STOP_GRACE};
 use crate::meta::Meta;
 use crate::password::Passwords;
+use crate::release::retry_set_aside;
 use crate::services::accounts::AccountsService;
 use crate::services::admin::AdminService;
 use crate::services::dispatch::BoundedFiles;
@@ -189,6 +190,8 @@ impl Gateway {
             stopping: CancellationToken::new(),
         });
         core.tasks.spawn(follow_groups(Arc::clone(&core)));
+        let (meta, source) = (core.meta.clone(), core.source.clone());
+        core.tasks.spawn(retry_set_aside(meta, source, core.stopping.clone()));
         core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));
         core.tasks.spawn(probe_hung(core.meta.clone(), suspects, store, core.stopping.clone()));
         let packer = tokio::spawn(pack);
