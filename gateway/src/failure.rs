@@ -114,7 +114,8 @@ impl Failure {
                 Code::ResourceExhausted,
                 "no-space",
                 "the disks of the cluster's metadata nodes are at their reserve, so nothing new is taken; reading goes \
-                 on, and so do `keepstone rm` and `keepstone trash purge`, which make room. An administrator must give \
+                 on, and so do `keepstone rm`, `keepstone trash purge` and `keepstone versions rm`, which make room. An \
+                 administrator must give \
                  them more space (`keepstone admin status` says which)",
             ),
             other => Self::from_unreachable(other),
@@ -167,9 +168,11 @@ impl Failure {
                 "quota",
                 format!(
                     "{subject}: over the account's quota: {needed_bytes} bytes more do not fit; {used_bytes} of \
-                     {quota_bytes} are used, by current versions, earlier versions (`keepstone versions FILE` lists a \
-                     file's) and the trash. `keepstone trash purge --all` frees what is in the trash; a file's earlier \
-                     versions go with the file, by `keepstone rm FILE` and a purge"
+                     {quota_bytes} are used, by files, their earlier versions, the trash and uploads that have begun. \
+                     Earlier versions are freed by `keepstone versions rm FILE --keep 1` (`keepstone versions ls FILE` \
+                     shows them), files by `keepstone rm FILE` and then `keepstone trash purge --all`, which frees \
+                     the trash; an upload that was broken off ends when the same file is put again, or by itself after \
+                     some days. An administrator can raise the quota (`keepstone admin account quota`)"
                 ),
             ),
             StepError::UploadEnded { how } => precondition(
