@@ -8,8 +8,8 @@ mod sync;
 use std::path::PathBuf;
 
 pub(crate) use admin::{
-    AccountCommand, AccountCreate, AdminCommand, DevicesCommand, Login, ScrubArguments, SettingsCommand,
-    StatusArguments,
+    AccountCommand, AccountCreate, AccountQuota, AdminCommand, DevicesCommand, Login, ScrubArguments,
+    SettingsCommand, StatusArguments,
 };
 use clap::{Args, Parser, Subcommand};
 pub(crate) use cluster::{
@@ -17,6 +17,7 @@ pub(crate) use cluster::{
 };
 pub(crate) use files::{
     Cat, Cp, Get, History, Ls, Mkdir, Mv, Put, Restore, Rm, Stat, TrashCommand, TrashPurge, TrashRestore,
+    VersionsCommand, VersionsRm,
 };
 pub(crate) use sync::{
     SyncAdd, SyncBelow, SyncCommand, SyncDaemon, SyncFolder, SyncLimits, SyncLog, SyncRun, SyncSome, SyncUnit,
@@ -71,6 +72,9 @@ pub(crate) enum Command {
     Rm(Rm),
     /// Show a file's versions.
     History(History),
+    /// Show a file's versions, or delete earlier ones for good.
+    #[command(subcommand)]
+    Versions(VersionsCommand),
     /// Bring back an earlier version of a file, as its newest.
     Restore(Restore),
     /// Show, bring back or purge what was removed.
@@ -176,6 +180,11 @@ mod tests {
             &["keepstone", "put", "a"],
             &["keepstone", "up", "--code", "x"],
             &["keepstone", "restore", "/a"],
+            &["keepstone", "versions", "rm", "/a"],
+            &["keepstone", "versions", "rm", "/a", "--keep", "0"],
+            &["keepstone", "versions", "rm", "/a", "--keep", "1", "--version", "7"],
+            &["keepstone", "versions", "rm", "/a", "--before", "yesterday"],
+            &["keepstone", "admin", "account", "quota", "a@b", "0"],
             &["keepstone", "meta"],
             &["keepstone", "sync"],
             &["keepstone", "sync", "run"],
@@ -183,6 +192,14 @@ mod tests {
             &["keepstone", "sync", "exclude", "d"],
         ] {
             assert_eq!(Arguments::try_parse_from(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+        for good in [
+            &["keepstone", "versions", "rm", "/a", "--version", "7", "8"][..],
+            &["keepstone", "versions", "rm", "/a", "--before", "2026-01-31"],
+            &["keepstone", "admin", "account", "quota", "a@b", "none"],
+            &["keepstone", "admin", "account", "quota", "a@b"],
+        ] {
+            assert!(Arguments::try_parse_from(good).is_ok(), "{good:?}");
         }
         assert!(Arguments::try_parse_from(["keepstone", "put", "a", "b", "/c", "--json"]).is_ok());
         assert!(Arguments::try_parse_from(["keepstone", "meta", "--print-config"]).is_ok());

@@ -1,6 +1,7 @@
 //! Sizes, times and modes as people read them, and entries as JSON.
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use proto::v1;
 use serde_json::{Value, json};
@@ -80,6 +81,19 @@ pub(crate) fn time_ns(ns: i64) -> String {
 /// A server's time, in this machine's time zone.
 pub(crate) fn time_ms(ms: u64) -> String {
     local(of_ms(ms))
+}
+
+/// A day or a time as people write it, in this machine's time zone unless it says otherwise; milliseconds since 1970.
+pub(crate) fn parse_time_ms(text: &str) -> Result<u64, String> {
+    let bad = || "write a day or a time such as 2026-01-31 or 2026-01-31T12:00:00Z".to_owned();
+    let of_here =
+        |time: DateTime| time.to_zoned_datetime(TimeZone::system()).ok().map(|zoned| zoned.timestamp());
+    let time = text
+        .parse::<Timestamp>()
+        .ok()
+        .or_else(|| text.parse::<DateTime>().ok().and_then(of_here))
+        .ok_or_else(bad)?;
+    u64::try_from(time.as_millisecond()).ok().filter(|time_ms| *time_ms > 0).ok_or_else(bad)
 }
 
 /// A file's time in JSON: RFC 3339, UTC, to the nanosecond.

@@ -82,6 +82,7 @@ async fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> 
         Command::Ls(ls) => commands::list::ls(global, &ls, output).await,
         Command::Stat(stat) => commands::list::stat(global, &stat, output).await,
         Command::History(history) => commands::versions::history(global, &history, output).await,
+        Command::Versions(command) => commands::versions::run(global, command, output).await,
         Command::Restore(restore) => commands::versions::restore(global, &restore, output).await,
         Command::Mkdir(mkdir) => commands::entries::mkdir(global, mkdir, output).await,
         Command::Mv(mv) => commands::entries::mv(global, mv, output).await,

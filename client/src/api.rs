@@ -6,6 +6,7 @@ mod files;
 mod sync;
 
 pub use self::admin::{NewAccount, ScrubStream};
+pub use self::files::VersionsRemoved;
 pub(crate) use self::sync::RangeOf;
 use proto::MESSAGE_BYTES_MAX;
 use proto::v1::accounts_client::AccountsClient;

@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use engine::hash::sha256_parts;
 use engine::ids::{AccountId, DeviceId, NamespaceId, RequestId, email_slot};
 use metaraft::api::{MetaApi, MetaError};
 use metaraft::model::command::{DataStep, StepError};
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::query::{Query, Reply};
-use metaraft::model::row::{AccountRow, DeviceRow};
+use metaraft::model::row::{AccountRow, DeviceRow, NamespaceRow};
+use proto::v1;
 use tonic::Code;
 
 use crate::core::Core;
@@ -140,6 +142,34 @@ pub(crate) async fn create(meta: &Meta, request: RequestId, new: NewAccount) -> 
         Ok(_) => Ok(account),
         Err(MetaError::Step(StepError::AlreadyExists { .. })) => Err(taken()),
         Err(error) => Err(failed(error)),
+    }
+}
+
+/// What an account may keep and what it has, after the quota was changed by a request, if it is to be.
+pub(crate) async fn quota(
+    meta: &Meta,
+    email: String,
+    set: Option<(RequestId, u64)>,
+) -> Result<v1::AccountQuotaResponse, Failure> {
+    let failed = |error: MetaError| Failure::from_meta(&error, &email);
+    let account = account_by_email(meta, &email).await.map_err(failed)?;
+    let row = match account {
+        Some(account) => account_row(meta, account).await.map_err(failed)?,
+        None => None,
+    };
+    let (Some(account), Some(AccountRow { namespace, .. })) = (account, row) else {
+        return Err(Failure::not_found(format!("{email}: there is no such account")));
+    };
+    if let Some((request, quota_bytes)) = set {
+        let step = DataStep::NamespaceQuotaSet { namespace, quota_bytes };
+        meta.step(namespace.slot(), request.step(0), step).await.map_err(failed)?;
+    }
+    match meta.query(namespace.slot(), Query::Namespace { namespace }).await.map_err(failed)? {
+        Reply::Namespace(Some(NamespaceRow { quota_bytes, used_bytes, .. })) => {
+            let account = Bytes::copy_from_slice(account.as_bytes());
+            Ok(v1::AccountQuotaResponse { account, email, quota_bytes, used_bytes })
+        }
+        _ => Err(failed(wrong_reply("namespace"))),
     }
 }
 

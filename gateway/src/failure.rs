@@ -114,7 +114,8 @@ impl Failure {
                 Code::ResourceExhausted,
                 "no-space",
                 "the disks of the cluster's metadata nodes are at their reserve, so nothing new is taken; reading goes \
-                 on, and so do `keepstone rm` and `keepstone trash purge`, which make room. An administrator must give \
+                 on, and so do `keepstone rm`, `keepstone trash purge` and `keepstone versions rm`, which make room. An \
+                 administrator must give \
                  them more space (`keepstone admin status` says which)",
             ),
             other => Self::from_unreachable(other),
@@ -167,10 +168,12 @@ impl Failure {
                 "quota",
                 format!(
                     "{subject}: over the account's quota: {needed_bytes} bytes more do not fit; {used_bytes} of \
-                     {quota_bytes} are used, by current versions, earlier versions (`keepstone versions FILE` lists a \
-                     file's), the trash, uploads under way, and some hundred bytes for each entry and version \
-                     (`keepstone whoami` shows how much each). `keepstone trash purge --all` frees what is in the trash; a file's earlier \
-                     versions go with the file, by `keepstone rm FILE` and a purge"
+                     {quota_bytes} are used, by files, their earlier versions, the trash, uploads that have begun, and some \
+                     hundred bytes for each entry and version (`keepstone whoami` shows how much). Earlier versions are \
+                     freed by `keepstone versions rm FILE --keep 1` (`keepstone versions ls FILE` shows them), files by \
+                     `keepstone rm FILE` and then `keepstone trash purge --all`, which frees the trash; an upload that \
+                     was broken off ends when the same file is put again, or by itself after some days. An administrator \
+                     can raise the quota (`keepstone admin account quota`)"
                 ),
             ),
             StepError::TooMany { what } => Self::new(
@@ -192,6 +195,12 @@ impl Failure {
             }
             StepError::WrongGroup | StepError::WrongCluster => Self::internal("metadata", step),
         }
+    }
+
+    /// The same, of the first of `left` things that could not be done while all others were.
+    pub(crate) fn but_for(mut self, left: u64, what: &str, done: &str) -> Self {
+        self.message = format!("{} (the first of {left} such {what}s; all others were {done})", self.message);
+        self
     }
 
     /// As an item of a batch.

@@ -105,6 +105,9 @@ pub(crate) const WATCH_GROUPS_CHECK: Duration = Duration::from_millis(200);
 /// Entries that one step of a purge removes.
 pub(crate) const PURGE_ENTRIES_MAX: u32 = 1000;
 
+/// Versions that one request may name to be removed.
+pub(crate) const REMOVED_VERSIONS_MAX: usize = 10_000;
+
 /// Entries in one page of a walk.
 pub(crate) const PAGE_ENTRIES: u32 = 1000;
 

@@ -3,13 +3,14 @@
 //! Invariants:
 //! - Checking costs the same whether or not there is an account: an absent hash is replaced by one that nothing
 //!   matches.
-//! - At most [`PASSWORDS_AT_ONCE_MAX`] are hashed at once (some 19 MiB each). Who waits is bounded by who asks:
-//!   sign-ins have turns, other requests are bounded by account.
+//! - At most [`PASSWORDS_AT_ONCE_MAX`] are hashed at once, each in a workspace of some 19 MiB. Workspaces are kept and
+//!   used again: freed, each thread that ever hashed would leave some of that with the allocator, for good. Who waits
+//!   is bounded by who asks: sign-ins have turns, other requests are bounded by account.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use argon2::Argon2;
-use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::password_hash::{Output, ParamsString, PasswordHash, SaltString};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use tokio::sync::Semaphore;
 
 use crate::failure::Failure;
@@ -19,52 +20,81 @@ use crate::random;
 /// In place of a password hash: nothing matches it.
 pub(crate) const NO_PASSWORD: &str = "";
 
+/// Memory that one hash is made in.
+type Workspace = Vec<Block>;
+
 /// Hashes and checks passwords.
 #[derive(Clone)]
 pub(crate) struct Passwords {
     at_once: Arc<Semaphore>,
-    /// A hash of something that nobody knows, made like all others.
+    /// Those that are not in use; never more than hashes are made at once.
+    workspaces: Arc<Mutex<Vec<Workspace>>>,
+    /// What looks like a hash, and is of nothing that anybody knows.
     decoy: Arc<str>,
 }
 
 impl Passwords {
-    /// Takes as long as hashing one password.
+    /// Hashes nothing yet.
+    ///
+    /// # Errors
+    /// Never, unless the parameters of the hash are at odds with its text form.
     pub(crate) fn new() -> Result<Self, Failure> {
-        let decoy = hash_now(&hex::encode(random::bytes::<32>()))?;
-        Ok(Self { at_once: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE_MAX)), decoy: decoy.into() })
+        let decoy = text_of(&salt()?, Output::new(&random::bytes::<{ Params::DEFAULT_OUTPUT_LEN }>()))?;
+        Ok(Self {
+            at_once: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE_MAX)),
+            workspaces: Arc::default(),
+            decoy: decoy.into(),
+        })
     }
 
     /// The PHC string of a new password.
     pub(crate) async fn hash(&self, password: String) -> Result<String, Failure> {
         check_length(&password)?;
-        self.run(move || hash_now(&password)).await?
+        self.run(move |workspace| {
+            let salt = salt()?;
+            let mut bytes = [0; 64];
+            let salted = salt.as_salt().decode_b64(&mut bytes).map_err(|error| internal(&error))?;
+            text_of(&salt, output(&Argon2::default(), password.as_bytes(), salted, workspace))
+        })
+        .await?
     }
 
     /// Whether `password` is the one that `hash` was made of; costs the same without a hash.
     pub(crate) async fn matches(&self, password: String, hash: Option<String>) -> Result<bool, Failure> {
         check_length(&password)?;
         let decoy = Arc::clone(&self.decoy);
-        self.run(move || {
+        self.run(move |workspace| {
             let known = hash.as_deref().and_then(|hash| PasswordHash::new(hash).ok());
             let is_known = known.is_some();
             let Some(hash) = known.or_else(|| PasswordHash::new(&decoy).ok()) else { return false };
-            Argon2::default().verify_password(password.as_bytes(), &hash).is_ok() && is_known
+            verify(password.as_bytes(), &hash, workspace).unwrap_or(false) && is_known
         })
         .await
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-        let running = Arc::clone(&self.at_once).acquire_owned().await;
-        let running = running.map_err(|closed| Failure::internal("password", &closed))?;
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Workspace) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let running = Arc::clone(&self.at_once).acquire_owned().await.map_err(|closed| internal(&closed))?;
+        let workspaces = Arc::clone(&self.workspaces);
         // The permit goes with the work: a caller that is dropped does not let more of it start.
         tokio::task::spawn_blocking(move || {
-            let result = work();
+            let lock = || workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = lock().pop();
+            let mut workspace = kept.unwrap_or_default();
+            let result = work(&mut workspace);
+            lock().push(workspace);
             drop(running);
             result
         })
         .await
-        .map_err(|error| Failure::internal("password", &error))
+        .map_err(|error| internal(&error))
     }
+}
+
+fn internal(error: &dyn std::error::Error) -> Failure {
+    Failure::internal("password", &error)
 }
 
 /// Refuses what is no password, before any work.
@@ -75,17 +105,61 @@ pub(crate) fn check_length(password: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn hash_now(password: &str) -> Result<String, Failure> {
-    let salt = SaltString::encode_b64(&random::bytes::<16>())
-        .map_err(|error| Failure::internal("password salt", &error))?;
-    Argon2::default()
-        .hash_password(password.as_bytes(), &salt)
-        .map(|hash| hash.to_string())
-        .map_err(|error| Failure::internal("password hash", &error))
+fn salt() -> Result<SaltString, Failure> {
+    SaltString::encode_b64(&random::bytes::<16>()).map_err(|error| internal(&error))
+}
+
+/// What is kept of a password that was hashed by [`Argon2::default`].
+fn text_of(salt: &SaltString, output: argon2::password_hash::Result<Output>) -> Result<String, Failure> {
+    let text = || -> argon2::password_hash::Result<String> {
+        let hash = PasswordHash {
+            algorithm: Algorithm::default().ident(),
+            version: Some(Version::default().into()),
+            params: ParamsString::try_from(&Params::default())?,
+            salt: Some(salt.as_salt()),
+            hash: Some(output?),
+        };
+        Ok(hash.to_string())
+    };
+    text().map_err(|error| internal(&error))
+}
+
+/// What argon2 makes of a password.
+fn output(
+    argon2: &Argon2<'_>,
+    password: &[u8],
+    salt: &[u8],
+    workspace: &mut Workspace,
+) -> argon2::password_hash::Result<Output> {
+    let blocks = argon2.params().block_count();
+    if workspace.len() < blocks {
+        workspace.resize(blocks, Block::default());
+    }
+    let length = argon2.params().output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN);
+    Output::init_with(length, |out| {
+        Ok(argon2.hash_password_into_with_memory(password, salt, out, &mut workspace[..blocks])?)
+    })
+}
+
+/// Whether a password is the one of `hash`; compared in constant time.
+fn verify(
+    password: &[u8],
+    hash: &PasswordHash<'_>,
+    workspace: &mut Workspace,
+) -> argon2::password_hash::Result<bool> {
+    let (Some(salt), Some(expected)) = (hash.salt, hash.hash) else { return Ok(false) };
+    let version = hash.version.map(Version::try_from).transpose()?.unwrap_or_default();
+    let argon2 = Argon2::new(Algorithm::try_from(hash.algorithm)?, version, Params::try_from(hash)?);
+    let mut bytes = [0; 64];
+    let salt = salt.decode_b64(&mut bytes)?;
+    Ok(output(&argon2, password, salt, workspace)? == expected)
 }
 
 #[cfg(test)]
 mod tests {
+    use argon2::{PasswordHasher as _, PasswordVerifier as _};
+    use futures_util::future::join_all;
+
     use super::*;
 
     #[tokio::test]
@@ -96,6 +170,34 @@ mod tests {
         assert!(!passwords.matches("battery".into(), Some(hash)).await.unwrap());
         assert!(!passwords.matches("battery".into(), None).await.unwrap());
         assert!(!passwords.matches("x".into(), Some(NO_PASSWORD.into())).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn hashes_are_those_of_the_standard_form_whoever_makes_or_checks_them() {
+        let passwords = Passwords::new().unwrap();
+        let salt = SaltString::encode_b64(&[7; 16]).unwrap();
+        let theirs = Argon2::default().hash_password(b"correct horse", &salt).unwrap().to_string();
+        assert!(passwords.matches("correct horse".into(), Some(theirs)).await.unwrap());
+        let ours = passwords.hash("correct horse".into()).await.unwrap();
+        let ours = PasswordHash::new(&ours).unwrap();
+        Argon2::default().verify_password(b"correct horse", &ours).unwrap();
+        Argon2::default().verify_password(b"battery", &ours).unwrap_err();
+        // Larger and smaller ones than ours take and leave the same workspaces.
+        let params = Params::new(64 * 1024, 1, 1, None).unwrap();
+        let large = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let large = large.hash_password(b"correct horse", &salt).unwrap().to_string();
+        assert!(passwords.matches("correct horse".into(), Some(large.clone())).await.unwrap());
+        assert!(!passwords.matches("battery".into(), Some(large)).await.unwrap());
+        assert!(passwords.matches("correct horse".into(), Some(ours.to_string())).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn many_at_once_take_as_many_workspaces_as_may_work() {
+        let passwords = Passwords::new().unwrap();
+        let checks = (0..20).map(|_check| passwords.matches("battery".into(), None));
+        assert!(join_all(checks).await.into_iter().all(|matches| !matches.unwrap()));
+        let workspaces = passwords.workspaces.lock().unwrap();
+        assert!((1..=PASSWORDS_AT_ONCE_MAX).contains(&workspaces.len()), "{}", workspaces.len());
     }
 
     #[tokio::test]

@@ -40,6 +40,7 @@ use crate::failure::Failure;
 use crate::limits::{CLEANUPS_MAX, STOP_GRACE};
 use crate::meta::Meta;
 use crate::password::Passwords;
+use crate::release::retry_set_aside;
 use crate::services::accounts::AccountsService;
 use crate::services::admin::AdminService;
 use crate::services::dispatch::BoundedFiles;
@@ -140,10 +141,7 @@ impl Gateway {
         let acceptor = public_tls(&config)?;
         let client = MetaClient::new(&config.meta, &identity)
             .map_err(|error| StartError::MetaAddress { why: error.to_string() })?;
-        let passwords = tokio::task::spawn_blocking(Passwords::new)
-            .await
-            .map_err(|error| StartError::Other { why: error.to_string() })?
-            .map_err(other)?;
+        let passwords = Passwords::new().map_err(other)?;
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
@@ -196,6 +194,8 @@ impl Gateway {
         });
         core.tasks.spawn(follow_groups(Arc::clone(&core)));
         core.tasks.spawn(forget::run(Arc::clone(&core), forgotten));
+        let (meta, source) = (core.meta.clone(), core.source.clone());
+        core.tasks.spawn(retry_set_aside(meta, source, core.stopping.clone()));
         core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));
         core.tasks.spawn(probe_hung(core.meta.clone(), suspects, store, core.stopping.clone()));
         let packer = tokio::spawn(pack);

@@ -3,6 +3,7 @@
 //! A cache: the sessions themselves are rows in the metadata cluster, and may go on through another gateway.
 //!
 //! Invariants:
+//! - A session's holder is the one in its row.
 //! - A session is found only under its own namespace: upload ids are chosen by clients.
 //! - A session that has ended, or whose time is over, takes nothing more; one that is gone on with lives on.
 //! - A chunk is marked durable only after a commit that pinned it for the session's holder.
@@ -13,7 +14,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use engine::hash::sha256_parts;
 use engine::ids::{ChunkId, ContentId, HolderId, NamespaceId, UploadId};
 use engine::manifest::ManifestEntry;
 use metaraft::api::MetaError;
@@ -24,14 +24,6 @@ use crate::failure::Failure;
 use crate::limits::{COMMAND_STEPS_MAX, SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX};
 use crate::meta::Meta;
 use crate::random;
-
-/// Who refers to a session's chunks: by hash, so that beginning the same session again pins for the same holder.
-pub(crate) fn holder_of(namespace: NamespaceId, upload: UploadId) -> HolderId {
-    let digest = sha256_parts(&[b"keepstone holder\0", namespace.as_bytes(), upload.as_bytes()]);
-    let mut bytes = [0; HolderId::LENGTH];
-    bytes.copy_from_slice(&digest[..HolderId::LENGTH]);
-    HolderId::from_bytes(bytes)
-}
 
 /// One session.
 #[derive(Debug)]
@@ -321,7 +313,9 @@ impl Sessions {
         namespace: NamespaceId,
         row: &UploadRow,
     ) -> Result<Arc<Session>, MetaError> {
-        if let Some(session) = self.cached(namespace, row.upload) {
+        // An id may have been used before, by a session that is gone: its holder tells them apart.
+        let cached = self.cached(namespace, row.upload).filter(|session| session.holder == row.holder);
+        if let Some(session) = cached {
             *lock(&session.checked) = Instant::now();
             session.expires_ms.store(row.expires_ms, Ordering::Relaxed);
             return Ok(session);
@@ -345,8 +339,7 @@ mod tests {
     fn session(upload: u8, chunks: &[u8]) -> Session {
         let entries = chunks.iter().map(|byte| ManifestEntry { id: chunk(*byte), size: 10 }).collect();
         let upload = UploadId::from_bytes([upload; 16]);
-        let holder = holder_of(NamespaceId::from_bytes([0; 16]), upload);
-        Session::new(upload, holder, ContentId::from_bytes([0; 32]), u64::MAX, entries)
+        Session::new(upload, HolderId::from_bytes([1; 16]), ContentId::from_bytes([0; 32]), u64::MAX, entries)
     }
 
     #[test]
@@ -382,15 +375,6 @@ mod tests {
         }
         assert_eq!(reason(row(committed)), Err("upload-ended"));
         assert_eq!(reason(row(UploadState::Aborted)), Err("upload-ended"));
-    }
-
-    #[test]
-    fn holders_differ_by_namespace_and_session() {
-        let holder =
-            |n: u8, u: u8| holder_of(NamespaceId::from_bytes([n; 16]), UploadId::from_bytes([u; 16]));
-        assert_eq!(holder(1, 1), holder(1, 1));
-        assert_ne!(holder(1, 1), holder(2, 1));
-        assert_ne!(holder(1, 1), holder(1, 2));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod cluster;
 mod door;
 mod oracle;
+mod release;
 mod sync;
 
 use bytes::Bytes;

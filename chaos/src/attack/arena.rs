@@ -221,6 +221,12 @@ impl std::fmt::Display for Seen {
 }
 
 impl Seen {
+    /// How long the attack took.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
     /// Fails unless memory stayed bounded and nobody else had errors or waited longer than before.
     ///
     /// # Errors

@@ -56,6 +56,28 @@ pub(crate) enum AdminCommand {
 pub(crate) enum AccountCommand {
     /// Make an account.
     Create(AccountCreate),
+    /// Show or set how much an account may keep.
+    Quota(AccountQuota),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AccountQuota {
+    /// Its email address.
+    pub(crate) email: String,
+    /// Most bytes it may keep, such as 20G, or `none`. [default: show it]
+    #[arg(value_name = "SIZE|none", value_parser = parse_quota)]
+    pub(crate) quota: Option<u64>,
+}
+
+/// A size, or none, which is 0.
+fn parse_quota(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        text => match parse_size(text)? {
+            0 => Err("write `none` for no limit".to_owned()),
+            size => Ok(size),
+        },
+    }
 }
 
 #[derive(Debug, Args)]

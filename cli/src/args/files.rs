@@ -110,6 +110,30 @@ pub(crate) struct History {
     pub(crate) path: String,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum VersionsCommand {
+    /// Show a file's versions, as `keepstone history` does.
+    Ls(History),
+    /// Delete earlier versions of a file for good. The current one always stays.
+    Rm(VersionsRm),
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").required(true)))]
+pub(crate) struct VersionsRm {
+    /// The file.
+    pub(crate) path: String,
+    /// All but the newest N, the current one counted.
+    #[arg(long, value_name = "N", group = "which", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) keep: Option<u32>,
+    /// These, as `keepstone versions ls` shows them.
+    #[arg(long, value_name = "ID", group = "which", num_args = 1..)]
+    pub(crate) version: Vec<u64>,
+    /// Those that were stored before a day or time, such as 2026-01-31, "2026-01-31 12:00" or an RFC 3339 time.
+    #[arg(long, value_name = "DATE", group = "which", value_parser = crate::format::parse_time_ms)]
+    pub(crate) before: Option<u64>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
     /// The file.

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use super::{connect, read_password};
 use crate::args::{
-    AccountCommand, AccountCreate, AdminCommand, Global, ScrubArguments, SettingsCommand, StatusArguments,
+    AccountCommand, AccountCreate, AccountQuota, AdminCommand, Global, ScrubArguments, SettingsCommand,
+    StatusArguments,
 };
 use crate::format;
 use crate::output::Output;
@@ -24,6 +25,7 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) async fn run(global: &Global, command: AdminCommand, output: &Output) -> anyhow::Result<ExitCode> {
     match command {
         AdminCommand::Account(AccountCommand::Create(create)) => create_account(global, create, output).await,
+        AdminCommand::Account(AccountCommand::Quota(quota)) => account_quota(global, &quota, output).await,
         AdminCommand::Status(arguments) => status(global, &arguments, output).await,
         AdminCommand::Scrub(ScrubArguments { now: _ }) => scrub(global, output).await,
         AdminCommand::Settings(command) => settings(global, command, output).await,
@@ -47,6 +49,26 @@ async fn create_account(
     };
     let account = hex::encode(api.create_account(new).await?);
     output.print(&json!({ "account": account, "email": email }), || format!("Made {email} ({account})"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn account_quota(
+    global: &Global,
+    arguments: &AccountQuota,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let told = connect(global).await?.account_quota(&arguments.email, arguments.quota).await?;
+    let document = json!({
+        "account": hex::encode(&told.account), "email": told.email, "quota_bytes": told.quota_bytes,
+        "used_bytes": told.used_bytes,
+    });
+    output.print(&document, || {
+        let quota = match told.quota_bytes {
+            0 => "no limit".to_owned(),
+            quota => format::size(quota),
+        };
+        format!("{}: {} used, quota {quota}", told.email, format::size(told.used_bytes))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -97,6 +119,7 @@ fn json_status(status: &v1::StatusResponse) -> Value {
         "disks": status.disks.iter().map(disk).collect::<Vec<_>>(),
         "stripes_total": status.stripes_total,
         "stripes_short": status.stripes_short,
+        "releases_aside": status.releases_aside,
         "shards_damaged_found": status.shards_damaged_found,
         "bytes_logical": status.bytes_logical,
         "bytes_unique": status.bytes_unique,

@@ -1,16 +1,44 @@
-//! `history`, `restore`.
+//! `history`, `versions`, `restore`.
 
 use std::process::ExitCode;
 
+use client::api::VersionsRemoved;
 use client::path::RemotePath;
 use proto::v1;
 use serde_json::{Value, json};
 
 use super::connect;
-use crate::args::{Global, History, Restore};
+use crate::args::{Global, History, Restore, VersionsCommand, VersionsRm};
 use crate::format::{self, json_entry};
 use crate::output::Output;
 use crate::table::{Side, Table};
+
+pub(crate) async fn run(
+    global: &Global,
+    command: VersionsCommand,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        VersionsCommand::Ls(arguments) => history(global, &arguments, output).await,
+        VersionsCommand::Rm(arguments) => remove(global, arguments, output).await,
+    }
+}
+
+async fn remove(global: &Global, arguments: VersionsRm, output: &Output) -> anyhow::Result<ExitCode> {
+    let path = RemotePath::parse(&arguments.path)?;
+    let which = match (arguments.keep, arguments.before) {
+        (Some(kept), _) => VersionsRemoved::AllButNewest(kept),
+        (None, Some(time_ms)) => VersionsRemoved::Before { time_ms },
+        (None, None) => VersionsRemoved::Listed(arguments.version),
+    };
+    let removed = connect(global).await?.remove_versions(&path, which).await?;
+    let document = json!({ "path": path.as_str(), "versions": removed.versions, "bytes": removed.bytes });
+    output.print(&document, || {
+        let versions = if removed.versions == 1 { "version" } else { "versions" };
+        format!("Removed {} earlier {versions} of {path}, {}", removed.versions, format::size(removed.bytes))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
 
 pub(crate) async fn history(
     global: &Global,

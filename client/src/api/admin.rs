@@ -48,6 +48,26 @@ impl ApiClient {
         Ok(answer.account)
     }
 
+    /// What an account may keep in its tree and what it has; after the quota was set, if `quota_bytes` is given (0 = no
+    /// limit).
+    ///
+    /// # Errors
+    /// If there is no such account, the gateway refuses or cannot be reached.
+    pub async fn account_quota(
+        &self,
+        email: &str,
+        quota_bytes: Option<u64>,
+    ) -> Result<v1::AccountQuotaResponse, CallError> {
+        let message = v1::AccountQuotaRequest {
+            request_id: self.new_request_id().await?,
+            email: email.to_owned(),
+            set: quota_bytes.is_some(),
+            quota_bytes: quota_bytes.unwrap_or(0),
+        };
+        self.call(message, |channel, request| async move { admin(channel).account_quota(request).await })
+            .await
+    }
+
     /// How the cluster is now.
     ///
     /// # Errors

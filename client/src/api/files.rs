@@ -11,6 +11,20 @@ use crate::path::RemotePath;
 /// Entries asked for in one page of a listing.
 const PAGE_ENTRIES: u32 = 2_000;
 
+/// Which earlier versions of a file are removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionsRemoved {
+    /// These; not the current one.
+    Listed(Vec<u64>),
+    /// All but so many of the newest, the current one counted; at least 1.
+    AllButNewest(u32),
+    /// Those that were stored before this time, the oldest first up to one that was not; never the current one.
+    Before {
+        /// Milliseconds since 1970.
+        time_ms: u64,
+    },
+}
+
 impl ApiClient {
     /// What is at `path`.
     ///
@@ -174,6 +188,29 @@ impl ApiClient {
             .call(message, |channel, request| async move { files(channel).restore_version(request).await })
             .await?;
         present(answer.entry, "entry")
+    }
+
+    /// Removes earlier versions of a file for good; gives how many, and their bytes.
+    ///
+    /// # Errors
+    /// If the current version is among those named, the gateway refuses otherwise, or cannot be reached.
+    pub async fn remove_versions(
+        &self,
+        path: &RemotePath,
+        which: VersionsRemoved,
+    ) -> Result<v1::RemoveVersionsResponse, CallError> {
+        let mut message = v1::RemoveVersionsRequest {
+            request_id: self.new_request_id().await?,
+            path: path.to_string(),
+            ..v1::RemoveVersionsRequest::default()
+        };
+        match which {
+            VersionsRemoved::Listed(versions) => message.versions = versions,
+            VersionsRemoved::AllButNewest(kept) => message.keep_newest = kept,
+            VersionsRemoved::Before { time_ms } => message.before_ms = time_ms,
+        }
+        self.call(message, |channel, request| async move { files(channel).remove_versions(request).await })
+            .await
     }
 
     /// One page of the trash, after the id `after` (0: from the start), and whether there are more.

@@ -99,7 +99,7 @@ fn disk_problem(view: &MetaView) -> Option<String> {
     let what = match view.status.disk_short {
         0 => return None,
         1 => {
-            "at its reserve: as a leader it takes only what makes room (`keepstone rm`, `keepstone trash purge`)"
+            "at its reserve: as a leader it takes only what makes room (`keepstone rm`, `keepstone trash purge`, `keepstone versions rm`)"
         }
         _ => "all but full: as a leader it takes nothing",
     };

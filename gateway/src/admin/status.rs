@@ -8,10 +8,11 @@
 use bytes::Bytes;
 use engine::cluster::{ClusterMap, DiskInfo, Health, Volume};
 use engine::ids::{GroupId, NodeId};
-use metaraft::model::row::{GroupCounters, StripeCount};
+use metaraft::model::row::{AsideRelease, GroupCounters, StripeCount};
 use proto::v1;
 
 use crate::admin::replicas::MetaViews;
+use crate::random::now_ms;
 
 /// What was asked of the cluster.
 pub(crate) struct Gathered {
@@ -182,6 +183,15 @@ fn disks(map: &ClusterMap) -> Vec<v1::DiskStatus> {
 }
 
 /// Puts the answer together.
+/// How long it is until a moment, for people.
+fn in_words(at_ms: u64, now_ms: u64) -> String {
+    match at_ms.saturating_sub(now_ms) / 60_000 {
+        0 => "within a minute".to_owned(),
+        minutes @ 1..120 => format!("in {minutes} min"),
+        minutes => format!("in {} h", minutes / 60),
+    }
+}
+
 pub(crate) fn status(gathered: &Gathered) -> v1::StatusResponse {
     let map = &gathered.map;
     let counters: Vec<&GroupCounters> =
@@ -209,7 +219,18 @@ pub(crate) fn status(gathered: &Gathered) -> v1::StatusResponse {
         // Reads go round damage; it is told, but is no reason to call the cluster degraded by itself.
         problems.lines.push(format!("{damaged} damaged shards were found; reads use the other shards"));
     }
+    let releases_aside: u64 = counters.iter().map(|counters| counters.releases_aside).sum();
+    let some_aside = counters.iter().flat_map(|counters| &counters.releases_aside_some).next();
+    if let Some(AsideRelease { why, attempts, retry_ms, .. }) = some_aside {
+        // Nothing else waits for them: what they would free stays taken.
+        problems.lines.push(format!(
+            "{releases_aside} removed contents could not be let go, and keep their space; one was tried {attempts} \
+             times and is tried again {}: {why}",
+            in_words(*retry_ms, now_ms())
+        ));
+    }
     v1::StatusResponse {
+        releases_aside,
         health: health.to_owned(),
         problems: problems.lines,
         nodes: nodes(gathered),
@@ -318,6 +339,34 @@ mod tests {
         let status = status(&gathered([UP, UP, Health::Missing], counts));
         assert_eq!((status.health.as_str(), status.stripes_total, status.stripes_short), ("degraded", 10, 5));
         assert!(status.problems.iter().any(|line| line.contains("missing")), "{:?}", status.problems);
+    }
+
+    #[test]
+    fn releases_that_were_set_aside_are_counted_and_told_with_their_reason() {
+        let mut gathered = gathered([UP, UP, UP], vec![]);
+        let release = metaraft::model::outcome::Release {
+            content: engine::ids::ContentId::from_bytes([1; 32]),
+            generation: 1,
+        };
+        let aside = AsideRelease {
+            namespace: engine::ids::NamespaceId::from_bytes([2; 16]),
+            release,
+            why: "its list is unreadable".to_owned(),
+            attempts: 3,
+            since_ms: 0,
+            retry_ms: now_ms() + 600_000,
+        };
+        if let Some((_group, Some(counters))) = gathered.groups.first_mut() {
+            (counters.releases_aside, counters.releases_aside_some) = (7, vec![aside]);
+        }
+        let status = status(&gathered);
+        assert_eq!(status.releases_aside, 7);
+        let told = status.problems.iter().find(|line| line.starts_with("7 removed contents")).unwrap();
+        assert!(told.contains("3 times") && told.contains("its list is unreadable"), "{told}");
+        assert_eq!(
+            [in_words(9, 10), in_words(90_000, 0), in_words(u64::MAX, 0)].map(|text| text.len() > 3),
+            [true; 3]
+        );
     }
 
     #[test]

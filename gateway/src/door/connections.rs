@@ -60,7 +60,7 @@ pub(crate) struct Connection {
     streams: AtomicU32,
     /// When the last stream ended, in milliseconds since the connection began; 0 before the first.
     ended_ms: AtomicU64,
-    /// Bytes read since a request was last answered, while it is unproven.
+    /// Bytes read since a request was last answered, or begun while there was none, while it is unproven.
     unproven_bytes: AtomicU64,
     /// Told when more may be read.
     pub(crate) may_read: Notify,
@@ -189,7 +189,10 @@ impl Connection {
 
     /// A stream begins; it ends when this is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> OpenStream {
-        self.streams.fetch_add(1, Ordering::Relaxed);
+        if self.streams.fetch_add(1, Ordering::Relaxed) == 0 {
+            // What came before belongs to requests that were answered.
+            self.unproven_bytes.store(0, Ordering::Relaxed);
+        }
         OpenStream(Arc::clone(self))
     }
 
@@ -200,9 +203,13 @@ impl Connection {
         }
     }
 
-    /// Whether more may be read: of strangers, `bytes_max` between one answer and the next.
+    /// Whether more may be read: of strangers, `bytes_max` between one answer and the next. While no request is
+    /// under way nothing would end the wait, and what comes is the rest of bodies that were refused, which is
+    /// thrown away as it is read.
     pub(crate) fn readable(&self, bytes_max: u64) -> bool {
-        self.is_proven() || self.unproven_bytes.load(Ordering::Relaxed) < bytes_max
+        self.is_proven()
+            || self.streams.load(Ordering::Relaxed) == 0
+            || self.unproven_bytes.load(Ordering::Relaxed) < bytes_max
     }
 
     /// When it has to be looked at again, and whether its time is over now: nothing was asked, or nothing any more.
@@ -329,11 +336,27 @@ mod tests {
     fn a_stranger_is_read_only_so_far_until_it_is_answered() {
         let connections = connections(10, 10, 10, 10);
         let place = connections.enter(address(1)).unwrap();
+        let stream = place.begin();
         place.has_read(100);
         assert!(place.readable(101) && !place.readable(100));
-        drop(place.begin());
+        let other = place.begin();
+        assert!(!place.readable(100));
+        drop(other);
         assert!(place.readable(100));
         place.has_read(100);
+        assert!(!place.readable(100));
         assert!(place.prove(account(1)) && place.readable(100));
+        drop(stream);
+    }
+
+    #[test]
+    fn the_rest_of_a_refused_body_is_read_away() {
+        let connections = connections(10, 10, 10, 10);
+        let place = connections.enter(address(1)).unwrap();
+        drop(place.begin());
+        place.has_read(1000);
+        assert!(place.readable(100), "nobody would say when to go on");
+        let _next = place.begin();
+        assert!(place.readable(100), "it has all of its bytes");
     }
 }

@@ -5,3 +5,4 @@ pub(crate) mod copy;
 pub(crate) mod create;
 pub(crate) mod look;
 pub(crate) mod trash;
+pub(crate) mod versions;

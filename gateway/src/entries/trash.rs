@@ -6,6 +6,7 @@ use metaraft::model::command::DataStep;
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::row::TrashRow;
 use proto::v1;
+use tonic::Code;
 
 use crate::auth::Caller;
 use crate::convert;
@@ -81,7 +82,8 @@ pub(crate) async fn restore(
     Ok(convert::entry_to_wire(row, Some(&path)))
 }
 
-/// Removes one item, or all, for good, and gives back what they referred to.
+/// Removes one item, or all, for good, and gives back what they referred to. Of all, one that cannot be removed does
+/// not stop the others.
 pub(crate) async fn purge(
     core: &Core,
     caller: &Caller,
@@ -94,16 +96,30 @@ pub(crate) async fn purge(
         purge_one(core, caller, request, trash, &mut purged).await?;
         return Ok(purged);
     }
-    let mut after = 0;
+    let (mut after, mut left, mut first) = (0, 0_u64, None);
     loop {
         let page = core.meta.trash(caller.namespace, after, PAGE_ENTRIES).await;
         let (rows, more) = page.map_err(|error| failed(&error))?;
         for row in &rows {
-            purge_one(core, caller, request, row.trash, &mut purged).await?;
             after = row.trash;
+            match purge_one(core, caller, request, row.trash, &mut purged).await {
+                Ok(()) => {}
+                // Somebody else purged it, or took it back.
+                Err(failure) if failure.code == Code::NotFound => {}
+                Err(failure) if matches!(failure.code, Code::Unavailable | Code::ResourceExhausted) => {
+                    return Err(failure);
+                }
+                Err(failure) => {
+                    left += 1;
+                    first.get_or_insert(failure);
+                }
+            }
         }
         if !more || rows.is_empty() {
-            return Ok(purged);
+            return match first {
+                None => Ok(purged),
+                Some(first) => Err(first.but_for(left, "item", "purged")),
+            };
         }
     }
 }

@@ -54,6 +54,17 @@ impl Admin for AdminService {
         Ok(Response::new(v1::CreateAccountResponse { account }))
     }
 
+    async fn account_quota(
+        &self,
+        request: Request<v1::AccountQuotaRequest>,
+    ) -> Result<Response<v1::AccountQuotaResponse>, Status> {
+        auth::caller(&request)?.require_admin()?;
+        let v1::AccountQuotaRequest { request_id, email, set, quota_bytes } = request.into_inner();
+        let set = if set { Some((convert::request_id(&request_id)?, quota_bytes)) } else { None };
+        let email = accounts::normalise_email(&email)?;
+        Ok(Response::new(accounts::quota(&self.core.meta, email, set).await?))
+    }
+
     async fn status(
         &self,
         request: Request<v1::StatusRequest>,

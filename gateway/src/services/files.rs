@@ -250,6 +250,16 @@ impl Files for FilesService {
         Ok(Response::new(v1::RestoreVersionResponse { entry: Some(entry) }))
     }
 
+    async fn remove_versions(
+        &self,
+        request: Request<v1::RemoveVersionsRequest>,
+    ) -> Result<Response<v1::RemoveVersionsResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let message = request.into_inner();
+        let request = convert::request_id(&message.request_id)?;
+        Ok(Response::new(entries::versions::remove(&self.core, &caller, request, &message).await?))
+    }
+
     async fn list_trash(
         &self,
         request: Request<v1::ListTrashRequest>,

@@ -1,13 +1,17 @@
 //! Opens upload sessions, many at once, and says which chunks are to be sent.
 //!
 //! The session's row is committed before anything is pinned for its holder, so that what a crash leaves behind is
-//! found by the session's expiry.
+//! found by the session's expiry. Who refers to the chunks, the holder, is minted for it here, and is in force if the
+//! session did not exist yet: otherwise the row says who it is, whichever gateway the session began through. So a
+//! session id that is used again, after its session is gone, never refers by the holder that a late release names.
 
 use std::sync::Arc;
 
-use engine::ids::{ContentId, EntryId};
+use engine::ids::{ContentId, EntryId, HolderId, UploadId};
+use engine::manifest::ManifestEntry;
 use futures_util::future::join_all;
 use metaraft::model::command::{DataStep, OpenUploadsMax, StepError};
+use metaraft::model::outcome::StepOutcome;
 use proto::v1;
 
 use crate::auth::Caller;
@@ -15,9 +19,10 @@ use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
 use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_UPLOADS_MAX};
+use crate::meta::wrong_reply;
 use crate::path::{RemotePath, shown};
 use crate::random;
-use crate::sessions::{Session, holder_of};
+use crate::sessions::Session;
 use crate::uploads::{forget, look};
 
 /// Chunk list entries in one fused command.
@@ -31,12 +36,20 @@ pub(crate) enum Look {
 }
 
 /// A session that is about to begin.
-pub(crate) struct Beginning {
+struct Beginning {
+    upload: UploadId,
+    content: ContentId,
+    entries: Vec<ManifestEntry>,
+    looks: Vec<Look>,
+    subject: String,
+    step: DataStep,
+}
+
+/// A session that has begun.
+pub(crate) struct Begun {
     pub(crate) session: Arc<Session>,
     /// Files whose current versions may hold its chunks.
     pub(crate) looks: Vec<Look>,
-    subject: String,
-    step: DataStep,
 }
 
 /// Begins all of them; each succeeds or fails by itself.
@@ -47,11 +60,12 @@ pub(crate) async fn begin(
 ) -> Result<Vec<v1::BegunUpload>, Failure> {
     check_batch(&uploads)?;
     let (life_ms, most) = (core.meta.session_life_ms(), core.meta.api().settings().open_uploads_max());
+    let expires_ms = random::now_ms().saturating_add(life_ms);
     let parsed: Vec<Result<Beginning, Failure>> =
         uploads.into_iter().map(|upload| parse(caller, &upload, life_ms, most)).collect();
     let valid: Vec<&Beginning> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
     let mut begun = commit_all(core, caller, &valid).await;
-    let without_room = |result: &Result<(), Failure>| result.as_ref().is_err_and(is_full);
+    let without_room = |result: &Result<HolderId, Failure>| result.as_ref().is_err_and(is_full);
     if begun.iter().any(without_room) && forget::tidy(core, caller.namespace).await? {
         // Sessions that nobody went on with have made room; those that have begun begin again harmlessly.
         begun = commit_all(core, caller, &valid).await;
@@ -63,9 +77,10 @@ pub(crate) async fn begin(
         results.push(match beginning {
             Err(failure) => Err(failure),
             Ok(beginning) => match begun.next() {
-                Some(Ok(())) => {
-                    let session = Arc::clone(&beginning.session);
-                    open.push(beginning);
+                Some(Ok(holder)) => {
+                    let Beginning { upload, content, entries, looks, .. } = beginning;
+                    let session = Arc::new(Session::new(upload, holder, content, expires_ms, entries));
+                    open.push(Begun { session: Arc::clone(&session), looks });
                     Ok(session)
                 }
                 Some(Err(failure)) => Err(failure),
@@ -74,8 +89,8 @@ pub(crate) async fn begin(
         });
     }
     look::pin_readable(core, caller, &open).await?;
-    for beginning in open {
-        core.sessions.insert(caller.namespace, beginning.session);
+    for begun in open {
+        core.sessions.insert(caller.namespace, begun.session);
     }
     Ok(results.into_iter().map(begun_to_wire).collect())
 }
@@ -125,11 +140,10 @@ fn parse(
     let cutter = convert::cutter(upload.cutter)?;
     let entries = convert::chunk_list(upload.chunks.as_ref(), cutter, upload.size)?;
     let content = ContentId::of(&entries);
-    let holder = holder_of(caller.namespace, id);
     let step = DataStep::UploadBegin {
         namespace: caller.namespace,
         upload: id,
-        holder,
+        holder: HolderId::from_bytes(random::bytes()),
         content,
         size: upload.size,
         cutter,
@@ -137,20 +151,19 @@ fn parse(
         life_ms,
         most,
     };
-    let expires_ms = random::now_ms().saturating_add(life_ms);
-    let session = Arc::new(Session::new(id, holder, content, expires_ms, entries));
-    Ok(Beginning { session, looks, subject, step })
+    Ok(Beginning { upload: id, content, entries, looks, subject, step })
 }
 
-/// Commits the sessions' rows, fused; in order. Beginning is idempotent, so request ids are fresh.
-async fn commit_all(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), Failure>> {
+/// Commits the sessions' rows, fused; in order, with the holders in force. Beginning is idempotent, so request ids are
+/// fresh.
+async fn commit_all(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<HolderId, Failure>> {
     let mut commands: Vec<&[&Beginning]> = Vec::new();
     let mut rest = sessions;
     while !rest.is_empty() {
         let mut entries = 0;
         let fitting = rest.iter().take(COMMAND_UPLOADS_MAX).take_while(|beginning| {
-            let fits = entries == 0 || entries + beginning.session.entries.len() <= COMMAND_ENTRIES_MAX;
-            entries += beginning.session.entries.len();
+            let fits = entries == 0 || entries + beginning.entries.len() <= COMMAND_ENTRIES_MAX;
+            entries += beginning.entries.len();
             fits
         });
         let (command, others) = rest.split_at(fitting.count().max(1));
@@ -162,12 +175,20 @@ async fn commit_all(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Ve
 }
 
 /// Commits some as one command, in which each succeeds or fails by itself.
-async fn commit_some(core: &Core, caller: &Caller, sessions: &[&Beginning]) -> Vec<Result<(), Failure>> {
+async fn commit_some(
+    core: &Core,
+    caller: &Caller,
+    sessions: &[&Beginning],
+) -> Vec<Result<HolderId, Failure>> {
     let items = sessions.iter().map(|beginning| vec![beginning.step.clone()]).collect();
     match core.meta.each(caller.namespace.slot(), random::request(), items).await {
         Ok(results) => {
-            let told = |(session, result): (&&Beginning, Result<_, StepError>)| {
-                result.map(drop).map_err(|error| Failure::from_step(&error, &session.subject))
+            let told = |(session, result): (&&Beginning, Result<Vec<StepOutcome>, StepError>)| match result
+                .map(|outcomes| outcomes.into_iter().next())
+            {
+                Ok(Some(StepOutcome::UploadBegun { holder })) => Ok(holder),
+                Ok(_) => Err(Failure::from_meta(&wrong_reply("begin"), &session.subject)),
+                Err(error) => Err(Failure::from_step(&error, &session.subject)),
             };
             sessions.iter().zip(results).map(told).collect()
         }

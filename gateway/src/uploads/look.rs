@@ -23,15 +23,15 @@ use crate::failure::Failure;
 use crate::limits::{LOOK_BATCH_ENTRIES_MAX, LOOK_ENTRIES_MAX};
 use crate::path::RemotePath;
 use crate::sessions::Session;
-use crate::uploads::begin::{Beginning, Look};
+use crate::uploads::begin::{Begun, Look};
 
 fn failed(error: &metaraft::api::MetaError) -> Failure {
     Failure::from_meta(error, "upload")
 }
 
 /// Pins what may be skipped, and marks it as durable in the sessions.
-pub(crate) async fn pin_readable(core: &Core, caller: &Caller, begun: &[Beginning]) -> Result<(), Failure> {
-    let sessions: Vec<&Session> = begun.iter().map(|beginning| beginning.session.as_ref()).collect();
+pub(crate) async fn pin_readable(core: &Core, caller: &Caller, begun: &[Begun]) -> Result<(), Failure> {
+    let sessions: Vec<&Session> = begun.iter().map(|begun| begun.session.as_ref()).collect();
     let mut readable: Vec<Vec<bool>> =
         sessions.iter().map(|session| vec![false; session.unknown().len()]).collect();
     mark_held(core, caller, &sessions, &mut readable).await?;
@@ -138,16 +138,16 @@ fn content_at(path: &RemotePath, resolved: &Resolved) -> Option<ContentId> {
 async fn mark_current(
     core: &Core,
     caller: &Caller,
-    begun: &[Beginning],
+    begun: &[Begun],
     readable: &mut [Vec<bool>],
 ) -> Result<(), Failure> {
     let mut asked: Vec<(usize, RemotePath)> = Vec::new();
     let mut asked_ids: Vec<(usize, EntryId)> = Vec::new();
-    for (number, beginning) in begun.iter().enumerate() {
+    for (number, begun) in begun.iter().enumerate() {
         if readable[number].iter().all(|readable| *readable) {
             continue;
         }
-        for look in &beginning.looks {
+        for look in &begun.looks {
             match look {
                 Look::Path(path) => asked.push((number, path.clone())),
                 Look::Entry(entry) => asked_ids.push((number, *entry)),
@@ -232,12 +232,11 @@ fn mark_chunk(chunk: ChunkId, looking: &[(usize, &Session)], readable: &mut [Vec
 #[cfg(test)]
 mod tests {
     use engine::cutter::Cutter;
-    use engine::ids::{EntryId, NamespaceId, UploadId, VersionId};
+    use engine::ids::{EntryId, UploadId, VersionId};
     use engine::manifest::ManifestEntry;
     use metaraft::model::row::{EntryRow, FileState};
 
     use super::*;
-    use crate::sessions::holder_of;
 
     fn chunk(byte: u8) -> ChunkId {
         ChunkId::from_bytes([byte; 32])
@@ -246,9 +245,9 @@ mod tests {
     fn session(chunks: &[u8]) -> Session {
         let entries: Vec<ManifestEntry> =
             chunks.iter().map(|byte| ManifestEntry { id: chunk(*byte), size: 1 }).collect();
-        let (namespace, upload) = (NamespaceId::from_bytes([0; 16]), UploadId::from_bytes([1; 16]));
+        let (upload, holder) = (UploadId::from_bytes([1; 16]), HolderId::from_bytes([2; 16]));
         let content = ContentId::of(&entries);
-        Session::new(upload, holder_of(namespace, upload), content, u64::MAX, entries)
+        Session::new(upload, holder, content, u64::MAX, entries)
     }
 
     fn resolved(found: u32, kind: EntryKind) -> Resolved {

@@ -146,6 +146,13 @@ impl Cluster {
         cluster
     }
 
+    /// The metadata as gateways reach it.
+    pub(crate) fn meta_api(&self) -> MetaApi {
+        let tls = self.authority.issue(self.directory.path(), Role::Gateway, 9);
+        let identity = TlsIdentity::load(&tls).unwrap();
+        MetaApi::start(MetaClient::new(&[self.meta_address.to_string()], &identity).unwrap())
+    }
+
     pub(crate) async fn start_storage(&mut self, node: u64) {
         let data_dir = self.directory.path().join(format!("storage-{node}"));
         let config = StorageConfig {

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::outcome::StepOutcome;
 use super::row::{AccountRow, DeviceRow, EntryKind, SecretBytes};
 
+pub use super::choice::{Base, OnExisting, OpenUploadsMax, VersionChoice};
 pub use super::step_error::StepError;
 
 /// What a client of a group proposes.
@@ -120,37 +121,6 @@ pub struct AttestedDisk {
     pub attested: DiskAttestation,
 }
 
-/// What must be at the target for a commit to go through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Base {
-    /// Nothing.
-    Absent,
-    /// A file with this current version.
-    Version(VersionId),
-    /// Nothing or a file, whichever version.
-    Any,
-}
-
-/// What to do with an entry that is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OnExisting {
-    /// Refuse: [`StepError::AlreadyExists`].
-    Refuse,
-    /// If it is a folder and a folder was asked for, answer with it.
-    TakeFolder,
-    /// If both are symlinks, point it elsewhere.
-    ReplaceSymlink,
-}
-
-/// How many upload sessions of a namespace there may be that have not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenUploadsMax {
-    /// Sessions.
-    pub sessions: u64,
-    /// Entries of their chunk lists together.
-    pub list_entries: u64,
-}
-
 /// A chunk to be registered, with those who refer to it from the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewChunk {
@@ -216,13 +186,14 @@ pub enum DataStep {
         /// Bytes that all kept versions may take; 0 = no limit.
         quota_bytes: u64,
     },
-    /// Opens an upload session, and keeps its chunk list. For an equal session the same as [`DataStep::UploadExtend`].
+    /// Opens an upload session, and keeps its chunk list. For an equal session, whatever its holder, the same as
+    /// [`DataStep::UploadExtend`]. Answers [`StepOutcome::UploadBegun`] with the holder in force.
     UploadBegin {
         /// Where it will be committed.
         namespace: NamespaceId,
         /// The session.
         upload: UploadId,
-        /// Who refers to its chunks.
+        /// Who refers to its chunks, if the session begins now: fresh random bits.
         holder: HolderId,
         /// Name of the content that it makes.
         content: ContentId,
@@ -565,6 +536,39 @@ pub enum DataStep {
         namespace: NamespaceId,
         /// The session.
         upload: UploadId,
+    },
+    /// Removes earlier versions of a file in the tree for good, oldest first, up to `versions_max` of those chosen;
+    /// the current one always stays. Answers [`StepOutcome::VersionsRemoved`]; repeated by the caller until it is
+    /// done. Idempotent: what is not there any more is nothing to do.
+    VersionsRemove {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which file.
+        entry: EntryId,
+        /// Which of its versions.
+        which: VersionChoice,
+        /// At most so many now.
+        versions_max: u32,
+    },
+    /// Sets how many bytes a namespace may take; what is there stays, even if it is more. Idempotent.
+    NamespaceQuotaSet {
+        /// Which.
+        namespace: NamespaceId,
+        /// 0 = no limit.
+        quota_bytes: u64,
+    },
+    /// Takes a release that cannot be done now out of the way of the others, to be tried again later: see
+    /// [`super::query::Query::ReleasesDue`]. It stays queued, also for [`DataStep::ReleaseDone`]. Each time it waits
+    /// longer. Nothing is done if it is not queued any more.
+    ReleaseSetAside {
+        /// Whose queue.
+        namespace: NamespaceId,
+        /// The content.
+        content: ContentId,
+        /// The generation.
+        generation: u64,
+        /// Why it cannot be done, for people; cut to [`super::row::ASIDE_WHY_BYTES_MAX`].
+        why: String,
     },
 }
 

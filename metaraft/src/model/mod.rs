@@ -1,6 +1,7 @@
 //! What the metadata groups hold and how it is changed and read: rows, commands, queries, settings, and their
 //! encoding.
 
+mod choice;
 pub mod codec;
 pub mod command;
 pub mod outcome;

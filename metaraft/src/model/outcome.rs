@@ -81,6 +81,22 @@ pub enum StepOutcome {
     },
     /// [`super::command::RootStep::SecretMake`].
     Secret(SecretBytes),
+    /// [`super::command::DataStep::UploadBegin`].
+    UploadBegun {
+        /// Who refers to the session's chunks: of a session that had begun before, the one that it began with.
+        holder: HolderId,
+    },
+    /// [`super::command::DataStep::VersionsRemove`].
+    VersionsRemoved {
+        /// Nothing is left of what was chosen.
+        done: bool,
+        /// Versions removed by this step.
+        versions: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// As of [`StepOutcome::Purged`].
+        releases: Vec<Release>,
+    },
 }
 
 /// A reference of a namespace to a content, to be released.

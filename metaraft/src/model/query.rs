@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::Release;
 use super::row::{
-    AccountRow, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow, SecretBytes,
-    TrashRow, UploadRow, VersionRow,
+    AccountRow, AsideRelease, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow,
+    SecretBytes, TrashRow, UploadRow, VersionRow,
 };
 
 /// A question to one group. Lists are bounded by [`super::QUERY_ITEMS_MAX`] items and about [`super::PAGE_BYTES_MAX`]
@@ -212,6 +212,14 @@ pub enum Query {
         /// Which.
         devices: Vec<(AccountId, DeviceId)>,
     },
+    /// Releases of all namespaces of the group that were set aside and are to be tried again by now, the longest due
+    /// first. Answers [`Reply::ReleasesAside`].
+    ReleasesDue {
+        /// Now, milliseconds since 1970.
+        now_ms: u64,
+        /// At most so many.
+        count_max: u32,
+    },
 }
 
 /// Where the listing of a folder has come to.
@@ -320,6 +328,8 @@ pub enum Reply {
     Secret(Option<SecretBytes>),
     /// Sessions.
     UploadsOpen(Vec<UploadRow>),
+    /// Releases that were set aside.
+    ReleasesAside(Vec<AsideRelease>),
 }
 
 /// A page of what is below a folder.

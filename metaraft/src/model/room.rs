@@ -21,7 +21,9 @@ fn step_makes_room(step: &DataStep) -> bool {
         DataStep::EntryDelete { .. }
         | DataStep::EntryDeleteSeen { .. }
         | DataStep::TrashPurge { .. }
+        | DataStep::VersionsRemove { .. }
         | DataStep::ReleaseDone { .. }
+        | DataStep::ReleaseSetAside { .. }
         | DataStep::ContentRelease { .. }
         | DataStep::DeadContentForget { .. }
         | DataStep::ChunksUnpin { .. }
@@ -36,9 +38,10 @@ fn step_makes_room(step: &DataStep) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use engine::ids::{ContentId, NamespaceId, RequestId};
+    use engine::ids::{ContentId, EntryId, NamespaceId, RequestId};
 
     use super::*;
+    use crate::model::command::VersionChoice;
 
     fn command(steps: Vec<DataStep>) -> Vec<u8> {
         codec::encode(&Command { request: RequestId::new(1, [0; 16]), steps: Steps::Data(steps) })
@@ -49,6 +52,9 @@ mod tests {
         let namespace = NamespaceId::from_bytes([1; 16]);
         let content = ContentId::from_bytes([2; 32]);
         let done = DataStep::ReleaseDone { namespace, content, generation: 1 };
+        let which = VersionChoice::AllButNewest(1);
+        let versions = DataStep::VersionsRemove { namespace, entry: EntryId(2), which, versions_max: 1 };
+        assert!(makes_room(&command(vec![versions])));
         let takes = DataStep::JournalHorizonSet { horizon_ms: 1 };
         assert!(makes_room(&command(vec![done.clone()])));
         assert!(makes_room(&command(vec![DataStep::Each { items: vec![vec![done.clone()]] }])));

@@ -9,6 +9,8 @@ use engine::location::ChunkLocation;
 use engine::manifest::ContentList;
 use serde::{Deserialize, Serialize};
 
+use super::outcome::Release;
+
 /// The root folder of every namespace.
 pub const ROOT_ENTRY: EntryId = EntryId(1);
 
@@ -310,4 +312,28 @@ pub struct GroupCounters {
     pub chunks: u64,
     /// Stripes by volume and positions.
     pub stripes: Vec<StripeCount>,
+    /// Releases that were set aside; at most [`super::QUERY_ITEMS_MAX`] are counted.
+    pub releases_aside: u64,
+    /// Some of them, those that are tried again soonest.
+    pub releases_aside_some: Vec<AsideRelease>,
+}
+
+/// Bytes of the reason for which a release was set aside.
+pub const ASIDE_WHY_BYTES_MAX: usize = 300;
+
+/// A release that could not be done, and is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsideRelease {
+    /// Whose.
+    pub namespace: NamespaceId,
+    /// What is released.
+    pub release: Release,
+    /// Why it could not be done the last time.
+    pub why: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was first set aside, by the leader's time.
+    pub since_ms: u64,
+    /// When it is to be tried again.
+    pub retry_ms: u64,
 }

@@ -27,6 +27,8 @@ pub(super) enum Table {
     Expiry = 3,
     /// Journal rows of what is gone, by when it went.
     Tombstone = 4,
+    /// Releases that were set aside, by when they are to be tried again.
+    ReleaseRetry = 5,
 
     /// The installation (root group).
     Cluster = 10,
@@ -74,6 +76,8 @@ pub(super) enum Table {
     Release = 39,
     /// Up to which number the journal has been pruned.
     JournalPruned = 40,
+    /// References to be released that could not be, and wait.
+    ReleaseAside = 41,
     /// Upload sessions that have not been committed nor forgotten, by when they end.
     UploadOpen = 42,
 
@@ -345,6 +349,26 @@ pub(super) fn release(namespace: NamespaceId, content: ContentId, generation: u6
 pub(super) fn release_parts(key: &[u8]) -> Option<(ContentId, u64)> {
     let (content, generation) = last(key, ContentId::LENGTH + 8)?.split_at_checked(ContentId::LENGTH)?;
     Some((ContentId::from_slice(content).ok()?, u64::from_be_bytes(generation.try_into().ok()?)))
+}
+
+pub(super) fn release_aside(namespace: NamespaceId, content: ContentId, generation: u64) -> Vec<u8> {
+    in_namespace(Table::ReleaseAside, namespace).bytes(content.as_bytes()).number(generation).0
+}
+
+/// A release that is to be tried again at `retry_ms`.
+pub(super) fn release_retry(
+    retry_ms: u64,
+    namespace: NamespaceId,
+    content: ContentId,
+    generation: u64,
+) -> Vec<u8> {
+    let at = Key::of(Table::ReleaseRetry).number(retry_ms).bytes(namespace.as_bytes());
+    at.bytes(content.as_bytes()).number(generation).0
+}
+
+/// The first key of what is to be tried again at `retry_ms` or later.
+pub(super) fn release_retries_from(retry_ms: u64) -> Vec<u8> {
+    Key::of(Table::ReleaseRetry).number(retry_ms).0
 }
 
 fn in_content(table: Table, content: ContentId) -> Key {

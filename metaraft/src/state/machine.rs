@@ -22,7 +22,7 @@ use crate::kv::{Changes, Txn, View};
 use crate::model::STEPS_MAX;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
-use crate::model::outcome::StepOutcome;
+use crate::model::outcome::{Release, StepOutcome};
 use crate::model::row::ContentRow;
 use crate::warden::liveness::Liveness;
 
@@ -244,5 +244,14 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
         DataStep::ChunksUnreadable { chunks } => group.chunks_unreadable(chunks),
         DataStep::UploadExpire { namespace, upload } => group.upload_expire(*namespace, *upload),
         DataStep::UploadForget { namespace, upload } => group.upload_forget(*namespace, *upload),
+        DataStep::VersionsRemove { namespace, entry, which, versions_max } => {
+            group.versions_remove(*namespace, *entry, which, *versions_max)
+        }
+        DataStep::NamespaceQuotaSet { namespace, quota_bytes } => {
+            group.namespace_quota_set(*namespace, *quota_bytes)
+        }
+        DataStep::ReleaseSetAside { namespace, content, generation, why } => {
+            group.release_set_aside(*namespace, Release { content: *content, generation: *generation }, why)
+        }
     }
 }

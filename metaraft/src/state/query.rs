@@ -21,7 +21,7 @@ use crate::model::codec;
 use crate::model::command::StepError;
 use crate::model::query::{Query, Reply};
 use crate::model::row::{
-    AccountRow, ChunkRow, ChunkState, ContentRow, DeviceRow, GroupCounters, StripeCount,
+    AccountRow, AsideRelease, ChunkRow, ChunkState, ContentRow, DeviceRow, GroupCounters, StripeCount,
 };
 use crate::model::settings::Settings;
 use crate::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX};
@@ -35,6 +35,9 @@ const MANIFEST_ENTRY_BYTES: usize = 40;
 
 /// Rows of the cluster map's tables: more nodes, disks or volumes than any cluster of this design has.
 const MAP_ROWS_MAX: usize = 1_000_000;
+
+/// Releases that were set aside, of those that counters tell more of.
+const ASIDE_SHOWN_MAX: usize = 5;
 
 /// Why a query has no answer of its own kind.
 #[derive(Debug)]
@@ -179,6 +182,13 @@ impl<'a> Reader<'a> {
             Query::ChunksLocate { chunks } => self.chunks_locate(&chunks),
             Query::ChunksPinned { holder, chunks } => self.chunks_pinned(holder, &chunks),
             Query::Counters => Ok(Reply::Counters(self.counters()?)),
+            Query::ReleasesDue { now_ms, count_max } => {
+                let before = keys::release_retries_from(now_ms.saturating_add(1));
+                let range = KeyRange::between(&keys::table(Table::ReleaseRetry), &before);
+                Ok(Reply::ReleasesAside(
+                    self.releases_aside(&range, count_max.min(QUERY_ITEMS_MAX) as usize)?,
+                ))
+            }
             Query::ClusterMap | Query::Settings | Query::Secret { .. } => Err(Refusal::NotUnderstood),
             query => self.answer_tree(query),
         }
@@ -258,8 +268,23 @@ impl<'a> Reader<'a> {
         for (key, bytes) in self.scan(&range, QUERY_ITEMS_MAX as usize) {
             stripes.push(decode_row::<StripeCount>(&key, &bytes)?);
         }
+        let aside = KeyRange::prefix(&keys::table(Table::ReleaseRetry));
+        let releases_aside = self.scan(&aside, QUERY_ITEMS_MAX as usize).len() as u64;
+        let releases_aside_some = self.releases_aside(&aside, ASIDE_SHOWN_MAX)?;
         let SumsRow { bytes_logical, bytes_unique, chunks, .. } = sums;
-        Ok(GroupCounters { bytes_logical, bytes_unique, chunks, stripes })
+        Ok(GroupCounters {
+            bytes_logical,
+            bytes_unique,
+            chunks,
+            stripes,
+            releases_aside,
+            releases_aside_some,
+        })
+    }
+
+    fn releases_aside(&self, range: &KeyRange, limit: usize) -> Result<Vec<AsideRelease>, Refusal> {
+        let rows = self.scan(range, limit);
+        Ok(rows.iter().map(|(key, bytes)| decode_row(key, bytes)).collect::<Result<_, _>>()?)
     }
 }
 

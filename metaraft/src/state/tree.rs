@@ -124,6 +124,16 @@ impl Group<'_, '_> {
         Ok(StepOutcome::Done)
     }
 
+    pub(super) fn namespace_quota_set(
+        &mut self,
+        namespace: NamespaceId,
+        quota_bytes: u64,
+    ) -> Result<StepOutcome, StepError> {
+        let row = self.namespace(namespace)?;
+        self.put_namespace(namespace, &NamespaceRow { quota_bytes, ..row });
+        Ok(StepOutcome::Done)
+    }
+
     /// Writes an entry at its row's place. What was at another place before is taken away by the caller.
     pub(super) fn put_entry(&mut self, namespace: NamespaceId, row: &EntryRow) {
         let parent = if row.entry == ROOT_ENTRY { ABOVE_ROOT } else { row.parent };

@@ -136,6 +136,15 @@ impl<'t, 'v> Group<'t, 'v> {
         self.txn.scan(range, limit).iter().map(|(key, bytes)| decode_row(key, bytes)).collect()
     }
 
+    /// Up to `limit` rows of `range`, the last one first.
+    pub(super) fn scan_range_reverse<T: DeserializeOwned>(
+        &self,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<T>, StepError> {
+        self.txn.scan_reverse(range, limit).iter().map(|(key, bytes)| decode_row(key, bytes)).collect()
+    }
+
     /// Up to `limit` rows of `range`, in order, with their keys.
     pub(super) fn scan_keys(&self, range: &KeyRange, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         self.txn.scan(range, limit)

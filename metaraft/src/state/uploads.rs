@@ -1,6 +1,7 @@
 //! Upload sessions: their chunk lists, the intent that holds a content, the commit, and giving up.
 //!
 //! Invariants:
+//! - A session's holder is the one that it first began with, whoever begins it again.
 //! - A session goes from open to held to committed, or from either to aborted, and never back.
 //! - A held session has one use of its content, which the commit turns into the version's and an abort gives back.
 //! - A session counts against the quota from its beginning on, and is among the open ones until it is committed or
@@ -96,14 +97,14 @@ impl Group<'_, '_> {
         let mut row = self.namespace(namespace)?;
         let key = keys::upload(namespace, upload);
         if let Some(existing) = self.get::<UploadRow>(&key)? {
-            let equal = existing.holder == session.holder
-                && existing.content == session.content
+            let equal = existing.content == session.content
                 && existing.size == session.size
                 && existing.cutter == session.cutter;
             if !equal {
                 return Err(StepError::AlreadyExists { kind: "upload session".to_owned() });
             }
-            return self.upload_extend(namespace, upload, session.life_ms);
+            self.upload_extend(namespace, upload, session.life_ms)?;
+            return Ok(StepOutcome::UploadBegun { holder: existing.holder });
         }
         check_list(session)?;
         row.charge_upload(session.size, session.chunks.len() as u64, session.most)?;
@@ -124,7 +125,7 @@ impl Group<'_, '_> {
         for (part, entries) in (0..).zip(session.chunks.chunks(UPLOAD_PART_ENTRIES)) {
             self.put(&keys::upload_part(namespace, upload, part), &entries);
         }
-        Ok(StepOutcome::Done)
+        Ok(StepOutcome::UploadBegun { holder: session.holder })
     }
 
     /// Makes a session that has not ended live for a time from now on, unless it lives longer anyway.

@@ -6,6 +6,8 @@
 //! - With the last use the row goes, and the reference is queued to be released; a later use has a new generation,
 //!   so a late release never hits it.
 //! - Empty content has no rows.
+//! - A release is queued or set aside, never both, until it is done. One that is set aside has a row that says why and
+//!   when it is tried again, and one that finds it by that time.
 
 use engine::ids::{ContentId, NamespaceId};
 
@@ -14,7 +16,19 @@ use super::rows::UseRow;
 use super::txn::{Group, invalid};
 use crate::model::command::StepError;
 use crate::model::outcome::{Release, StepOutcome};
-use crate::model::row::NamespaceRow;
+use crate::model::row::{ASIDE_WHY_BYTES_MAX, AsideRelease, NamespaceRow};
+
+/// How long a release is left alone after it failed for the first time; doubled with each further time.
+const RETRY_FIRST_MS: u64 = 60_000;
+
+/// The longest that it is left alone.
+const RETRY_LAST_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// How long a release waits that has failed so often.
+fn retry_after_ms(attempts: u32) -> u64 {
+    let doubled = 1_u64.checked_shl(attempts.saturating_sub(1)).unwrap_or(u64::MAX);
+    RETRY_FIRST_MS.saturating_mul(doubled).min(RETRY_LAST_MS)
+}
 
 impl Group<'_, '_> {
     /// Counts one more use. A new row has a new generation, and is not retained yet.
@@ -89,6 +103,46 @@ impl Group<'_, '_> {
     ) -> Result<StepOutcome, StepError> {
         self.own(namespace.slot())?;
         self.delete(&keys::release(namespace, content, generation));
+        self.aside_take(namespace, Release { content, generation })?;
         Ok(StepOutcome::Done)
+    }
+
+    pub(super) fn release_set_aside(
+        &mut self,
+        namespace: NamespaceId,
+        release: Release,
+        why: &str,
+    ) -> Result<StepOutcome, StepError> {
+        self.own(namespace.slot())?;
+        let Release { content, generation } = release;
+        let queued = keys::release(namespace, content, generation);
+        let before = self.aside_take(namespace, release)?;
+        if before.is_none() && !self.contains(&queued) {
+            return Ok(StepOutcome::Done);
+        }
+        self.delete(&queued);
+        let (attempts, since_ms) =
+            before.map_or((0, self.time_ms), |before| (before.attempts, before.since_ms));
+        let attempts = attempts.saturating_add(1);
+        let retry_ms = self.time_ms.saturating_add(retry_after_ms(attempts));
+        let why = why[..why.floor_char_boundary(ASIDE_WHY_BYTES_MAX)].to_owned();
+        let row = AsideRelease { namespace, release, why, attempts, since_ms, retry_ms };
+        self.put(&keys::release_aside(namespace, content, generation), &row);
+        self.put(&keys::release_retry(retry_ms, namespace, content, generation), &row);
+        Ok(StepOutcome::Done)
+    }
+
+    /// Removes the rows of a release that was set aside, and gives what they said.
+    fn aside_take(
+        &mut self,
+        namespace: NamespaceId,
+        release: Release,
+    ) -> Result<Option<AsideRelease>, StepError> {
+        let Release { content, generation } = release;
+        let key = keys::release_aside(namespace, content, generation);
+        let Some(row) = self.get::<AsideRelease>(&key)? else { return Ok(None) };
+        self.delete(&key);
+        self.delete(&keys::release_retry(row.retry_ms, namespace, content, generation));
+        Ok(Some(row))
     }
 }

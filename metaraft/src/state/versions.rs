@@ -11,8 +11,10 @@ use engine::ids::{ContentId, DeviceId, EntryId, NamespaceId, VersionId};
 use super::keys;
 use super::quota::VERSION_BYTES;
 use super::tree::Change;
-use super::txn::{Group, not_found};
-use crate::model::command::StepError;
+use super::txn::{Group, invalid, not_found};
+use crate::kv::KeyRange;
+use crate::model::QUERY_ITEMS_MAX;
+use crate::model::command::{StepError, VersionChoice};
 use crate::model::outcome::{Release, StepOutcome};
 use crate::model::row::{EntryKind, EntryRow, FileState, NamespaceRow, VersionRow};
 
@@ -45,7 +47,7 @@ impl Group<'_, '_> {
         Ok(FileState { version, content: like.content, size: like.size, cutter: like.cutter })
     }
 
-    /// Removes a version row of an entry in the trash, and gives back what it cost.
+    /// Removes a version row of an entry in the trash, or one that is not current, and gives back what it cost.
     pub(super) fn version_remove(
         &mut self,
         namespace: NamespaceId,
@@ -92,5 +94,82 @@ impl Group<'_, '_> {
         self.put_entry(namespace, &file);
         self.put_namespace(namespace, &row);
         Ok(StepOutcome::Entry(file))
+    }
+
+    pub(super) fn versions_remove(
+        &mut self,
+        namespace: NamespaceId,
+        entry: EntryId,
+        which: &VersionChoice,
+        versions_max: u32,
+    ) -> Result<StepOutcome, StepError> {
+        let mut row = self.namespace(namespace)?;
+        let file: EntryRow = self.live_entry(namespace, entry)?;
+        let EntryKind::File(current) = file.kind else {
+            return Err(StepError::WrongKind { is: file.kind.word().to_owned() });
+        };
+        if versions_max == 0 || versions_max > QUERY_ITEMS_MAX {
+            return Err(invalid(format!("1 to {QUERY_ITEMS_MAX} versions are removed at once")));
+        }
+        let limit = usize::try_from(versions_max).unwrap_or(usize::MAX);
+        // One more than is removed tells whether that is all.
+        let mut chosen = self.versions_chosen(namespace, entry, current.version, which, limit + 1)?;
+        let done = chosen.len() <= limit;
+        chosen.truncate(limit);
+        let (mut bytes, mut releases) = (0, Vec::new());
+        for version in &chosen {
+            releases.extend(self.version_remove(namespace, &mut row, entry, version)?);
+            bytes += version.size;
+        }
+        self.put_namespace(namespace, &row);
+        Ok(StepOutcome::VersionsRemoved { done, versions: chosen.len() as u64, bytes, releases })
+    }
+
+    /// Up to `limit` of the versions that are chosen and there, oldest first; never the current one.
+    fn versions_chosen(
+        &self,
+        namespace: NamespaceId,
+        entry: EntryId,
+        current: VersionId,
+        which: &VersionChoice,
+        limit: usize,
+    ) -> Result<Vec<VersionRow>, StepError> {
+        let all = keys::versions(namespace, entry);
+        let mut chosen: Vec<VersionRow> = match which {
+            VersionChoice::Listed(listed) if listed.len() > QUERY_ITEMS_MAX as usize => {
+                return Err(invalid(format!("at most {QUERY_ITEMS_MAX} versions are named at once")));
+            }
+            VersionChoice::Listed(listed) if listed.contains(&current) => {
+                return Err(invalid(format!("version {current} is the current one, which stays")));
+            }
+            VersionChoice::Listed(listed) => {
+                let mut listed = listed.clone();
+                listed.sort_unstable();
+                listed.dedup();
+                let rows = listed.into_iter().filter_map(|version| {
+                    self.get::<VersionRow>(&keys::version(namespace, entry, version)).transpose()
+                });
+                rows.take(limit).collect::<Result<_, StepError>>()?
+            }
+            VersionChoice::AllButNewest(kept) if *kept == 0 || *kept > QUERY_ITEMS_MAX => {
+                return Err(invalid(format!(
+                    "1 to {QUERY_ITEMS_MAX} versions are kept, the current one counted"
+                )));
+            }
+            VersionChoice::AllButNewest(kept) => {
+                let newest: Vec<VersionRow> =
+                    self.scan_range_reverse(&KeyRange::prefix(&all), *kept as usize)?;
+                let oldest_kept = newest.last().map_or(VersionId(0), |row| row.version);
+                let mut rows: Vec<VersionRow> = self.scan(&all, limit)?;
+                rows.retain(|row| row.version < oldest_kept);
+                rows
+            }
+            VersionChoice::Before { time_ms } => {
+                let rows: Vec<VersionRow> = self.scan(&all, limit)?;
+                rows.into_iter().take_while(|row| row.created_ms < *time_ms).collect()
+            }
+        };
+        chosen.retain(|row| row.version != current);
+        Ok(chosen)
     }
 }

@@ -60,10 +60,13 @@ impl Abort {
                     Some(outcome) => Some(outcome.unwrap().remove(0)),
                 };
                 match outcome {
-                    Some(StepOutcome::Aborted { holder: Some(_), release: Some(release) }) => {
-                        Phase::Release(Cleaner::of(world, namespace, release))
+                    Some(StepOutcome::Aborted { holder: Some(holder), release }) => {
+                        self.session.holder = holder;
+                        match release {
+                            Some(release) => Phase::Release(Cleaner::of(world, namespace, release)),
+                            None => Phase::Dismiss,
+                        }
                     }
-                    Some(StepOutcome::Aborted { holder: Some(_), release: None }) => Phase::Dismiss,
                     Some(StepOutcome::Aborted { holder: None, .. }) | None => return Progress::Ended,
                     other => panic!("{other:?}"),
                 }

@@ -8,6 +8,7 @@ use super::world::{Progress, World};
 use crate::model::command::DataStep;
 use crate::model::outcome::{DeadContent, Release, StepOutcome};
 use crate::model::query::{Query, Reply};
+use crate::model::row::AsideRelease;
 
 #[derive(Clone, Debug)]
 enum Phase {
@@ -21,6 +22,8 @@ enum Phase {
 pub(super) struct Cleaner {
     namespace: NamespaceId,
     phase: Phase,
+    /// It cannot do what it takes up, or thinks so.
+    fails: bool,
     attempt: [u8; 8],
     started_ms: u64,
     step: u32,
@@ -42,6 +45,9 @@ impl Cleaner {
     pub(super) fn needed(world: &mut World) -> impl Iterator<Item = Self> {
         let queued = world.rows::<()>(Table::Release);
         let mut cleaners = Vec::new();
+        for (_key, aside) in world.rows::<AsideRelease>(Table::ReleaseAside) {
+            cleaners.push(Self::of(world, aside.namespace, aside.release));
+        }
         for (key, ()) in queued {
             let (content, generation) = release_parts(&key).unwrap();
             let namespace = NamespaceId::from_slice(&key[3..19]).unwrap();
@@ -51,7 +57,8 @@ impl Cleaner {
     }
 
     fn with(world: &mut World, namespace: NamespaceId, phase: Phase) -> Self {
-        Self { namespace, phase, attempt: world.random.random(), started_ms: world.time_ms, step: 0 }
+        let fails = world.random.random_bool(0.1);
+        Self { namespace, phase, fails, attempt: world.random.random(), started_ms: world.time_ms, step: 0 }
     }
 
     fn request(&mut self) -> RequestId {
@@ -74,6 +81,13 @@ impl Cleaner {
                 else {
                     panic!("no releases");
                 };
+                let query = Query::ReleasesDue { now_ms: world.time_ms, count_max: 1 };
+                let Reply::ReleasesAside(due) = world.ask(home, &query) else { panic!("no releases") };
+                if let Some(due) = due.first() {
+                    assert!(due.retry_ms <= world.time_ms, "not due yet: {due:?}");
+                    (self.namespace, self.phase) = (due.namespace, Phase::Release(due.release));
+                    return Progress::Going;
+                }
                 if queued.is_empty() {
                     return Progress::Ended;
                 }
@@ -81,6 +95,15 @@ impl Cleaner {
             }
             Phase::Release(release) => {
                 let Release { content, generation } = release;
+                if self.fails {
+                    let why = "the list is unreadable".to_owned();
+                    self.propose(
+                        world,
+                        home,
+                        DataStep::ReleaseSetAside { namespace, content, generation, why },
+                    );
+                    return Progress::Ended;
+                }
                 let step = DataStep::ContentRelease { content, namespace, generation };
                 match self.propose(world, world.group_of(content.slot()), step) {
                     Some(StepOutcome::Released { dead: None }) => Phase::Done(release),

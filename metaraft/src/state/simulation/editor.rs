@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom;
 
 use super::super::keys::{self, Table};
 use super::world::World;
-use crate::model::command::{DataStep, OnExisting};
+use crate::model::command::{DataStep, OnExisting, VersionChoice};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
 use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY, TrashRow, VersionRow};
@@ -67,7 +67,7 @@ fn some_edit(world: &mut World, namespace: NamespaceId) -> DataStep {
     let all = entries(world, namespace);
     let entry = all.choose(&mut world.random).unwrap().clone();
     let (device, replace) = (world.device, world.random.random_bool(0.4));
-    match world.random.random_range(0..20) {
+    match world.random.random_range(0..23) {
         0..4 => DataStep::EntryCreate {
             namespace,
             parent: to_parent,
@@ -111,9 +111,28 @@ fn some_edit(world: &mut World, namespace: NamespaceId) -> DataStep {
             let trash = some_trash(world, namespace);
             DataStep::TrashRestore { namespace, trash, to_parent, to_name }
         }
+        20.. => some_removal(world, namespace, entry.entry),
         _ => {
             let (trash, entries_max) = (some_trash(world, namespace), world.random.random_range(1..6));
             DataStep::TrashPurge { namespace, trash, entries_max }
         }
     }
+}
+
+/// A removal of some versions of an entry, perhaps of the current one too, which is refused.
+fn some_removal(world: &mut World, namespace: NamespaceId, entry: EntryId) -> DataStep {
+    let of_entry = keys::versions(namespace, entry);
+    let mut versions: Vec<VersionRow> = world
+        .rows(Table::Version)
+        .into_iter()
+        .filter(|(key, _)| key.starts_with(&of_entry))
+        .map(|(_, row)| row)
+        .collect();
+    versions.retain(|_row| world.random.random_bool(0.7));
+    let which = match world.random.random_range(0..3) {
+        0 => VersionChoice::Listed(versions.iter().map(|row| row.version).collect()),
+        1 => VersionChoice::AllButNewest(world.random.random_range(1..3)),
+        _ => VersionChoice::Before { time_ms: versions.first().map_or(0, |row| row.created_ms + 1) },
+    };
+    DataStep::VersionsRemove { namespace, entry, which, versions_max: world.random.random_range(1..4) }
 }

@@ -10,9 +10,10 @@ use super::super::quota::{FILE_BYTES, VERSION_BYTES, entry_bytes};
 use super::super::rows::{DeadContentRow, JournalRow, PlaceRow, SumsRow, UseRow};
 use super::world::World;
 use crate::kv::Backing;
+use crate::model::outcome::Release;
 use crate::model::row::{
-    ChunkRow, ChunkState, ContentRow, EntryKind, EntryRow, NamespaceRow, OpenUploads, ROOT_ENTRY,
-    StripeCount, TrashRow, UploadRow, UploadState, VersionRow,
+    AsideRelease, ChunkRow, ChunkState, ContentRow, EntryKind, EntryRow, NamespaceRow, OpenUploads,
+    ROOT_ENTRY, StripeCount, TrashRow, UploadRow, UploadState, VersionRow,
 };
 
 /// Where ids begin in the keys of namespaces, contents and chunks: after the table and the slot.
@@ -79,10 +80,31 @@ impl All {
 pub(super) fn check(world: &World) {
     let all = All::read(world);
     check_uses(&all);
+    check_aside(world);
     check_references(&all);
     check_bytes(world, &all);
     check_tree(world, &all);
     check_journal(world, &all);
+}
+
+/// What was set aside is found by its time, and is not queued as well.
+fn check_aside(world: &World) {
+    let aside: Vec<AsideRelease> =
+        world.rows(Table::ReleaseAside).into_iter().map(|(_key, row)| row).collect();
+    let mut by_time = world.rows::<AsideRelease>(Table::ReleaseRetry);
+    assert!(by_time.iter().all(|(key, row)| {
+        let Release { content, generation } = row.release;
+        *key == keys::release_retry(row.retry_ms, row.namespace, content, generation)
+    }));
+    by_time.sort_by_key(|(_key, row)| (row.namespace, row.release.content, row.release.generation));
+    let by_time: Vec<AsideRelease> = by_time.into_iter().map(|(_key, row)| row).collect();
+    let mut sorted = aside.clone();
+    sorted.sort_by_key(|row| (row.namespace, row.release.content, row.release.generation));
+    assert_eq!(by_time, sorted, "what was set aside is not found by its time");
+    for AsideRelease { namespace, release, .. } in aside {
+        let queued = keys::release(namespace, release.content, release.generation);
+        assert!(world.row::<()>(&queued).is_none(), "queued and set aside: {release:?}");
+    }
 }
 
 /// Every version and every hold is counted once, and what is counted as retained is.
@@ -263,6 +285,7 @@ fn check_journal(world: &World, all: &All) {
 /// sessions refer to.
 pub(super) fn check_quiet(world: &World, faults: bool) {
     assert!(world.rows::<()>(Table::Release).is_empty(), "releases are left");
+    assert!(world.rows::<AsideRelease>(Table::ReleaseAside).is_empty(), "releases are left aside");
     let dead = world.rows::<DeadContentRow>(Table::DeadContent);
     assert!(dead.is_empty(), "dead contents are left: {dead:?}");
     if faults {

@@ -66,7 +66,7 @@ impl Upload {
             (content, namespace) = (other.content, other.namespace);
         }
         let upload = UploadId::from_bytes(world.random.random());
-        let holder = HolderId::from_bytes(World::derived(&[b"holder\0", upload.as_bytes()]));
+        let holder = HolderId::from_bytes(world.random.random());
         let session = Session { namespace, upload, holder, content };
         world.uploads.push(session.clone());
         let (parent, name) = editor::some_target(world, namespace);
@@ -143,6 +143,8 @@ impl Upload {
     }
 
     fn begin(&mut self, world: &mut World) -> Progress {
+        // Minted by whoever begins; that of the first one is in force.
+        self.session.holder = HolderId::from_bytes(world.random.random());
         let Session { namespace, upload, holder, content } = self.session.clone();
         let step = DataStep::UploadBegin {
             namespace,
@@ -157,7 +159,13 @@ impl Upload {
         };
         let request = self.request();
         match world.propose(world.group_of(namespace.slot()), request, vec![step]) {
-            Some(Ok(_)) => self.pin_all(world),
+            Some(Ok(outcomes)) => {
+                let [StepOutcome::UploadBegun { holder }] = outcomes.as_slice() else {
+                    panic!("{outcomes:?}");
+                };
+                self.session.holder = *holder;
+                self.pin_all(world)
+            }
             // Who wakes up late finds it ended.
             Some(Err(
                 StepError::Quota { .. } | StepError::TooMany { .. } | StepError::UploadEnded { .. },

@@ -4,10 +4,12 @@ mod fuzz;
 mod journal;
 mod queries;
 mod registry;
+mod releases;
 mod requests;
 mod root;
 mod tree;
 mod uploads;
+mod versions;
 
 use std::sync::Arc;
 

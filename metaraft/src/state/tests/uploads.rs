@@ -1,7 +1,7 @@
 //! Sessions and commits.
 
 use engine::chunk::CHUNK_BYTES_MAX;
-use engine::ids::{AccountId, ContentId, NamespaceId, UploadId, VersionId};
+use engine::ids::{AccountId, ContentId, HolderId, NamespaceId, UploadId, VersionId};
 
 use super::super::quota::{ENTRY_BYTES, FILE_BYTES, VERSION_BYTES};
 use super::{DEVICE, Harness, SPACE, begin_step, chunks, commit_step, entry, holder_of, retain_step};
@@ -48,8 +48,15 @@ fn a_session_whose_list_does_not_fit_is_refused() {
     for step in bad {
         assert!(matches!(harness.step(step.clone()), Err(StepError::Invalid { .. })), "{step:?}");
     }
-    harness.done(good.clone());
-    harness.done(good);
+    let begun = harness.done(good.clone());
+    assert_eq!(begun, StepOutcome::UploadBegun { holder: holder_of(upload) });
+    // Begun again, through another gateway, which has minted another holder.
+    let again = change(&|step| {
+        if let DataStep::UploadBegin { holder, .. } = step {
+            *holder = HolderId::from_bytes([99; 16]);
+        }
+    });
+    assert_eq!(harness.done(again), begun, "two holders of one session");
     let other = begin_step(upload, &chunks(2, 1000));
     assert!(matches!(harness.step(other), Err(StepError::AlreadyExists { .. })));
 }
