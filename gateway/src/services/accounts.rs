@@ -70,7 +70,7 @@ impl Accounts for AccountsService {
             device_name: caller.device_row.name,
             quota_bytes: namespace.quota_bytes,
             used_bytes: namespace.used_bytes,
-            server_time_ms: crate::random::now_ms(),
+            server_time_ms: crate::random::log_ms(),
         }))
     }
 
@@ -98,7 +98,7 @@ impl Accounts for AccountsService {
     ) -> Result<Response<v1::RevokeDeviceResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "revoke_device", &message)?;
         let device = convert::device_id(&message.device)?;
         let step = DataStep::DeviceRevoke { account: caller.account, device };
         let revoked = self.core.meta.step(caller.account.slot(), request.step(0), step).await;

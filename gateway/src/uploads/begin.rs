@@ -120,7 +120,7 @@ fn parse(caller: &Caller, upload: &v1::BeginUpload, life_ms: u64) -> Result<Begi
         chunks: entries.clone(),
         life_ms,
     };
-    let expires_ms = random::now_ms().saturating_add(life_ms);
+    let expires_ms = random::log_ms().saturating_add(life_ms);
     let session = Arc::new(Session::new(id, holder, content, expires_ms, entries));
     Ok(Beginning { session, looks, subject, step })
 }

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     fn command(steps: Vec<DataStep>) -> Vec<u8> {
-        codec::encode(&Command { request: RequestId::new(1, [0; 16]), steps: Steps::Data(steps) })
+        codec::encode(&Command::new(RequestId::new(1, [0; 16]), Steps::Data(steps)))
     }
 
     #[test]

@@ -97,4 +97,7 @@ pub enum StepError {
         /// Why.
         why: String,
     },
+    /// The request id has been used for something else: send a new one.
+    #[error("the request id has been used for something else")]
+    RequestReused,
 }

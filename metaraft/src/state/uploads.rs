@@ -223,7 +223,7 @@ impl Group<'_, '_> {
     ) -> Result<EntryRow, StepError> {
         let (entry, created_ms, sequence) = match existing {
             Some(existing) => (existing.entry, existing.created_ms, existing.sequence),
-            None => (row.take_entry_id(), self.time_ms, 0),
+            None => (row.take_entry_id(), self.wall_ms, 0),
         };
         let state = self.version_add(namespace, row, entry, like, before)?;
         let mut file = EntryRow {
@@ -234,7 +234,7 @@ impl Group<'_, '_> {
             mode: like.mode,
             mtime_ns: like.mtime_ns,
             created_ms,
-            changed_ms: self.time_ms,
+            changed_ms: self.wall_ms,
             sequence,
         };
         self.journal(namespace, row, &mut file, Change::Changed)?;
