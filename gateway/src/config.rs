@@ -110,6 +110,11 @@ limits! {
     account_requests_max = 128;
     /// Requests under way.
     requests_max = 2048;
+    /// Pages of lists (folders, changes, trash, versions, devices) that one account has asked for and that are being
+    /// gathered.
+    account_lists_max = 8;
+    /// The same, of all.
+    lists_max = 32;
     /// Bytes of one account's requests that are under way, beside chunks.
     account_request_bytes_max = 40 * MIB;
     /// The same, of all.

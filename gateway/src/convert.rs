@@ -5,6 +5,7 @@ use engine::chunk::check_chunk_size;
 use engine::cutter::Cutter;
 use engine::ids::{ChunkId, DeviceId, RequestId, UploadId, VersionId};
 use engine::manifest::ManifestEntry;
+use metaraft::model::UPLOAD_CHUNKS_MAX;
 use metaraft::model::command::Base;
 use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{EntryKind, EntryRow, VersionRow};
@@ -102,6 +103,12 @@ pub(crate) fn chunk_list(
     if ids.len() != sizes.len() || !rest.is_empty() {
         return Err(Failure::invalid("chunks: ids and sizes do not match"));
     }
+    if ids.len() > UPLOAD_CHUNKS_MAX {
+        let count = ids.len();
+        return Err(Failure::invalid(format!(
+            "chunks: {count} are named; a file has at most {UPLOAD_CHUNKS_MAX}: cut it into larger ones"
+        )));
+    }
     cutter.check_sizes(sizes).map_err(|error| Failure::invalid(format!("chunks: {error}")))?;
     let mut sum = 0;
     let mut entries = Vec::with_capacity(ids.len());
@@ -191,6 +198,11 @@ mod tests {
         assert!(chunk_list(Some(&list(32, &[0])), 0).is_err(), "empty chunks are none");
         assert!(chunk_list(Some(&list(32, &[u32::MAX])), u64::from(u32::MAX)).is_err());
         assert!(chunk_list(None, 1).is_err());
+        let many = |count: usize| list(32 * count, &vec![LEAST; count]);
+        let size = |count: usize| u64::from(LEAST) * count as u64;
+        let most = UPLOAD_CHUNKS_MAX;
+        assert_eq!(chunk_list(Some(&many(most)), size(most)).unwrap().len(), most);
+        assert!(chunk_list(Some(&many(most + 1)), size(most + 1)).is_err());
     }
 
     #[test]

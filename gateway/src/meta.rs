@@ -37,6 +37,25 @@ pub(crate) fn wrong_reply(what: &'static str) -> MetaError {
     MetaError::Protocol { what: format!("{what}: unexpected answer") }
 }
 
+/// Asks about all of `items`, as often as it takes: a reply answers for the first ones, as many as fit.
+async fn ask_all<T: Clone, R, F>(
+    what: &'static str,
+    items: &[T],
+    ask: impl Fn(Vec<T>) -> F,
+) -> Result<Vec<R>, MetaError>
+where
+    F: Future<Output = Result<Option<Vec<R>>, MetaError>>,
+{
+    let mut answers = Vec::with_capacity(items.len());
+    while let Some(rest) = items.get(answers.len()..).filter(|rest| !rest.is_empty()) {
+        match ask(rest.to_vec()).await? {
+            Some(first) if (1..=rest.len()).contains(&first.len()) => answers.extend(first),
+            _ => return Err(wrong_reply(what)),
+        }
+    }
+    Ok(answers)
+}
+
 /// The entry that a step answered with.
 pub(crate) fn entry_of(outcomes: Vec<StepOutcome>) -> Result<EntryRow, MetaError> {
     match outcomes.into_iter().next_back() {
@@ -157,14 +176,13 @@ impl Meta {
         namespace: NamespaceId,
         entries: Vec<EntryId>,
     ) -> Result<Vec<Option<EntryRow>>, MetaError> {
-        if entries.is_empty() {
-            return Ok(Vec::new());
-        }
-        let count = entries.len();
-        match self.query(namespace.slot(), Query::EntriesById { namespace, entries }).await? {
-            Reply::EntriesById(rows) if rows.len() == count => Ok(rows),
-            _ => Err(wrong_reply("entries")),
-        }
+        ask_all("entries", &entries, |entries| async move {
+            match self.query(namespace.slot(), Query::EntriesById { namespace, entries }).await? {
+                Reply::EntriesById(rows) => Ok(Some(rows)),
+                _ => Ok(None),
+            }
+        })
+        .await
     }
 
     /// The numbers that journals have reached, in order.
@@ -224,14 +242,14 @@ impl Meta {
         namespace: NamespaceId,
         paths: &[RemotePath],
     ) -> Result<Vec<Resolved>, MetaError> {
-        if paths.is_empty() {
-            return Ok(Vec::new());
-        }
-        let names = paths.iter().map(|path| path.names().to_vec()).collect();
-        match self.query(namespace.slot(), Query::Resolve { namespace, paths: names }).await? {
-            Reply::Resolved(resolved) if resolved.len() == paths.len() => Ok(resolved),
-            _ => Err(wrong_reply("resolve")),
-        }
+        ask_all("resolve", paths, |paths| async move {
+            let paths = paths.iter().map(|path| path.names().to_vec()).collect();
+            match self.query(namespace.slot(), Query::Resolve { namespace, paths }).await? {
+                Reply::Resolved(resolved) => Ok(Some(resolved)),
+                _ => Ok(None),
+            }
+        })
+        .await
     }
 
     /// A page of a folder, and whether there is more.
@@ -275,19 +293,29 @@ impl Meta {
         }
     }
 
-    /// The paths of entries; `None` where an ancestor is gone.
-    pub(crate) async fn paths(
+    /// The paths of the first of `entries`, as many as one reply has room for, at least one; `None` where an ancestor is
+    /// gone.
+    pub(crate) async fn first_paths(
         &self,
         namespace: NamespaceId,
         entries: Vec<EntryId>,
     ) -> Result<Vec<Option<RemotePath>>, MetaError> {
         let count = entries.len();
         match self.query(namespace.slot(), Query::Paths { namespace, entries }).await? {
-            Reply::Paths(paths) if paths.len() == count => {
+            Reply::Paths(paths) if count == 0 || (1..=count).contains(&paths.len()) => {
                 Ok(paths.into_iter().map(|names| names.map(RemotePath::from_names)).collect())
             }
             _ => Err(wrong_reply("paths")),
         }
+    }
+
+    /// The path of an entry; `None` where an ancestor is gone.
+    pub(crate) async fn path(
+        &self,
+        namespace: NamespaceId,
+        entry: EntryId,
+    ) -> Result<Option<RemotePath>, MetaError> {
+        Ok(self.first_paths(namespace, vec![entry]).await?.into_iter().next().flatten())
     }
 
     /// Sessions of this namespace, in order.
@@ -340,10 +368,13 @@ impl Meta {
     ) -> Result<HashMap<ContentId, ContentRow>, MetaError> {
         let rows = self
             .spread(contents, ContentId::slot, |group, contents| async move {
-                match self.api.query(group, Query::Contents { contents }).await? {
-                    Reply::Contents(rows) => Ok(rows),
-                    _ => Err(wrong_reply("contents")),
-                }
+                ask_all("contents", &contents, |contents| async move {
+                    match self.api.query(group, Query::Contents { contents }).await? {
+                        Reply::Contents(rows) => Ok(Some(rows)),
+                        _ => Ok(None),
+                    }
+                })
+                .await
             })
             .await?;
         Ok(contents.iter().zip(rows).filter_map(|(content, row)| Some((*content, row?))).collect())

@@ -35,6 +35,10 @@ use crate::token::Token;
 /// How long a token that was never seen waits to be looked at.
 const TOKEN_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// How long the question for a page of a list waits for its turn; and when it is worth another try.
+const LIST_WAIT_MAX: Duration = Duration::from_secs(10);
+const LIST_RETRY_AFTER: Duration = Duration::from_secs(2);
+
 /// Tokens of one address that wait for that, and of all.
 const TOKENS_WAITING_MAX: u64 = 128;
 const TOKENS_WAITING_ALL_MAX: u64 = 2048;
@@ -52,6 +56,8 @@ enum Kind {
     Put,
     /// Takes a file's bytes.
     Get,
+    /// Asks for a page of a list, which may be a large answer to a small question.
+    List,
     /// Of an administrator.
     Admin,
     /// Anything else of an account.
@@ -67,6 +73,12 @@ impl Kind {
             "/keepstone.v1.Files/Download"
             | "/keepstone.v1.Files/DownloadMany"
             | "/keepstone.v1.Sync/GetManifest" => Self::Get,
+            "/keepstone.v1.Files/ListFolder"
+            | "/keepstone.v1.Files/ListVersions"
+            | "/keepstone.v1.Files/ListTrash"
+            | "/keepstone.v1.Sync/Changes"
+            | "/keepstone.v1.Sync/ListBelow"
+            | "/keepstone.v1.Accounts/ListDevices" => Self::List,
             _ if path.starts_with("/keepstone.v1.Admin/") => Self::Admin,
             _ if path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.") => {
                 Self::Open
@@ -87,6 +99,7 @@ pub(crate) struct Origin {
 /// What requests take.
 struct Taken {
     requests: Shares<AccountId>,
+    lists: Shares<AccountId>,
     request_bytes: Arc<Shares<AccountId>>,
     chunk_bytes: Arc<Shares<AccountId>>,
     answer_bytes: Arc<Shares<AccountId>>,
@@ -130,6 +143,7 @@ impl Gate {
             / u32::try_from(limits.address_tokens_per_second.max(1)).unwrap_or(u32::MAX);
         let taken = Taken {
             requests: Shares::new(limits.account_requests_max, limits.requests_max),
+            lists: Shares::new(limits.account_lists_max, limits.lists_max),
             request_bytes: of_bytes(limits.account_request_bytes_max, limits.request_bytes_max),
             chunk_bytes: of_bytes(limits.account_chunk_message_bytes_max, limits.chunk_message_bytes_max),
             answer_bytes: of_bytes(limits.account_answer_bytes_max, limits.answer_bytes_max),
@@ -167,6 +181,7 @@ impl Gate {
         request
             .extensions_mut()
             .insert(Origin { address: connection.address, connection: connection.number });
+        let account = caller.as_ref().map(|caller| caller.account);
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
@@ -177,6 +192,10 @@ impl Gate {
                 response = self.routes.call(request) => response,
                 failure = ended.wait() => Ok(Status::from(failure).into_http()),
             },
+            (Kind::List, _) => match self.turn_to_list(account).await {
+                Ok(_turn) => self.routes.call(request).await,
+                Err(failure) => Ok(Status::from(failure).into_http()),
+            },
             _ => self.routes.call(request).await,
         };
         let response = match response {
@@ -186,6 +205,16 @@ impl Gate {
         response.map(|body| {
             let body = ResponseBody::new(body, counting, (stream, share, held, live));
             body.ending_after(ending_after).ending_with(ended)
+        })
+    }
+
+    /// Waits until another page of a list may be asked for by an account.
+    async fn turn_to_list(&self, account: Option<AccountId>) -> Result<Share, Failure> {
+        let Some(account) = account else {
+            return Err(Failure::internal("list", &"a request came by the gate without a caller"));
+        };
+        tokio::time::timeout(LIST_WAIT_MAX, self.taken.lists.take(account, 1)).await.map_err(|_elapsed| {
+            Failure::limit("too many lists are asked for at once", "account_lists_max", LIST_RETRY_AFTER)
         })
     }
 

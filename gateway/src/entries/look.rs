@@ -79,7 +79,9 @@ pub(crate) async fn trash(
     let page = core.meta.trash(caller.namespace, request.after, page_size(request.count_max)).await;
     let (rows, more) = page.map_err(failed)?;
     let parents: Vec<EntryId> = rows.iter().map(|row| row.entry.parent).collect();
-    let parents = core.meta.paths(caller.namespace, parents).await.map_err(failed)?;
+    // Paths are the larger part of the page, which ends where they do.
+    let parents = core.meta.first_paths(caller.namespace, parents).await.map_err(failed)?;
+    let more = more || parents.len() < rows.len();
     let items = rows.into_iter().zip(parents).map(|(row, parent)| {
         // Where the folder has gone too, the name is all that can be told.
         let path =

@@ -47,9 +47,8 @@ async fn target(
         // Perhaps a repetition: the remembered answer, or that there is no such item.
         return Ok((NO_ENTRY, "-".to_owned(), RemotePath::ROOT));
     };
-    let parents =
-        core.meta.paths(caller.namespace, vec![row.entry.parent]).await.map_err(|error| failed(&error))?;
-    match parents.into_iter().next().flatten() {
+    let parent = core.meta.path(caller.namespace, row.entry.parent).await.map_err(|error| failed(&error))?;
+    match parent {
         Some(parent) => Ok((row.entry.parent, row.entry.name.clone(), parent.join(&row.entry.name))),
         None => {
             let name = crate::path::shown(&row.entry.name);
@@ -77,9 +76,8 @@ pub(crate) async fn restore(
         Failure::from_meta(&error, &about)
     })?;
     if path == RemotePath::ROOT {
-        let paths =
-            core.meta.paths(caller.namespace, vec![row.entry]).await.map_err(|error| failed(&error))?;
-        path = paths.into_iter().next().flatten().unwrap_or(path);
+        let found = core.meta.path(caller.namespace, row.entry).await.map_err(|error| failed(&error))?;
+        path = found.unwrap_or(path);
     }
     Ok(convert::entry_to_wire(row, Some(&path)))
 }

@@ -37,11 +37,11 @@ pub(crate) async fn status(
     let mut response = v1::UploadStatusResponse::default();
     if let UploadState::Committed { entry, version } = row.state {
         response.expires_ms = row.expires_ms;
-        let paths = core.meta.paths(caller.namespace, vec![entry]).await.map_err(|error| failed(&error))?;
+        let path = core.meta.path(caller.namespace, entry).await.map_err(|error| failed(&error))?;
         let mut committed = v1::Entry { id: entry.0, version: version.0, ..v1::Entry::default() };
         committed.set_kind(v1::EntryKind::File);
         committed.size = row.size;
-        if let Some(path) = paths.into_iter().next().flatten() {
+        if let Some(path) = path {
             committed.name = path.name().to_owned();
             committed.path = path.text();
         }

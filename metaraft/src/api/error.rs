@@ -41,6 +41,9 @@ impl From<ProposeError> for MetaError {
         match error {
             ProposeError::Unavailable { last_failure } => Self::Unavailable { reason: last_failure },
             ProposeError::NoSpace => Self::NoSpace,
+            error @ ProposeError::TooLarge { .. } => {
+                Self::Step(StepError::Invalid { why: error.to_string() })
+            }
             ProposeError::Refused { reason } => Self::Protocol { what: reason },
         }
     }

@@ -10,6 +10,14 @@ pub enum ProposeError {
         /// What happened at the last attempt.
         last_failure: String,
     },
+    /// One of the commands is larger than the cluster takes; none of the caller's was sent.
+    #[error("a command of {bytes} bytes; at most {bytes_max} are taken")]
+    TooLarge {
+        /// Its bytes.
+        bytes: usize,
+        /// The most.
+        bytes_max: usize,
+    },
     /// The disks of the metadata nodes are nearly full: nothing was done; reads go on.
     #[error("the disks of the metadata nodes are nearly full")]
     NoSpace,

@@ -21,6 +21,7 @@ use super::leaders::{Attempt, GaveUp, Leaders};
 use super::proposer::{self, PROPOSALS_WAITING_MAX, Proposal};
 use crate::api::cluster_clock::learn;
 use crate::app::LogTime;
+use crate::raft::group::COMMAND_BYTES_MAX;
 use crate::raft::peers::PeerAddressError;
 
 /// How long after its deadline a caller still waits for the call's own account of what failed.
@@ -108,6 +109,10 @@ impl MetaClient {
     ) -> Result<Vec<Bytes>, ProposeError> {
         if commands.is_empty() {
             return Ok(Vec::new());
+        }
+        // By itself, before it could spoil the call of others that it would travel in.
+        if let Some(bytes) = commands.iter().map(Bytes::len).find(|bytes| *bytes > COMMAND_BYTES_MAX) {
+            return Err(ProposeError::TooLarge { bytes, bytes_max: COMMAND_BYTES_MAX });
         }
         let unavailable = |why: &str| ProposeError::Unavailable { last_failure: why.to_owned() };
         let deadline = self.leaders.deadline();

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - A caller's commands travel in one call, in order, and its outcomes are those of exactly these commands.
+//! - A call has at most [`CALL_BYTES_MAX`] bytes, or is one caller's alone: what is large holds up nobody else.
 //! - At most [`CALLS_MAX`] calls to a group are under way: what comes meanwhile waits and goes out as one.
 
 use std::sync::Arc;
@@ -39,12 +40,13 @@ type Waiter = (usize, oneshot::Sender<Result<Vec<Bytes>, ProposeError>>);
 /// Serves the proposals to one group until the queue's senders are gone.
 pub(crate) async fn run(leaders: Arc<Leaders>, group: GroupId, mut queue: mpsc::Receiver<Proposal>) {
     let mut calls = FuturesUnordered::new();
+    let mut left = None;
     loop {
         tokio::select! {
             Some(()) = calls.next(), if !calls.is_empty() => {}
-            first = queue.recv(), if calls.len() < CALLS_MAX => {
+            first = next(&mut left, &mut queue), if calls.len() < CALLS_MAX => {
                 let Some(first) = first else { break };
-                let (deadline, commands, waiters) = gather(first, &mut queue);
+                let (deadline, commands, waiters) = gather(first, &mut queue, &mut left);
                 let leaders = Arc::clone(&leaders);
                 calls.push(async move {
                     let result = propose(&leaders, group, deadline, commands).await;
@@ -56,14 +58,32 @@ pub(crate) async fn run(leaders: Arc<Leaders>, group: GroupId, mut queue: mpsc::
     while calls.next().await.is_some() {}
 }
 
-/// Takes what else is waiting, as far as one call has room; the deadline is the latest one.
-fn gather(first: Proposal, queue: &mut mpsc::Receiver<Proposal>) -> (Instant, Vec<Bytes>, Vec<Waiter>) {
+/// What is left from before, or comes next. Cancel safe.
+async fn next(left: &mut Option<Proposal>, queue: &mut mpsc::Receiver<Proposal>) -> Option<Proposal> {
+    match left.take() {
+        Some(proposal) => Some(proposal),
+        None => queue.recv().await,
+    }
+}
+
+/// Takes what else is waiting, as far as one call has room, and leaves over what was taken and does not fit; the
+/// deadline is the latest one.
+fn gather(
+    first: Proposal,
+    queue: &mut mpsc::Receiver<Proposal>,
+    left: &mut Option<Proposal>,
+) -> (Instant, Vec<Bytes>, Vec<Waiter>) {
     let mut deadline = first.deadline;
     let (mut commands, mut waiters) = (Vec::new(), Vec::new());
     let (mut bytes, mut next) = (0, Some(first));
     while let Some(proposal) = next {
+        let more = proposal.commands.iter().map(Bytes::len).sum::<usize>();
+        if !waiters.is_empty() && bytes + more > CALL_BYTES_MAX {
+            *left = Some(proposal);
+            break;
+        }
         deadline = deadline.max(proposal.deadline);
-        bytes += proposal.commands.iter().map(Bytes::len).sum::<usize>();
+        bytes += more;
         waiters.push((proposal.commands.len(), proposal.outcomes));
         commands.extend(proposal.commands);
         let room = commands.len() < CALL_COMMANDS_MAX && bytes < CALL_BYTES_MAX;
@@ -116,5 +136,31 @@ fn answer(waiters: Vec<Waiter>, result: Result<Vec<Bytes>, ProposeError>) {
             }
         }
         Err(error) => waiters.into_iter().for_each(|(_, waiter)| drop(waiter.send(Err(error.clone())))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposal(bytes: usize) -> Proposal {
+        let (outcomes, _answer) = oneshot::channel();
+        Proposal { commands: vec![Bytes::from(vec![0; bytes])], deadline: Instant::now(), outcomes }
+    }
+
+    #[tokio::test]
+    async fn what_is_large_travels_alone() {
+        let (sender, mut queue) = mpsc::channel(8);
+        for bytes in [10, 20, CALL_BYTES_MAX, 30, 40] {
+            sender.send(proposal(bytes)).await.unwrap();
+        }
+        drop(sender);
+        let (mut left, mut calls) = (None, Vec::new());
+        while let Some(first) = next(&mut left, &mut queue).await {
+            let (_deadline, commands, waiters) = gather(first, &mut queue, &mut left);
+            assert_eq!(commands.len(), waiters.len());
+            calls.push(commands.iter().map(Bytes::len).collect::<Vec<_>>());
+        }
+        assert_eq!(calls, [vec![10, 20], vec![CALL_BYTES_MAX], vec![30, 40]]);
     }
 }

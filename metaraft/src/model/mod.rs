@@ -33,8 +33,9 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Items in one query, and in one page.
 pub const QUERY_ITEMS_MAX: u32 = 10_000;
 
-/// Bytes of rows in one page of a journal or of what is below a folder, about (but at least one row).
-pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Bytes of rows in one answer, about (but at least one row): a page of a list ends there, and of things that were asked
+/// for by name the first ones are answered for.
+pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Journal rows that a conditional deletion of a folder looks at.
 pub const SEEN_ROWS_MAX: usize = 4096;

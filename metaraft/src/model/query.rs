@@ -14,7 +14,9 @@ use super::row::{
     TrashRow, UploadRow, VersionRow,
 };
 
-/// A question to one group. Lists are bounded by [`super::QUERY_ITEMS_MAX`].
+/// A question to one group. Lists are bounded by [`super::QUERY_ITEMS_MAX`] items and about [`super::PAGE_BYTES_MAX`]
+/// bytes: a page may be shorter than was asked for, and where it says so only the first items are answered for, at least
+/// one; the caller asks again for the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Query {
     // The root group.
@@ -53,7 +55,7 @@ pub enum Query {
         /// Which.
         namespace: NamespaceId,
     },
-    /// Walks paths from the root folder. Answers [`Reply::Resolved`], in order.
+    /// Walks paths from the root folder. Answers [`Reply::Resolved`], in order, for the first ones.
     Resolve {
         /// Where.
         namespace: NamespaceId,
@@ -96,7 +98,8 @@ pub enum Query {
         /// At most so many.
         count_max: u32,
     },
-    /// Names from the root folder to each entry. Answers [`Reply::Paths`]; `None` where an ancestor is gone.
+    /// Names from the root folder to each entry. Answers [`Reply::Paths`], in order, for the first ones; `None` where an
+    /// ancestor is gone.
     Paths {
         /// Where.
         namespace: NamespaceId,
@@ -136,7 +139,7 @@ pub enum Query {
     },
 
     // Contents and chunks.
-    /// Answers [`Reply::Contents`], in order.
+    /// Answers [`Reply::Contents`], in order, for the first ones.
     Contents {
         /// Which.
         contents: Vec<ContentId>,
@@ -179,7 +182,7 @@ pub enum Query {
         /// At most so many.
         count_max: u32,
     },
-    /// Entries by id. Answers [`Reply::EntriesById`], in order; `None` for what is not in the tree.
+    /// Entries by id. Answers [`Reply::EntriesById`], in order, for the first ones; `None` for what is not in the tree.
     EntriesById {
         /// Where.
         namespace: NamespaceId,

@@ -65,27 +65,19 @@ pub(crate) async fn run(
 }
 
 async fn round(raft: &Raft, state: StateStore, jobs: Vec<QueryJob>) {
-    let (queries, waiters): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.query, job.reply)).unzip();
     let confirmed = tokio::time::timeout(ROUND_TIMEOUT, raft.ensure_linearizable(ReadPolicy::ReadIndex))
         .await
         .map_err(|_elapsed| unavailable("no quorum answered in time"))
         .and_then(|result| result.map_err(|error| read_error(&error)));
-    let replies = match confirmed {
-        Ok(_read_log_id) => match tokio::task::spawn_blocking(move || state.query(&queries)).await {
-            Ok(Ok(replies)) => Ok(replies),
-            Ok(Err(error)) => Err(unavailable(&error.to_string())),
-            Err(error) => Err(unavailable(&error.to_string())),
-        },
-        Err(error) => Err(error),
-    };
-    match replies {
-        Ok(replies) => {
-            for (waiter, reply) in waiters.into_iter().zip(replies) {
-                // Whoever asked may have given up.
-                drop(waiter.send(Ok(reply)));
-            }
-        }
-        Err(error) => waiters.into_iter().for_each(|waiter| drop(waiter.send(Err(error.clone())))),
+    if let Err(error) = confirmed {
+        jobs.into_iter().for_each(|job| drop(job.reply.send(Err(error.clone()))));
+        return;
+    }
+    // Those that are left when it fails learn it by their senders' end.
+    match tokio::task::spawn_blocking(move || state.query(jobs)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(error = %error, "queries cannot be answered"),
+        Err(error) => tracing::error!(error = %error, "a query ended its thread"),
     }
 }
 

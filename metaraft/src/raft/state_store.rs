@@ -14,6 +14,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 
+use super::reader::QueryJob;
 use super::snapshot::SnapshotData;
 use super::state_database::{PinnedState, StateDatabase, StateMeta};
 use super::types::{Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes};
@@ -83,14 +84,22 @@ impl StateStore {
         Arc::clone(&self.app)
     }
 
-    /// Answers queries on one consistent view of the present state. Blocks.
-    pub(crate) fn query(&self, queries: &[Vec<u8>]) -> io::Result<Vec<Vec<u8>>> {
+    /// Answers queries on one consistent view of the present state, each as soon as it is done; those whose caller has
+    /// gone are passed over. Blocks.
+    pub(crate) fn query(&self, jobs: impl IntoIterator<Item = QueryJob>) -> io::Result<()> {
         let state = PinnedState::new(Arc::clone(&self.database), self.group)?;
         let backing = state.view();
         let view = View::new(&backing);
-        let replies = queries.iter().map(|query| self.app.query(self.group, &view, query)).collect();
-        view.check().map_err(io::Error::other)?;
-        Ok(replies)
+        for QueryJob { query, reply } in jobs {
+            if reply.is_closed() {
+                continue;
+            }
+            let answer = self.app.query(self.group, &view, &query);
+            view.check().map_err(io::Error::other)?;
+            // Whoever asked may have given up.
+            drop(reply.send(Ok(answer)));
+        }
+        Ok(())
     }
 
     /// Applies entries in one write and returns the outcomes of each. Blocks.

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - Every answer is bounded by [`QUERY_ITEMS_MAX`] items; a query for more is not understood.
+//! - Rows that owners can make as large as they like (names, targets, lists) are bounded by [`PAGE_BYTES_MAX`] in all:
+//!   a page ends early, and of things asked for by name the first ones are answered for.
 //! - A row that cannot be decoded fails the query; it is never taken for an absent one.
 
 use engine::cluster::{ClusterMap, DiskInfo, DiskUsage, Health, MetaNodeInfo, StorageNodeInfo, Volume};
@@ -14,8 +16,7 @@ use serde::de::DeserializeOwned;
 use super::keys::{self, Table};
 use super::rows::{ClusterRow, DiskRow, OwnedSlotsRow, StorageNodeRow, SumsRow, VolumeRow};
 use super::txn::{decode_row, load};
-use crate::kv::{KeyRange, Read, View};
-use crate::model::QUERY_ITEMS_MAX;
+use crate::kv::{KeyRange, Read, Row, View};
 use crate::model::codec;
 use crate::model::command::StepError;
 use crate::model::query::{Query, Reply};
@@ -23,7 +24,14 @@ use crate::model::row::{
     AccountRow, ChunkRow, ChunkState, ContentRow, DeviceRow, GroupCounters, StripeCount,
 };
 use crate::model::settings::Settings;
+use crate::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX};
 use crate::warden::liveness::Liveness;
+
+/// Bytes of a row but for names, targets and lists, about.
+pub(super) const ROW_BYTES: usize = 128;
+
+/// Bytes of an entry of a chunk list, about.
+const MANIFEST_ENTRY_BYTES: usize = 40;
 
 /// Rows of the cluster map's tables: more nodes, disks or volumes than any cluster of this design has.
 const MAP_ROWS_MAX: usize = 1_000_000;
@@ -86,6 +94,28 @@ pub(super) fn check_count(count: usize) -> Result<(), Refusal> {
     if count > QUERY_ITEMS_MAX as usize { Err(Refusal::NotUnderstood) } else { Ok(()) }
 }
 
+/// Answers for the first of `items`, as many as one answer may have bytes for, but at least for one. `answer` gives each
+/// one with its size.
+pub(super) fn first_answers<T, R>(
+    items: &[T],
+    mut answer: impl FnMut(&T) -> Result<(R, usize), Refusal>,
+) -> Result<Vec<R>, Refusal> {
+    check_count(items.len())?;
+    let (mut answers, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        if bytes >= PAGE_BYTES_MAX {
+            break;
+        }
+        let (one, size) = answer(item)?;
+        bytes += size;
+        answers.push(one);
+    }
+    Ok(answers)
+}
+
+/// Rows that a page reads at once.
+const PAGE_STEP_ROWS: usize = 256;
+
 impl<'a> Reader<'a> {
     fn new(view: &'a View<'a>) -> Result<Self, Refusal> {
         Ok(Self { view, owned: load(view, &keys::owned_slots())?.unwrap_or_default() })
@@ -101,6 +131,30 @@ impl<'a> Reader<'a> {
 
     pub(super) fn scan(&self, range: &KeyRange, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         self.view.scan(range, limit)
+    }
+
+    /// The first rows of `range`, `count_max` or as many as a page has bytes for, and whether there are further ones.
+    pub(super) fn scan_page(&self, range: &KeyRange, count_max: usize) -> (Vec<Row>, bool) {
+        let mut range = range.clone();
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        loop {
+            let wanted = PAGE_STEP_ROWS.min(count_max + 1 - rows.len());
+            let read = self.scan(&range, wanted);
+            let ended = read.len() < wanted;
+            for row in read {
+                if rows.len() == count_max || bytes >= PAGE_BYTES_MAX {
+                    return (rows, true);
+                }
+                bytes += row.0.len() + row.1.len();
+                rows.push(row);
+            }
+            if ended {
+                return (rows, false);
+            }
+            if let Some((last, _value)) = rows.last() {
+                range.from = [last.as_slice(), &[0]].concat();
+            }
+        }
     }
 
     pub(super) fn scan_reverse(&self, range: &KeyRange, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -164,12 +218,12 @@ impl<'a> Reader<'a> {
     }
 
     fn contents(&self, contents: &[ContentId]) -> Result<Reply, Refusal> {
-        check_count(contents.len())?;
-        let mut rows = Vec::with_capacity(contents.len());
-        for content in contents {
+        let rows = first_answers(contents, |content| {
             self.own(content.slot())?;
-            rows.push(self.get::<ContentRow>(&keys::content(*content))?);
-        }
+            let row = self.get::<ContentRow>(&keys::content(*content))?;
+            let entries = row.as_ref().map_or(0, |row| row.list.entries.len());
+            Ok((row, ROW_BYTES + entries * MANIFEST_ENTRY_BYTES))
+        })?;
         Ok(Reply::Contents(rows))
     }
 

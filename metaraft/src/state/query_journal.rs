@@ -16,8 +16,8 @@ use std::collections::{HashMap, VecDeque};
 use engine::ids::{EntryId, NamespaceId};
 
 use super::keys;
-use super::query::{Reader, Refusal, check_count};
-use super::query_tree::{PATH_NAMES_MAX, page};
+use super::query::{ROW_BYTES, Reader, Refusal, check_count, first_answers};
+use super::query_tree::{PATH_NAMES_MAX, entry_bytes, page};
 use super::rows::{JournalRow, PlaceRow};
 use super::txn::decode_row;
 use crate::kv::KeyRange;
@@ -28,11 +28,11 @@ use crate::model::row::{ChangeRow, EntryKind, EntryRow, NamespaceRow, ROOT_ENTRY
 /// Children of a folder that are read at once.
 const CHILDREN_ROWS: usize = 256;
 
+/// Bytes of children that a walk has read and not come to, about; beyond, those of outer folders are read again later.
+const AHEAD_BYTES_MAX: usize = 2 * PAGE_BYTES_MAX;
+
 /// Frames of a position, more than any tree is deep.
 const FRAMES_MAX: usize = PATH_NAMES_MAX as usize + 1;
-
-/// Bytes of a row but for its name and target, about.
-const ROW_BYTES: usize = 128;
 
 /// Whether folders are in the tree, as far as it was looked up.
 type Live = HashMap<EntryId, bool>;
@@ -46,12 +46,14 @@ struct Open {
     ended: bool,
 }
 
-fn row_bytes(row: &EntryRow) -> usize {
-    let target = match &row.kind {
-        EntryKind::Symlink(target) => target.len(),
-        EntryKind::File(_) | EntryKind::Folder => 0,
-    };
-    ROW_BYTES + row.name.len() + target
+/// Drops what was read of all folders but the innermost; gives the bytes of what is left.
+fn forget_outer(open: &mut [Open]) -> usize {
+    let Some((inner, outer)) = open.split_last_mut() else { return 0 };
+    for folder in outer {
+        folder.ended = folder.ended && folder.children.is_empty();
+        folder.children.clear();
+    }
+    inner.children.iter().map(entry_bytes).sum()
 }
 
 impl Reader<'_> {
@@ -94,7 +96,7 @@ impl Reader<'_> {
             let latest: JournalRow = decode_row(key, value)?;
             if latest.entry != ROOT_ENTRY {
                 let row = self.live_row(namespace, latest.entry, &mut live)?;
-                bytes += row.as_ref().map_or(ROW_BYTES, row_bytes);
+                bytes += row.as_ref().map_or(ROW_BYTES, entry_bytes);
                 let folder = row.as_ref().is_some_and(|row| row.kind == EntryKind::Folder);
                 let list_below = folder && latest.arrived > since;
                 let told = row.is_some() || sequence > since || !self.is_in_trash(namespace, latest.entry)?;
@@ -196,21 +198,26 @@ impl Reader<'_> {
         open: &mut Vec<Open>,
         count_max: usize,
     ) -> Result<Vec<EntryRow>, Refusal> {
-        let (mut entries, mut bytes) = (Vec::new(), 0);
+        let (mut entries, mut bytes, mut ahead) = (Vec::new(), 0, 0);
         while let Some(inner) = open.last_mut() {
             let Some(child) = inner.children.pop_front() else {
                 if inner.ended {
                     open.pop();
                 } else {
                     self.read_children(namespace, inner)?;
+                    ahead += inner.children.iter().map(entry_bytes).sum::<usize>();
+                    if ahead > AHEAD_BYTES_MAX {
+                        ahead = forget_outer(open);
+                    }
                 }
                 continue;
             };
+            ahead = ahead.saturating_sub(entry_bytes(&child));
             if entries.len() >= count_max || bytes >= PAGE_BYTES_MAX {
                 return Ok(entries);
             }
             child.name.clone_into(&mut inner.after);
-            bytes += row_bytes(&child);
+            bytes += entry_bytes(&child);
             if child.kind == EntryKind::Folder {
                 let (folder, after) = (child.entry, String::new());
                 open.push(Open { folder, after, children: VecDeque::new(), ended: false });
@@ -233,10 +240,13 @@ impl Reader<'_> {
 
     fn entries_by_id(&self, namespace: NamespaceId, entries: &[EntryId]) -> Result<Reply, Refusal> {
         self.namespace(namespace)?;
-        check_count(entries.len())?;
         let mut live = Live::new();
-        let rows = entries.iter().map(|entry| self.live_row(namespace, *entry, &mut live));
-        Ok(Reply::EntriesById(rows.collect::<Result<_, _>>()?))
+        let rows = first_answers(entries, |entry| {
+            let row = self.live_row(namespace, *entry, &mut live)?;
+            let bytes = row.as_ref().map_or(ROW_BYTES, entry_bytes);
+            Ok((row, bytes))
+        })?;
+        Ok(Reply::EntriesById(rows))
     }
 
     fn sequences(&self, namespaces: &[NamespaceId]) -> Result<Reply, Refusal> {

@@ -4,7 +4,7 @@ use engine::ids::{ContentId, EntryId, NamespaceId, UploadId, VersionId};
 use engine::manifest::ManifestEntry;
 
 use super::keys;
-use super::query::{Reader, Refusal, check_count};
+use super::query::{ROW_BYTES, Reader, Refusal, check_count, first_answers};
 use super::rows::{PlaceRow, UseRow};
 use super::txn::decode_row;
 use crate::kv::KeyRange;
@@ -15,6 +15,18 @@ use crate::model::{DEPTH_MAX, QUERY_ITEMS_MAX};
 
 /// How far up a path is followed; see `tree`.
 pub(super) const PATH_NAMES_MAX: u32 = 16 * DEPTH_MAX;
+
+/// Bytes of a name on a path, but for the name itself, about.
+const PATH_NAME_BYTES: usize = 24;
+
+/// Bytes of an entry, about.
+pub(super) fn entry_bytes(row: &EntryRow) -> usize {
+    let target = match &row.kind {
+        EntryKind::Symlink(target) => target.len(),
+        EntryKind::File(_) | EntryKind::Folder => 0,
+    };
+    ROW_BYTES + row.name.len() + target
+}
 
 pub(super) fn page(count_max: u32) -> usize {
     count_max.min(QUERY_ITEMS_MAX) as usize
@@ -57,11 +69,14 @@ impl Reader<'_> {
 
     fn resolve(&self, namespace: NamespaceId, paths: &[Vec<String>]) -> Result<Reply, Refusal> {
         self.namespace(namespace)?;
-        check_count(paths.len())?;
-        check_count(paths.iter().map(Vec::len).sum())?;
         let root = self.entry(namespace, ROOT_ENTRY)?.ok_or(Refusal::NotUnderstood)?;
-        let resolved = paths.iter().map(|path| self.resolve_one(namespace, &root, path));
-        Ok(Reply::Resolved(resolved.collect::<Result<_, _>>()?))
+        let resolved = first_answers(paths, |path| {
+            check_count(path.len())?;
+            let resolved = self.resolve_one(namespace, &root, path)?;
+            let bytes = entry_bytes(&resolved.last) + path.len() * ROW_BYTES;
+            Ok((resolved, bytes))
+        })?;
+        Ok(Reply::Resolved(resolved))
     }
 
     fn resolve_one(
@@ -99,9 +114,7 @@ impl Reader<'_> {
             Some(name) => KeyRange::prefix_after(&prefix, &keys::entry(namespace, parent, name)),
             None => KeyRange::prefix(&prefix),
         };
-        let mut rows = self.scan(&range, count_max + 1);
-        let more = rows.len() > count_max;
-        rows.truncate(count_max);
+        let (rows, more) = self.scan_page(&range, count_max);
         let entries = rows.iter().map(|(key, bytes)| decode_row(key, bytes));
         Ok(Reply::Entries { entries: entries.collect::<Result<_, _>>()?, more })
     }
@@ -122,18 +135,20 @@ impl Reader<'_> {
     fn trash(&self, namespace: NamespaceId, after: u64, count_max: usize) -> Result<Reply, Refusal> {
         self.namespace(namespace)?;
         let range = KeyRange::prefix_after(&keys::trash_all(namespace), &keys::trash(namespace, after));
-        let mut rows = self.scan(&range, count_max + 1);
-        let more = rows.len() > count_max;
-        rows.truncate(count_max);
+        let (rows, more) = self.scan_page(&range, count_max);
         let items = rows.iter().map(|(key, bytes)| decode_row::<TrashRow>(key, bytes));
         Ok(Reply::Trash { items: items.collect::<Result<_, _>>()?, more })
     }
 
     fn paths(&self, namespace: NamespaceId, entries: &[EntryId]) -> Result<Reply, Refusal> {
         self.namespace(namespace)?;
-        check_count(entries.len())?;
-        let paths = entries.iter().map(|entry| self.path(namespace, *entry));
-        Ok(Reply::Paths(paths.collect::<Result<_, _>>()?))
+        let paths = first_answers(entries, |entry| {
+            let path = self.path(namespace, *entry)?;
+            let names = path.iter().flatten().map(|name| name.len() + PATH_NAME_BYTES);
+            let bytes = names.sum::<usize>().max(PATH_NAME_BYTES);
+            Ok((path, bytes))
+        })?;
+        Ok(Reply::Paths(paths))
     }
 
     fn path(&self, namespace: NamespaceId, entry: EntryId) -> Result<Option<Vec<String>>, Refusal> {

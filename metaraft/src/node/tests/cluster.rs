@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::registers::Registers;
 use crate::client::{ClientConfig, MetaClient};
 use crate::node::{MetaConfig, MetaNode, SNAPSHOT_STALL_MAX, StartError};
+use crate::raft::reader::QueryJob;
 
 /// How long a test waits for anything that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -192,8 +193,9 @@ impl Cluster {
     /// The whole state of `group` as `node` has it, up to date or not.
     pub(crate) fn local_state(&self, node: u64, group: GroupId) -> String {
         let node = &self.nodes[&node];
-        let replies = node.state(group).query(&[b"all".to_vec()]).unwrap();
-        String::from_utf8(replies.into_iter().next().unwrap()).unwrap()
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        node.state(group).query([QueryJob { query: b"all".to_vec(), reply }]).unwrap();
+        String::from_utf8(answer.try_recv().unwrap().unwrap()).unwrap()
     }
 }
 
