@@ -160,7 +160,7 @@ async fn attend_once(
     voter: &mut u64,
 ) -> Result<Duration, String> {
     let of_voter = held.of(*voter).map_or_else(Bytes::new, |held| Bytes::copy_from_slice(&held.to_bytes()));
-    let request = AttestRequest { voter: *voter, held: of_voter, own: Bytes::new(), identity: None };
+    let request = AttestRequest { voter: *voter, held: of_voter, ..AttestRequest::default() };
     let response = call(channels, address, request).await?;
     if response.voter != *voter {
         *voter = response.voter;

@@ -156,8 +156,8 @@ pub(crate) struct Totals {
 pub(crate) struct ScrubCursor {
     /// The last record it checked.
     pub checked: Place,
-    /// When this pass began, in milliseconds since 1970.
-    pub began_ms: u64,
+    /// How long the disk is to be served yet, in milliseconds, until the next pass begins.
+    pub next_in_ms: u64,
 }
 
 /// The index of one disk.

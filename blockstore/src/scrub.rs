@@ -4,7 +4,9 @@
 //! - A record that cannot be read is damaged like one that does not verify; the scrub goes on behind it.
 //! - A record counts as damaged only if the index still leads to it after it failed.
 //! - The buffer is fixed ([`crate::reader::PIECE_BYTES`]), and the index is read a page at a time.
-//! - The background scrub reads at most its rate, and goes on after a restart where it was.
+//! - The background scrub reads at most its rate, and goes on after a restart where it was. When its next pass is due is
+//!   counted in time that the disk was served: a clock that jumps neither puts a pass off nor begins those of all disks
+//!   at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -15,8 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ScrubConfig;
 use crate::disk_core::Core;
-use crate::files::now_ms;
-use crate::index::{IndexError, Row, ScrubCursor};
+use crate::index::{IndexError, Row};
 use crate::reader::{ReadFault, verify_record};
 use crate::record::{Place, ShardName, record_bytes};
 use crate::writer::Work;
@@ -28,6 +29,9 @@ const CURSOR_BYTES: u64 = 64 * 1024 * 1024;
 
 /// How often an idle background scrub looks whether the next pass is due.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// An idle background scrub notes how long it has waited after so long.
+const IDLE_NOTED: Duration = Duration::from_secs(3600);
 
 /// One record, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,20 +147,30 @@ pub(crate) fn scrub_for_ever(
 ) {
     let Ok(mut cursor) = core.index.scrub_cursor() else { return };
     let interval_ms = u64::try_from(config.interval.as_millis()).unwrap_or(u64::MAX);
+    let mut next = Countdown::new(cursor.next_in_ms.min(interval_ms), Instant::now());
     loop {
         if cursor.checked == Place::default() {
-            while now_ms().saturating_sub(cursor.began_ms) < interval_ms {
+            let mut noted = Instant::now();
+            while next.left_ms(Instant::now()) > 0 {
                 if stop.recv_timeout(IDLE) != Err(RecvTimeoutError::Timeout) {
+                    cursor.next_in_ms = next.left_ms(Instant::now());
+                    drop(work.blocking_send(Work::SetScrubCursor(cursor)));
                     return;
                 }
+                if noted.elapsed() >= IDLE_NOTED {
+                    noted = Instant::now();
+                    cursor.next_in_ms = next.left_ms(noted);
+                    drop(work.blocking_send(Work::SetScrubCursor(cursor)));
+                }
             }
-            cursor.began_ms = now_ms();
+            next = Countdown::new(interval_ms, Instant::now());
         }
         let mut pace = Pace::new(config.bytes_per_second);
         let mut noted_bytes = 0;
         let end = scrub_disk(core, work, cursor.checked, stopping, |checked| {
             noted_bytes += checked.bytes;
             cursor.checked = checked.place;
+            cursor.next_in_ms = next.left_ms(Instant::now());
             if noted_bytes >= CURSOR_BYTES {
                 noted_bytes = 0;
                 drop(work.blocking_send(Work::SetScrubCursor(cursor)));
@@ -164,8 +178,9 @@ pub(crate) fn scrub_for_ever(
             pace.wait(checked.bytes, stop)
         });
         if end == ScrubEnd::Complete {
-            cursor = ScrubCursor { checked: Place::default(), began_ms: cursor.began_ms };
+            cursor.checked = Place::default();
         }
+        cursor.next_in_ms = next.left_ms(Instant::now());
         drop(work.blocking_send(Work::SetScrubCursor(cursor)));
         match end {
             ScrubEnd::Complete => {}
@@ -174,6 +189,23 @@ pub(crate) fn scrub_for_ever(
             ScrubEnd::Refused(_) if stop.recv_timeout(IDLE) == Err(RecvTimeoutError::Timeout) => {}
             ScrubEnd::Refused(_) => return,
         }
+    }
+}
+
+/// Counts time down that passes here, by the monotonic clock.
+struct Countdown {
+    left_ms: u64,
+    since: Instant,
+}
+
+impl Countdown {
+    fn new(left_ms: u64, now: Instant) -> Self {
+        Self { left_ms, since: now }
+    }
+
+    fn left_ms(&self, now: Instant) -> u64 {
+        let passed = now.saturating_duration_since(self.since).as_millis();
+        self.left_ms.saturating_sub(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 }
 

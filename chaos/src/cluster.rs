@@ -299,12 +299,21 @@ impl Cluster {
     /// # Errors
     /// If it does not.
     pub fn start_role(&mut self, name: RoleName) -> anyhow::Result<()> {
+        self.start_role_under(name, &[])
+    }
+
+    /// As [`Self::start_role`], with further environment variables.
+    ///
+    /// # Errors
+    /// As [`Self::start_role`].
+    pub fn start_role_under(&mut self, name: RoleName, environment: &[(&str, String)]) -> anyhow::Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.up_log())?;
         let role = self.role_mut(name)?;
         ensure!(role.process.is_none(), "{name:?} runs already");
         let (program, arguments) = role.info.argv.split_first().context("empty argv")?;
         let mut child = Command::new(program)
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

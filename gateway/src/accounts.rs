@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::hash::sha256_parts;
-use engine::ids::{AccountId, DeviceId, NamespaceId, RequestId, email_slot};
+use engine::ids::{AccountId, DeviceId, NamespaceId, email_slot};
 use metaraft::api::{MetaApi, MetaError};
 use metaraft::model::command::{DataStep, StepError};
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::query::{Query, Reply};
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{AccountRow, DeviceRow, NamespaceRow};
 use proto::v1;
 use tonic::Code;
@@ -71,8 +72,8 @@ pub(crate) fn check_text(what: &str, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn id_of_request(request: RequestId) -> AccountId {
-    let digest = sha256_parts(&[b"keepstone account\0", request.as_bytes()]);
+fn id_of_request(request: RequestKey) -> AccountId {
+    let digest = sha256_parts(&[b"keepstone account\0", request.id.as_bytes()]);
     let mut bytes = [0; AccountId::LENGTH];
     bytes.copy_from_slice(&digest[..AccountId::LENGTH]);
     AccountId::from_bytes(bytes)
@@ -104,7 +105,7 @@ async fn account_row(meta: &Meta, account: AccountId) -> Result<Option<AccountRo
 /// Whose the email is after trying to reserve it for `account`.
 async fn reserve_email(
     meta: &Meta,
-    request: RequestId,
+    request: RequestKey,
     email: &str,
     account: AccountId,
 ) -> Result<AccountId, MetaError> {
@@ -117,7 +118,7 @@ async fn reserve_email(
 }
 
 /// Makes an account. Repeating it with the same request gives the same account.
-pub(crate) async fn create(meta: &Meta, request: RequestId, new: NewAccount) -> Result<AccountId, Failure> {
+pub(crate) async fn create(meta: &Meta, request: RequestKey, new: NewAccount) -> Result<AccountId, Failure> {
     let subject = new.email.clone();
     let failed = |error: MetaError| Failure::from_meta(&error, &subject);
     let taken = || Failure::from_step(&StepError::EmailTaken, &subject);
@@ -149,7 +150,7 @@ pub(crate) async fn create(meta: &Meta, request: RequestId, new: NewAccount) -> 
 pub(crate) async fn quota(
     meta: &Meta,
     email: String,
-    set: Option<(RequestId, u64)>,
+    set: Option<(RequestKey, u64)>,
 ) -> Result<v1::AccountQuotaResponse, Failure> {
     let failed = |error: MetaError| Failure::from_meta(&error, &email);
     let account = account_by_email(meta, &email).await.map_err(failed)?;
@@ -268,7 +269,7 @@ pub async fn bootstrap_admin(
                 None => NO_PASSWORD.to_owned(),
             };
             let new = NewAccount { email, name: name.to_owned(), password_hash, quota_bytes: 0, admin: true };
-            create(&meta, random::request(), new).await?
+            create(&meta, random::request().into(), new).await?
         }
     };
     let token = add_device(&meta, account, device_name).await?;
@@ -289,7 +290,7 @@ mod tests {
 
     #[test]
     fn ids_follow_from_the_request() {
-        let request = RequestId::new(1, [2; 16]);
+        let request = RequestKey::from(engine::ids::RequestId::new(1, [2; 16]));
         assert_eq!(id_of_request(request), id_of_request(request));
         assert_ne!(namespace_of(id_of_request(request)).as_bytes(), id_of_request(request).as_bytes());
     }

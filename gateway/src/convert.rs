@@ -7,9 +7,11 @@ use engine::ids::{ChunkId, DeviceId, RequestId, UploadId, VersionId};
 use engine::manifest::ManifestEntry;
 use metaraft::model::UPLOAD_CHUNKS_MAX;
 use metaraft::model::command::Base;
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{EntryKind, EntryRow, VersionRow};
 use proto::v1;
 
+use crate::auth::Caller;
 use crate::failure::Failure;
 use crate::path::RemotePath;
 
@@ -21,6 +23,18 @@ const SYMLINK_BYTES_MAX: usize = 4096;
 
 pub(crate) fn request_id(bytes: &[u8]) -> Result<RequestId, Failure> {
     RequestId::from_slice(bytes).map_err(|error| Failure::invalid(format!("request_id: {error}")))
+}
+
+/// The request that a caller makes by `message`: bound to its account and to all that it says, so that its id answers
+/// nobody else, and nothing else. `call` names what was called.
+pub(crate) fn request_of(
+    caller: &Caller,
+    request_id: &[u8],
+    call: &str,
+    message: &impl proto::Message,
+) -> Result<RequestKey, Failure> {
+    let id = self::request_id(request_id)?;
+    Ok(RequestKey::of_client(caller.account, id, call, &message.encode_to_vec()))
 }
 
 pub(crate) fn upload_id(bytes: &[u8]) -> Result<UploadId, Failure> {

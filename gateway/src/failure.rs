@@ -193,6 +193,14 @@ impl Failure {
             StepError::NotOwner { .. } | StepError::StaleEpoch { .. } => {
                 Self::unavailable(format!("{subject}: the cluster is being rearranged; try again"))
             }
+            StepError::RequestReused => Self::new(
+                Code::InvalidArgument,
+                "request-id-reused",
+                format!(
+                    "{subject}: the request id has been used for another request; nothing was done: send it under a \
+                     new id"
+                ),
+            ),
             StepError::WrongGroup | StepError::WrongCluster => Self::internal("metadata", step),
         }
     }

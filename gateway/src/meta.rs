@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use engine::cluster::ClusterMap;
 use engine::ids::{
-    ChunkId, ContentId, EntryId, GroupId, HolderId, NamespaceId, ROOT_GROUP, RequestId, SlotId, UploadId,
-    VersionId,
+    ChunkId, ContentId, EntryId, GroupId, HolderId, NamespaceId, ROOT_GROUP, SlotId, UploadId, VersionId,
 };
 use engine::location::ChunkLocation;
 use engine::manifest::ManifestEntry;
@@ -19,6 +18,7 @@ use metaraft::api::{MetaApi, MetaError};
 use metaraft::model::command::{Command, DataStep, RootStep, StepError, Steps};
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::query::{Query, Reply, Resolved};
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{ContentRow, EntryRow, SecretBytes, TrashRow, UploadRow, VersionRow};
 use metaraft::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX, UPLOAD_PART_ENTRIES};
 
@@ -107,7 +107,7 @@ impl Meta {
     pub(crate) async fn commit(
         &self,
         slot: SlotId,
-        request: RequestId,
+        request: impl Into<RequestKey>,
         steps: Vec<DataStep>,
     ) -> Result<Vec<StepOutcome>, MetaError> {
         let group = self.group_of(slot)?;
@@ -118,17 +118,17 @@ impl Meta {
     pub(crate) async fn commit_in(
         &self,
         group: GroupId,
-        request: RequestId,
+        request: impl Into<RequestKey>,
         steps: Vec<DataStep>,
     ) -> Result<Vec<StepOutcome>, MetaError> {
-        self.api.propose(group, Command { request, steps: Steps::Data(steps) }).await
+        self.api.propose(group, Command::new(request, Steps::Data(steps))).await
     }
 
     /// Commits one step.
     pub(crate) async fn step(
         &self,
         slot: SlotId,
-        request: RequestId,
+        request: impl Into<RequestKey>,
         step: DataStep,
     ) -> Result<StepOutcome, MetaError> {
         let outcomes = self.commit(slot, request, vec![step]).await?;
@@ -139,7 +139,7 @@ impl Meta {
     pub(crate) async fn each(
         &self,
         slot: SlotId,
-        request: RequestId,
+        request: impl Into<RequestKey>,
         items: Vec<Vec<DataStep>>,
     ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
         let group = self.group_of(slot)?;
@@ -150,7 +150,7 @@ impl Meta {
     pub(crate) async fn each_in(
         &self,
         group: GroupId,
-        request: RequestId,
+        request: impl Into<RequestKey>,
         items: Vec<Vec<DataStep>>,
     ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
         let count = items.len();
@@ -173,7 +173,7 @@ impl Meta {
             _ => return Err(wrong_reply("secret")),
         }
         let step = RootStep::SecretMake { name: name.to_owned(), secret: SecretBytes(random::bytes()) };
-        let command = Command { request: random::request(), steps: Steps::Root(vec![step]) };
+        let command = Command::new(random::request(), Steps::Root(vec![step]));
         match self.api.propose(ROOT_GROUP, command).await?.into_iter().next() {
             Some(StepOutcome::Secret(secret)) => Ok(secret),
             _ => Err(wrong_reply("secret")),

@@ -311,7 +311,7 @@ pub(crate) async fn retry_set_aside(meta: Meta, source: ChunkSource, stopping: C
 
 /// Tries again what is due in a group.
 async fn retry_due(meta: &Meta, source: &ChunkSource, group: GroupId) -> Result<(), Failure> {
-    let query = Query::ReleasesDue { now_ms: random::now_ms(), count_max: RETRIES_MAX };
+    let query = Query::ReleasesDue { now_ms: random::log_ms(), count_max: RETRIES_MAX };
     let due = match meta.api().query(group, query).await.map_err(|error| failed(&error))? {
         Reply::ReleasesAside(due) => due,
         _ => return Err(failed(&wrong_reply("releases"))),

@@ -124,7 +124,7 @@ impl Session {
     }
 
     fn is_fresh(&self) -> bool {
-        lock(&self.checked).elapsed() < SESSION_FRESH && random::now_ms() < self.expires_ms()
+        lock(&self.checked).elapsed() < SESSION_FRESH && random::log_ms() < self.expires_ms()
     }
 }
 
@@ -202,7 +202,7 @@ async fn extend(
     rows: &mut [UploadRow],
 ) -> Result<Vec<Result<(), Failure>>, MetaError> {
     let life_ms = meta.session_life_ms();
-    let now_ms = random::now_ms();
+    let now_ms = random::log_ms();
     let mut results = vec![Ok(()); rows.len()];
     let short = |(_index, row): &(usize, &mut UploadRow)| {
         row.expires_ms < now_ms.saturating_add(life_ms - life_ms / 4)

@@ -2,6 +2,7 @@
 //! old at most.
 
 pub mod bootstrap;
+pub mod cluster_clock;
 mod error;
 mod meta_api;
 mod request;
@@ -9,7 +10,7 @@ mod transport;
 
 pub use error::MetaError;
 pub use meta_api::{MetaApi, by_group};
-pub use request::new_request;
+pub use request::{new_request, new_request_at};
 pub use transport::Transport;
 
 #[cfg(test)]

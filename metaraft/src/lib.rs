@@ -10,6 +10,7 @@ pub mod client;
 pub mod kv;
 #[cfg(test)]
 mod local;
+mod log_clock;
 pub mod model;
 pub mod node;
 mod raft;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use engine::ids::{GroupId, NodeId, ROOT_GROUP};
@@ -11,9 +10,10 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 
 use crate::api::{MetaError, Transport};
-use crate::app::App;
+use crate::app::{App, LogTime};
 use crate::client::WatchedChanges;
 use crate::kv::{MemoryStore, Txn, View};
+use crate::log_clock::own_wall_ms;
 use crate::node::{GroupError, Leadership};
 use crate::state::StateMachine;
 use crate::warden::RootGroup;
@@ -54,12 +54,13 @@ impl Local {
 
     fn apply(&self, group: GroupId, command: &[u8]) -> Vec<u8> {
         self.inner.proposals.fetch_add(1, Ordering::SeqCst);
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let time_ms = u64::try_from(since.as_millis()).unwrap();
         let mut groups = self.inner.groups.lock().unwrap();
         let store = groups.entry(group).or_default();
         let mut txn = Txn::new(store);
-        let outcome = self.inner.machine.apply(group, &mut txn, time_ms, command);
+        if let Some(refused) = self.inner.machine.refusal(group, command) {
+            return refused;
+        }
+        let outcome = self.inner.machine.apply(group, &mut txn, LogTime::at(own_wall_ms()), command).unwrap();
         let changes = txn.into_changes().unwrap();
         store.commit(changes);
         outcome
@@ -98,5 +99,9 @@ impl RootGroup for Local {
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.subscribe()
+    }
+
+    fn log_ms(&self) -> u64 {
+        own_wall_ms()
     }
 }

@@ -3,6 +3,9 @@
 
 pub mod peer;
 
+/// What all messages can do: be encoded, for a hash of what a request says.
+pub use prost::Message;
+
 /// What clients speak to a gateway.
 #[allow(
     missing_docs,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use engine::ids::NodeId;
-use metaraft::node::{LOG_ENTRIES_KEPT, MetaConfig, SNAPSHOT_LOG_ENTRIES};
+use metaraft::node::{LOG_ENTRIES_KEPT, MetaConfig, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_STALL_MAX};
 use serde::Deserialize;
 
 use super::{TlsSection, join, optional, path, text};
@@ -44,6 +44,7 @@ impl MetaFile {
             data_groups: self.data_groups,
             snapshot_log_entries: self.snapshot_log_entries.unwrap_or(SNAPSHOT_LOG_ENTRIES),
             log_entries_kept: self.log_entries_kept.unwrap_or(LOG_ENTRIES_KEPT),
+            snapshot_stall_max: SNAPSHOT_STALL_MAX,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::admin::replicas::{MetaView, MetaViews};
 use crate::admin::status::Gathered;
 use crate::core::Core;
 use crate::limits::STATUS_WAIT_MAX;
-use crate::random::now_ms;
+use crate::random::own_ms;
 
 /// How long a metadata node may take to answer for itself.
 const NODE_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ async fn view(core: &Core, node: &MetaNodeInfo) -> Option<MetaView> {
         let answer = MetadataClient::new(channel).node_status(NodeStatusRequest {}).await.ok()?;
         let status = answer.into_inner();
         let (node, address) = (node.node, node.address.clone());
-        (status.node == node.0).then(|| MetaView { node, address, status, own_time_ms: now_ms() })
+        (status.node == node.0).then(|| MetaView { node, address, status, own_time_ms: own_ms() })
     };
     tokio::time::timeout(NODE_WAIT_MAX, ask).await.ok().flatten()
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use engine::ids::{GroupId, ROOT_GROUP, RequestId};
+use engine::ids::{GroupId, ROOT_GROUP};
 use metaraft::model::command::{Command, DataStep, RootStep, Steps};
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::settings::{
     JOURNAL_HORIZON, SETTINGS, SettingDefinition, Settings, check, parse_duration_ms,
 };
@@ -31,7 +32,7 @@ pub(crate) async fn list(core: &Core) -> Result<Vec<v1::Setting>, Failure> {
 
 /// Tells every data group how long its journals keep what is gone, before the setting says so: repeated after a crash
 /// in between, it does the same again.
-async fn tell_horizon(core: &Core, request: RequestId, value: &str) -> Result<(), Failure> {
+async fn tell_horizon(core: &Core, request: RequestKey, value: &str) -> Result<(), Failure> {
     let horizon_ms = parse_duration_ms(value).ok_or_else(|| Failure::invalid("not a duration"))?;
     let groups: BTreeSet<GroupId> = core.meta.map().slots.iter().map(|range| range.group).collect();
     for group in groups {
@@ -45,13 +46,13 @@ async fn tell_horizon(core: &Core, request: RequestId, value: &str) -> Result<()
 /// Sets one.
 pub(crate) async fn set(
     core: &Core,
-    request: RequestId,
+    request: RequestKey,
     name: &str,
     value: &str,
 ) -> Result<v1::Setting, Failure> {
     let definition = check(name, value).map_err(|error| Failure::invalid(error.to_string()))?;
     let step = RootStep::SettingSet { name: name.to_owned(), value: value.to_owned() };
-    let command = Command { request: request.step(0), steps: Steps::Root(vec![step]) };
+    let command = Command::new(request.step(0), Steps::Root(vec![step]));
     let failed = |error| Failure::from_meta(&error, name);
     if name == JOURNAL_HORIZON {
         tell_horizon(core, request, value).await?;

@@ -12,7 +12,7 @@ use metaraft::model::row::{AsideRelease, GroupCounters, StripeCount};
 use proto::v1;
 
 use crate::admin::replicas::MetaViews;
-use crate::random::now_ms;
+use crate::random::log_ms;
 
 /// What was asked of the cluster.
 pub(crate) struct Gathered {
@@ -226,7 +226,7 @@ pub(crate) fn status(gathered: &Gathered) -> v1::StatusResponse {
         problems.lines.push(format!(
             "{releases_aside} removed contents could not be let go, and keep their space; one was tried {attempts} \
              times and is tried again {}: {why}",
-            in_words(*retry_ms, now_ms())
+            in_words(*retry_ms, log_ms())
         ));
     }
     v1::StatusResponse {
@@ -354,7 +354,7 @@ mod tests {
             why: "its list is unreadable".to_owned(),
             attempts: 3,
             since_ms: 0,
-            retry_ms: now_ms() + 600_000,
+            retry_ms: log_ms() + 600_000,
         };
         if let Some((_group, Some(counters))) = gathered.groups.first_mut() {
             (counters.releases_aside, counters.releases_aside_some) = (7, vec![aside]);

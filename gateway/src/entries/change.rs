@@ -4,12 +4,13 @@
 //! is not found, the step is proposed all the same, for an entry that never is: a remembered request gives its first
 //! answer, and a new one is told that there is no such entry.
 
-use engine::ids::{EntryId, RequestId, VersionId};
+use engine::ids::{EntryId, VersionId};
 use futures_util::{StreamExt, stream};
 use metaraft::api::MetaError;
 use metaraft::model::command::DataStep;
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::query::Resolved;
+use metaraft::model::request_key::RequestKey;
 use proto::v1;
 
 use crate::auth::Caller;
@@ -40,7 +41,7 @@ pub(crate) fn parent_of(path: &RemotePath, resolved: &Resolved) -> Result<EntryI
 pub(crate) async fn set_attributes(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     entries: &[v1::SetAttributes],
 ) -> Result<Vec<Result<v1::Entry, Failure>>, Failure> {
     if entries.len() > BATCH_ITEMS_MAX {
@@ -83,7 +84,7 @@ pub(crate) async fn set_attributes(
 pub(crate) async fn move_entry(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     message: &v1::MoveEntryRequest,
 ) -> Result<v1::Entry, Failure> {
     let from = RemotePath::parse_named(&message.from)?;
@@ -127,7 +128,7 @@ pub(crate) fn is_about_target(error: &MetaError) -> bool {
 pub(crate) async fn delete(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     message: &v1::DeleteEntryRequest,
 ) -> Result<u64, Failure> {
     let path = RemotePath::parse_named(&message.path)?;
@@ -152,7 +153,7 @@ pub(crate) async fn delete(
 pub(crate) async fn restore_version(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     message: &v1::RestoreVersionRequest,
 ) -> Result<v1::Entry, Failure> {
     let path = RemotePath::parse_named(&message.path)?;

@@ -5,10 +5,11 @@
 //! first attempt ended.
 
 use engine::hash::sha256_parts;
-use engine::ids::{EntryId, RequestId};
+use engine::ids::EntryId;
 use futures_util::{StreamExt, stream};
 use metaraft::api::MetaError;
 use metaraft::model::command::{DataStep, OnExisting};
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{EntryKind, EntryRow};
 use proto::v1;
 
@@ -25,7 +26,7 @@ use crate::path::RemotePath;
 const FOLDERS_WAITING_MAX: usize = 1_000_000;
 
 /// The step for one place in the copied tree.
-fn step_of(request: RequestId, relative: &[String]) -> RequestId {
+fn step_of(request: RequestKey, relative: &[String]) -> RequestKey {
     let mut parts: Vec<&[u8]> = vec![b"keepstone copy\0"];
     parts.extend(relative.iter().flat_map(|name| [name.as_bytes(), b"/".as_slice()]));
     let digest = sha256_parts(&parts);
@@ -36,7 +37,7 @@ fn step_of(request: RequestId, relative: &[String]) -> RequestId {
 struct Copy<'a> {
     core: &'a Core,
     caller: &'a Caller,
-    request: RequestId,
+    request: RequestKey,
     from: RemotePath,
     to: RemotePath,
     files: u64,
@@ -47,7 +48,7 @@ struct Copy<'a> {
 pub(crate) async fn copy(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     message: &v1::CopyEntryRequest,
 ) -> Result<v1::CopyEntryResponse, Failure> {
     let from = RemotePath::parse_named(&message.from)?;
@@ -264,7 +265,7 @@ mod tests {
 
     #[test]
     fn steps_differ_by_place_and_repeat() {
-        let request = RequestId::new(1, [1; 16]);
+        let request = RequestKey::from(engine::ids::RequestId::new(1, [1; 16]));
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(step_of(request, &names(&["a", "b"])), step_of(request, &names(&["a", "b"])));
         assert_ne!(step_of(request, &names(&["a", "b"])), step_of(request, &names(&["ab"])));

@@ -5,11 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use engine::ids::{EntryId, RequestId};
+use engine::ids::EntryId;
 use futures_util::{StreamExt, stream};
 use metaraft::api::MetaError;
 use metaraft::model::DEPTH_MAX;
 use metaraft::model::command::{DataStep, OnExisting, StepError};
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{EntryKind, EntryRow, ROOT_ENTRY};
 use proto::v1;
 
@@ -68,7 +69,7 @@ enum Job {
 struct Creation<'a> {
     core: &'a Core,
     caller: &'a Caller,
-    request: RequestId,
+    request: RequestKey,
     /// Folders whose ids are known.
     folders: HashMap<RemotePath, EntryId>,
     pending: Vec<(usize, Wanted)>,
@@ -79,7 +80,7 @@ struct Creation<'a> {
 pub(crate) async fn create(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     entries: &[v1::CreateEntry],
 ) -> Result<Vec<Result<v1::Entry, Failure>>, Failure> {
     if entries.len() > BATCH_ITEMS_MAX {
@@ -220,12 +221,12 @@ impl Creation<'_> {
                     path: path.clone(),
                     kind: EntryKind::Folder,
                     mode: PARENT_MODE,
-                    mtime_ns: i64::try_from(random::now_ms()).unwrap_or(0).saturating_mul(1_000_000),
+                    mtime_ns: i64::try_from(random::wall_ms()).unwrap_or(0).saturating_mul(1_000_000),
                     parents: true,
                     existing: OnExisting::TakeFolder,
                 };
                 // Taking a folder that is there makes it idempotent, so the request id is fresh.
-                self.propose(&wanted, random::request()).await
+                self.propose(&wanted, random::request().into()).await
             }
             Job::Item(index) => {
                 let wanted = self.pending.iter().find(|(pending, _wanted)| pending == index);
@@ -238,7 +239,7 @@ impl Creation<'_> {
         }
     }
 
-    async fn propose(&self, wanted: &Wanted, request: RequestId) -> Result<EntryRow, Failure> {
+    async fn propose(&self, wanted: &Wanted, request: RequestKey) -> Result<EntryRow, Failure> {
         let namespace = self.caller.namespace;
         if wanted.path.names().is_empty() {
             return self.core.entry_at(namespace, &wanted.path).await;

@@ -1,9 +1,10 @@
 //! Takes entries out of the trash, or removes them for good.
 
-use engine::ids::{EntryId, RequestId};
+use engine::ids::EntryId;
 use metaraft::api::MetaError;
 use metaraft::model::command::DataStep;
 use metaraft::model::outcome::StepOutcome;
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::TrashRow;
 use proto::v1;
 use tonic::Code;
@@ -63,7 +64,7 @@ async fn target(
 pub(crate) async fn restore(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     message: &v1::RestoreTrashRequest,
 ) -> Result<v1::Entry, Failure> {
     let (to_parent, to_name, mut path) = target(core, caller, message).await?;
@@ -87,7 +88,7 @@ pub(crate) async fn restore(
 pub(crate) async fn purge(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     trash: u64,
 ) -> Result<v1::PurgeTrashResponse, Failure> {
     release::drain(&core.meta, &core.source, caller.namespace).await?;
@@ -127,7 +128,7 @@ pub(crate) async fn purge(
 async fn purge_one(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     trash: u64,
     purged: &mut v1::PurgeTrashResponse,
 ) -> Result<(), Failure> {

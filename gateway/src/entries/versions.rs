@@ -1,9 +1,10 @@
 //! Removes earlier versions of files, for good.
 
-use engine::ids::{RequestId, VersionId};
+use engine::ids::VersionId;
 use metaraft::api::MetaError;
 use metaraft::model::command::{DataStep, VersionChoice};
 use metaraft::model::outcome::StepOutcome;
+use metaraft::model::request_key::RequestKey;
 use proto::v1;
 
 use crate::auth::Caller;
@@ -41,7 +42,7 @@ fn choice(message: &v1::RemoveVersionsRequest) -> Result<VersionChoice, Failure>
 pub(crate) async fn remove(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     message: &v1::RemoveVersionsRequest,
 ) -> Result<v1::RemoveVersionsResponse, Failure> {
     let path = RemotePath::parse_named(&message.path)?;

@@ -72,7 +72,7 @@ impl Accounts for AccountsService {
             used_bytes: namespace.charged_bytes(),
             entries_bytes: namespace.row_bytes,
             open_uploads_bytes: namespace.open.bytes,
-            server_time_ms: crate::random::now_ms(),
+            server_time_ms: crate::random::log_ms(),
         }))
     }
 
@@ -100,7 +100,7 @@ impl Accounts for AccountsService {
     ) -> Result<Response<v1::RevokeDeviceResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "revoke_device", &message)?;
         let device = convert::device_id(&message.device)?;
         let step = DataStep::DeviceRevoke { account: caller.account, device };
         let revoked = self.core.meta.step(caller.account.slot(), request.step(0), step).await;

@@ -37,10 +37,13 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::CreateAccountRequest>,
     ) -> Result<Response<v1::CreateAccountResponse>, Status> {
-        auth::caller(&request)?.require_admin()?;
-        let v1::CreateAccountRequest { request_id, email, name, password, quota_bytes, admin } =
-            request.into_inner();
-        let request = convert::request_id(&request_id)?;
+        let caller = auth::caller(&request)?;
+        caller.require_admin()?;
+        let mut message = request.into_inner();
+        // No hash of it is kept but the slow one.
+        let password = std::mem::take(&mut message.password);
+        let request = convert::request_of(&caller, &message.request_id, "create_account", &message)?;
+        let v1::CreateAccountRequest { email, name, quota_bytes, admin, .. } = message;
         let email = accounts::normalise_email(&email)?;
         accounts::check_text("name", &name)?;
         let password_hash = if password.is_empty() {
@@ -58,10 +61,12 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::AccountQuotaRequest>,
     ) -> Result<Response<v1::AccountQuotaResponse>, Status> {
-        auth::caller(&request)?.require_admin()?;
-        let v1::AccountQuotaRequest { request_id, email, set, quota_bytes } = request.into_inner();
-        let set = if set { Some((convert::request_id(&request_id)?, quota_bytes)) } else { None };
-        let email = accounts::normalise_email(&email)?;
+        let caller = auth::caller(&request)?;
+        caller.require_admin()?;
+        let message = request.into_inner();
+        let request = || convert::request_of(&caller, &message.request_id, "account_quota", &message);
+        let set = if message.set { Some((request()?, message.quota_bytes)) } else { None };
+        let email = accounts::normalise_email(&message.email)?;
         Ok(Response::new(accounts::quota(&self.core.meta, email, set).await?))
     }
 
@@ -102,9 +107,11 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::SetSettingRequest>,
     ) -> Result<Response<v1::SetSettingResponse>, Status> {
-        auth::caller(&request)?.require_admin()?;
-        let v1::SetSettingRequest { request_id, name, value } = request.into_inner();
-        let request = convert::request_id(&request_id)?;
+        let caller = auth::caller(&request)?;
+        caller.require_admin()?;
+        let message = request.into_inner();
+        let request = convert::request_of(&caller, &message.request_id, "set_setting", &message)?;
+        let v1::SetSettingRequest { name, value, .. } = message;
         let setting = admin::settings::set(&self.core, request, &name, &value).await?;
         Ok(Response::new(v1::SetSettingResponse { setting: Some(setting) }))
     }

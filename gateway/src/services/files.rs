@@ -108,7 +108,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CommitUploadsResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "commit_uploads", &message)?;
         let committed = uploads::commit::commit(&self.core, &caller, request, &message.uploads).await?;
         Ok(Response::new(v1::CommitUploadsResponse { results: results(committed) }))
     }
@@ -119,7 +119,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::AbortUploadResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "abort_upload", &message)?;
         uploads::status::abort(&self.core, &caller, request, &message.upload_id).await?;
         Ok(Response::new(v1::AbortUploadResponse {}))
     }
@@ -183,7 +183,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CreateEntriesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "create_entries", &message)?;
         let created = entries::create::create(&self.core, &caller, request, &message.entries).await?;
         Ok(Response::new(v1::CreateEntriesResponse { results: results(created) }))
     }
@@ -194,7 +194,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::SetAttributesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "set_attributes", &message)?;
         let set = entries::change::set_attributes(&self.core, &caller, request, &message.entries).await?;
         Ok(Response::new(v1::SetAttributesResponse { results: results(set) }))
     }
@@ -205,7 +205,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::MoveEntryResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "move_entry", &message)?;
         let entry = entries::change::move_entry(&self.core, &caller, request, &message).await?;
         Ok(Response::new(v1::MoveEntryResponse { entry: Some(entry) }))
     }
@@ -216,7 +216,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CopyEntryResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "copy_entry", &message)?;
         Ok(Response::new(entries::copy::copy(&self.core, &caller, request, &message).await?))
     }
 
@@ -226,7 +226,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::DeleteEntryResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "delete_entry", &message)?;
         let trash_id = entries::change::delete(&self.core, &caller, request, &message).await?;
         Ok(Response::new(v1::DeleteEntryResponse { trash_id }))
     }
@@ -245,7 +245,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::RestoreVersionResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "restore_version", &message)?;
         let entry = entries::change::restore_version(&self.core, &caller, request, &message).await?;
         Ok(Response::new(v1::RestoreVersionResponse { entry: Some(entry) }))
     }
@@ -256,7 +256,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::RemoveVersionsResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "remove_versions", &message)?;
         Ok(Response::new(entries::versions::remove(&self.core, &caller, request, &message).await?))
     }
 
@@ -274,7 +274,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::RestoreTrashResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "restore_trash", &message)?;
         let entry = entries::trash::restore(&self.core, &caller, request, &message).await?;
         Ok(Response::new(v1::RestoreTrashResponse { entry: Some(entry) }))
     }
@@ -285,7 +285,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::PurgeTrashResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "purge_trash", &message)?;
         Ok(Response::new(entries::trash::purge(&self.core, &caller, request, message.trash_id).await?))
     }
 }

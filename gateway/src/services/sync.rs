@@ -77,7 +77,7 @@ impl SyncApi for SyncService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_id(&message.request_id)?;
+        let request = convert::request_of(&caller, &message.request_id, "apply", &message)?;
         let applied = sync::apply::apply(&self.core, &caller, request, message.actions).await?;
         let results = applied.into_iter().map(|result| {
             let result = match result {

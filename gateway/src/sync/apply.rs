@@ -3,9 +3,10 @@
 //! Actions go as items of few commands, cut by the request's bytes alone: so a repetition makes the same commands, and
 //! is given the same answers.
 
-use engine::ids::{EntryId, NamespaceId, RequestId, VersionId};
+use engine::ids::{EntryId, NamespaceId, VersionId};
 use metaraft::model::command::{DataStep, OnExisting, StepError};
 use metaraft::model::outcome::StepOutcome;
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{EntryKind, EntryRow};
 use proto::v1;
 use proto::v1::action::Action;
@@ -141,7 +142,7 @@ fn refused(error: &StepError, subject: &str) -> Failure {
 pub(crate) async fn apply(
     core: &Core,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     actions: Vec<v1::Action>,
 ) -> Result<Vec<Result<EntryRow, Failure>>, Failure> {
     if actions.len() > APPLY_ACTIONS_MAX {

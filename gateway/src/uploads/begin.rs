@@ -60,7 +60,7 @@ pub(crate) async fn begin(
 ) -> Result<Vec<v1::BegunUpload>, Failure> {
     check_batch(&uploads)?;
     let (life_ms, most) = (core.meta.session_life_ms(), core.meta.api().settings().open_uploads_max());
-    let expires_ms = random::now_ms().saturating_add(life_ms);
+    let expires_ms = random::log_ms().saturating_add(life_ms);
     let parsed: Vec<Result<Beginning, Failure>> =
         uploads.into_iter().map(|upload| parse(caller, &upload, life_ms, most)).collect();
     let valid: Vec<&Beginning> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();

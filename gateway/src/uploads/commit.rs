@@ -15,12 +15,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use engine::ids::{EntryId, HolderId, RequestId, UploadId};
+use engine::ids::{EntryId, HolderId, UploadId};
 use engine::manifest::{ContentList, build_tree};
 use futures_util::{StreamExt, stream};
 use metaraft::api::MetaError;
 use metaraft::model::command::{Base, DataStep};
 use metaraft::model::query::Resolved;
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{EntryRow, UploadRow, UploadState};
 use proto::v1;
 
@@ -78,7 +79,7 @@ pub(super) struct ReadyContent {
 pub(super) struct Request<'a> {
     pub core: &'a Arc<Core>,
     pub caller: &'a Caller,
-    pub id: RequestId,
+    pub id: RequestKey,
 }
 
 /// A file that is there now.
@@ -131,7 +132,7 @@ impl Wanted {
 pub(crate) async fn commit(
     core: &Arc<Core>,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     uploads: &[v1::CommitUpload],
 ) -> Result<Vec<Result<v1::Entry, Failure>>, Failure> {
     if uploads.len() > BATCH_ITEMS_MAX {

@@ -78,7 +78,7 @@ async fn forget_one(core: &Core, namespace: NamespaceId, upload: UploadId) -> Re
 /// whether that made any room.
 pub(crate) async fn tidy(core: &Core, namespace: NamespaceId) -> Result<bool, Failure> {
     let rows = core.meta.uploads_open(namespace, TIDY_UPLOADS_MAX).await.map_err(|error| failed(&error))?;
-    let now_ms = random::now_ms();
+    let now_ms = random::log_ms();
     let mut freed = false;
     // Whether their time is over is for the leader's clock to say; this one only saves asking.
     for row in rows.iter().filter(|row| row.expires_ms < now_ms) {

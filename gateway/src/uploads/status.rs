@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use engine::ids::RequestId;
 use metaraft::api::MetaError;
 use metaraft::model::command::DataStep;
 use metaraft::model::outcome::StepOutcome;
+use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::{UploadRow, UploadState};
 use proto::v1;
 
@@ -60,7 +60,7 @@ pub(crate) async fn status(
 pub(crate) async fn abort(
     core: &Arc<Core>,
     caller: &Caller,
-    request: RequestId,
+    request: RequestKey,
     upload: &[u8],
 ) -> Result<(), Failure> {
     let id = convert::upload_id(upload)?;

@@ -103,6 +103,7 @@ impl Cluster {
             data_groups,
             snapshot_log_entries: 4096,
             log_entries_kept: 1024,
+            snapshot_stall_max: metaraft::node::SNAPSHOT_STALL_MAX,
         };
         let liveness = Arc::new(Liveness::default());
         let app = Arc::new(StateMachine::new(Arc::clone(&liveness)));

@@ -78,7 +78,7 @@ async fn make_unreleasable(api: &MetaApi, namespace: NamespaceId, name: &str) {
         },
     ];
     let request = RequestId::from_slice(&request_id()).unwrap();
-    api.propose(GROUP, Command { request, steps: Steps::Data(steps) }).await.unwrap();
+    api.propose(GROUP, Command { request, payload: None, steps: Steps::Data(steps) }).await.unwrap();
 }
 
 async fn delete(client: &Client, path: &str) {

@@ -72,11 +72,11 @@ pub async fn init_cluster_spread(
     if spread > 1 && matches!(api.refresh_map().await, Err(MetaError::NoCluster)) {
         steps.push(RootStep::SettingSet { name: VOLUME_NODES_MIN.to_owned(), value: spread.to_string() });
     }
-    api.propose(ROOT_GROUP, Command { request: new_request(), steps: Steps::Root(steps) }).await?;
+    api.propose(ROOT_GROUP, Command::new(new_request(), Steps::Root(steps))).await?;
     let map = api.refresh_map().await?;
     for SlotRange { first, last, group } in map.slots.iter().copied() {
         let adopt = DataStep::SlotsAdopt { first, last };
-        api.propose(group, Command { request: new_request(), steps: Steps::Data(vec![adopt]) }).await?;
+        api.propose(group, Command::new(new_request(), Steps::Data(vec![adopt]))).await?;
     }
     Ok(())
 }

@@ -186,6 +186,7 @@ impl MetaApi {
                     CommandOutcome::RequestOutOfTime { leader_ms } => {
                         Err(MetaError::RequestOutOfTime { leader_ms })
                     }
+                    CommandOutcome::NoSpace => Err(MetaError::NoSpace),
                     CommandOutcome::NotUnderstood => {
                         Err(MetaError::Protocol { what: "the group did not understand a command".to_owned() })
                     }

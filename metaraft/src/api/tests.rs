@@ -21,7 +21,7 @@ async fn init(api: &MetaApi, cluster: ClusterId, data_groups: u16) -> Result<(),
 fn create(namespace: NamespaceId) -> Command {
     let owner = AccountId::from_bytes([2; 16]);
     let steps = Steps::Data(vec![DataStep::NamespaceCreate { namespace, owner, quota_bytes: 0 }]);
-    Command { request: new_request(), steps }
+    Command::new(new_request(), steps)
 }
 
 #[test]

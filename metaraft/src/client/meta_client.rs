@@ -19,6 +19,8 @@ use super::config::ClientConfig;
 use super::errors::{ProposeError, QueryError};
 use super::leaders::{Attempt, GaveUp, Leaders};
 use super::proposer::{self, PROPOSALS_WAITING_MAX, Proposal};
+use crate::api::cluster_clock::learn;
+use crate::app::LogTime;
 use crate::raft::group::COMMAND_BYTES_MAX;
 use crate::raft::peers::PeerAddressError;
 
@@ -189,7 +191,10 @@ impl MetaClient {
                 match client.query(request).await.map(tonic::Response::into_inner) {
                     Ok(response) => match response.not_leader {
                         Some(not_leader) => Attempt::NotLeader(not_leader),
-                        None => Attempt::Done(response.reply),
+                        None => {
+                            learn(LogTime { time_ms: response.log_ms, wall_ms: response.wall_ms });
+                            Attempt::Done(response.reply)
+                        }
                     },
                     Err(status) => Attempt::Failed(status),
                 }

@@ -17,6 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::errors::ProposeError;
 use super::leaders::{Attempt, GaveUp, Leaders};
+use crate::api::cluster_clock::learn;
+use crate::app::LogTime;
 
 /// Callers that may wait for a group.
 pub(crate) const PROPOSALS_WAITING_MAX: usize = 4096;
@@ -104,7 +106,10 @@ async fn propose(
             match client.propose(request).await.map(tonic::Response::into_inner) {
                 Ok(response) => match response.not_leader {
                     Some(not_leader) => Attempt::NotLeader(not_leader),
-                    None => Attempt::Done(response.outcomes),
+                    None => {
+                        learn(LogTime { time_ms: response.log_ms, wall_ms: response.wall_ms });
+                        Attempt::Done(response.outcomes)
+                    }
                 },
                 Err(status) => Attempt::Failed(status),
             }

@@ -7,7 +7,7 @@
 //! Invariants:
 //! - A command that fails changes nothing, and its failure is remembered like a success.
 //! - A request id is applied once; a repetition within [`super::REQUEST_MEMORY_MS`] gives the first outcome, an older
-//!   id is refused.
+//!   id is refused, and so is one that asks for something else.
 //! - Every step is idempotent in itself where its doc says so, so that recovery may repeat it under a new request id.
 //!
 //! Encoding: postcard. New steps and fields are only ever added at the end, under a new [`super::MODEL_FORMAT`].
@@ -24,6 +24,7 @@ use engine::manifest::{ContentList, ManifestEntry};
 use serde::{Deserialize, Serialize};
 
 use super::outcome::StepOutcome;
+use super::request_key::{Payload, RequestKey};
 use super::row::{AccountRow, DeviceRow, EntryKind, SecretBytes};
 
 pub use super::choice::{Base, OnExisting, OpenUploadsMax, VersionChoice};
@@ -36,6 +37,18 @@ pub struct Command {
     pub request: RequestId,
     /// What to do, all or none.
     pub steps: Steps,
+    /// What the request asked for; `None` if that is these very bytes. A repetition that asks for something else is
+    /// refused: [`StepError::RequestReused`].
+    pub payload: Option<Payload>,
+}
+
+impl Command {
+    /// A command under a request.
+    #[must_use]
+    pub fn new(request: impl Into<RequestKey>, steps: Steps) -> Self {
+        let RequestKey { id, payload } = request.into();
+        Self { request: id, steps, payload }
+    }
 }
 
 /// The steps of a command, by the kind of group they are for.
@@ -589,6 +602,8 @@ pub enum CommandOutcome {
         /// The leader's time, milliseconds since 1970.
         leader_ms: u64,
     },
-    /// The bytes are not a command that this version of the software knows.
+    /// The bytes are not a command that the leader's software knows; it has not been proposed.
     NotUnderstood,
+    /// The disk of the leader is at its reserve, and this command does not only make room: it has not been proposed.
+    NoSpace,
 }

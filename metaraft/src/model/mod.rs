@@ -6,6 +6,7 @@ pub mod codec;
 pub mod command;
 pub mod outcome;
 pub mod query;
+pub mod request_key;
 pub(crate) mod room;
 pub mod row;
 pub mod settings;

@@ -44,7 +44,7 @@ mod tests {
     use crate::model::command::VersionChoice;
 
     fn command(steps: Vec<DataStep>) -> Vec<u8> {
-        codec::encode(&Command { request: RequestId::new(1, [0; 16]), steps: Steps::Data(steps) })
+        codec::encode(&Command::new(RequestId::new(1, [0; 16]), Steps::Data(steps)))
     }
 
     #[test]

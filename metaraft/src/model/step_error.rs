@@ -103,4 +103,7 @@ pub enum StepError {
         /// Of what, and what to do.
         what: String,
     },
+    /// The request id has been used for something else: send a new one.
+    #[error("the request id has been used for something else")]
+    RequestReused,
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engine::ids::NodeId;
 use proto::peer::TlsFiles;
@@ -10,6 +11,9 @@ use proto::peer::TlsFiles;
 pub const SNAPSHOT_LOG_ENTRIES: u64 = 4096;
 /// Log entries kept behind a snapshot for followers that lag, unless configured otherwise.
 pub const LOG_ENTRIES_KEPT: u64 = 1024;
+
+/// How long a snapshot on its way to another node may get on by nothing at all, unless configured otherwise.
+pub const SNAPSHOT_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// How a metadata node is set up. A restart takes the same; only addresses may change.
 #[derive(Clone, Debug)]
@@ -33,4 +37,6 @@ pub struct MetaConfig {
     pub snapshot_log_entries: u64,
     /// Log entries kept after that for followers that lag behind.
     pub log_entries_kept: u64,
+    /// How long a snapshot on its way to another node may get on by nothing at all. There is no bound for the whole.
+    pub snapshot_stall_max: Duration,
 }

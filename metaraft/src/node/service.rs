@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
@@ -20,6 +19,8 @@ use tonic::{Request, Response, Status};
 
 use super::heartbeat::HeartbeatSink;
 use super::space::Room;
+use crate::app::LogTime;
+use crate::log_clock::own_wall_ms;
 use crate::raft::group::{GroupError, GroupHandle, Leadership};
 use crate::standing::attester::{self, Attester};
 use crate::standing::prover::WitnessId;
@@ -60,7 +61,6 @@ impl MetadataService {
         match result {
             Ok(answer) => Ok(Ok(answer)),
             Err(GroupError::NotLeader { leader }) => Ok(Err(self.not_leader(leader))),
-            Err(error @ GroupError::TooLarge { .. }) => Err(Status::invalid_argument(error.to_string())),
             Err(error @ GroupError::NoSpace) => Err(Status::resource_exhausted(error.to_string())),
             Err(error @ (GroupError::Unavailable { .. } | GroupError::Stopped)) => {
                 Err(Status::unavailable(error.to_string()))
@@ -143,20 +143,24 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
         if request.commands.len() > COMMANDS_MAX {
             return Err(Status::invalid_argument(format!("more than {COMMANDS_MAX} commands in a call")));
         }
-        let result = self.group(request.group)?.propose_all(request.commands).await;
+        let group = self.group(request.group)?;
+        let result = group.propose_all(request.commands).await;
+        let LogTime { time_ms: log_ms, wall_ms } = group.time();
         Ok(Response::new(match self.answer(result)? {
-            Ok(outcomes) => ProposeResponse { outcomes, not_leader: None },
-            Err(not_leader) => ProposeResponse { outcomes: Vec::new(), not_leader: Some(not_leader) },
+            Ok(outcomes) => ProposeResponse { outcomes, not_leader: None, wall_ms, log_ms },
+            Err(not_leader) => ProposeResponse { not_leader: Some(not_leader), ..ProposeResponse::default() },
         }))
     }
 
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryResponse>, Status> {
         self.authorize(&request, &[Role::Gateway, Role::Meta])?;
         let request = request.into_inner();
-        let result = self.group(request.group)?.query(request.query.into()).await;
+        let group = self.group(request.group)?;
+        let result = group.query(request.query.into()).await;
+        let LogTime { time_ms: log_ms, wall_ms } = group.time();
         Ok(Response::new(match self.answer(result)? {
-            Ok(reply) => QueryResponse { reply: reply.into(), not_leader: None },
-            Err(not_leader) => QueryResponse { reply: Bytes::new(), not_leader: Some(not_leader) },
+            Ok(reply) => QueryResponse { reply: reply.into(), not_leader: None, wall_ms, log_ms },
+            Err(not_leader) => QueryResponse { not_leader: Some(not_leader), ..QueryResponse::default() },
         }))
     }
 
@@ -224,11 +228,10 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
         });
         let (room, disk_free_bytes) =
             self.groups.values().next().map_or((Room::Enough, 0), GroupHandle::space);
-        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Response::new(NodeStatusResponse {
             node: self.node.0,
             groups: groups.collect(),
-            time_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+            time_ms: own_wall_ms(),
             disk_short: match room {
                 Room::Enough => 0,
                 Room::Reserve => 1,

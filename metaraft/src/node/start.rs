@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
@@ -22,9 +22,11 @@ use super::server;
 use super::service::MetadataService;
 use super::space::{self, SpaceGate};
 use crate::app::App;
+use crate::log_clock::LogClock;
 use crate::raft::group::{self, GroupHandle, GroupParts};
 use crate::raft::log_database::LogError;
 use crate::raft::peers::{PeerAddressError, Peers};
+use crate::raft::receiving::{self, Receiving};
 use crate::raft::service::{GroupPort, RaftService};
 use crate::raft::state_store::StateStore;
 use crate::standing::attester::{self, Attester};
@@ -86,6 +88,7 @@ pub struct MetaNode {
     space: Arc<SpaceGate>,
     failed: watch::Sender<Option<String>>,
     attester: Arc<Attester>,
+    receiving: BTreeMap<GroupId, Arc<Receiving>>,
     stop: CancellationToken,
     tasks: TaskTracker,
     databases: Databases,
@@ -123,6 +126,12 @@ fn open(
 ) -> Result<(Databases, Arc<Attester>), StartError> {
     let directory = &config.data_dir;
     let databases = Databases::open(directory, groups)?;
+    let removed = receiving::remove_leftovers(directory);
+    removed.map_err(|source| StartError::Disk {
+        what: "remove snapshots that were not installed",
+        path: directory.clone(),
+        source,
+    })?;
     let failed = |source| StartError::Disk { what: "read who this node is", path: directory.clone(), source };
     let attester =
         Attester::open(directory, config.node, members, Arc::clone(&databases.log)).map_err(failed)?;
@@ -175,10 +184,16 @@ impl MetaNode {
             space: Arc::default(),
             failed: watch::Sender::new(None),
             attester,
+            receiving: ids
+                .iter()
+                .map(|id| (*id, Arc::new(Receiving::new(config.data_dir.clone(), *id))))
+                .collect(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             databases,
         };
+        // One for all groups: so that of a quiet one is not behind those of the others after a restart.
+        let clock = Arc::new(Mutex::new(LogClock::new(0, Instant::now())));
         let mut groups = BTreeMap::new();
         for &id in &ids {
             let parts = GroupParts {
@@ -186,10 +201,13 @@ impl MetaNode {
                 node: config.node.0,
                 members: Arc::clone(&members),
                 log: node.databases.log_store(id),
-                state: StateStore::new(id, Arc::clone(&node.databases.state), Arc::clone(&app)),
+                state: StateStore::new(id, Arc::clone(&node.databases.state), Arc::clone(&app))
+                    .with_clock(Arc::clone(&clock)),
                 peers: Arc::clone(&peers),
                 snapshot_log_entries: config.snapshot_log_entries,
                 log_entries_kept: config.log_entries_kept,
+                snapshot_stall_max: config.snapshot_stall_max,
+                clocks: node.attester.clocks(),
                 space: Arc::clone(&node.space),
                 failed: node.failed.clone(),
                 standing: node.attester.standing(),
@@ -230,12 +248,18 @@ impl MetaNode {
             attester: Arc::clone(&self.attester),
             stop: self.stop.clone(),
         };
-        let ports = self.groups.iter().map(|(id, handle)| (*id, GroupPort::new(handle.raft().clone())));
+        let port = |(id, handle): (&GroupId, &GroupHandle)| {
+            let receiving = Arc::clone(&self.receiving[id]);
+            let port =
+                GroupPort { raft: handle.raft().clone(), receiving, stall_max: config.snapshot_stall_max };
+            (*id, port)
+        };
+        let ports = self.groups.iter().map(port);
         let raft = RaftService {
             cluster: self.cluster,
             groups: Arc::new(ports.collect()),
             standing: self.attester.standing(),
-            directory: config.data_dir.clone(),
+            failed: self.failed.clone(),
         };
         self.tasks.spawn(server::serve(listener, identity, metadata, raft, self.stop.clone()));
         let groups = self.groups.values().cloned().collect();
@@ -268,10 +292,16 @@ impl MetaNode {
         self.groups.get(&group).cloned()
     }
 
+    /// Where one of its groups receives snapshots.
+    #[cfg(test)]
+    pub(crate) fn receiving(&self, group: GroupId) -> Arc<Receiving> {
+        Arc::clone(&self.receiving[&group])
+    }
+
     /// The state of one of its groups as this node has it, up to date or not.
     #[cfg(test)]
     pub(crate) fn state(&self, group: GroupId) -> StateStore {
-        let app = Arc::new(super::tests::registers::Registers);
+        let app = Arc::new(super::tests::registers::Registers::default());
         StateStore::new(group, Arc::clone(&self.databases.state), app)
     }
 

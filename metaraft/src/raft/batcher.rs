@@ -1,12 +1,13 @@
 //! Puts proposals that wait for a group's leader together into log entries.
 //!
 //! Invariants:
-//! - An entry is proposed with the leader's time, never below the last one it proposed (nor, by the state machine,
-//!   below the last one applied).
+//! - An entry is proposed with the log's time, never below the last one it proposed (nor, by the state machine,
+//!   below the last one applied); see [`crate::log_clock`].
 //! - At most [`ENTRIES_IN_FLIGHT_MAX`] entries are under way: what comes meanwhile waits and goes out as one.
 //! - Every caller gets the outcomes of its own commands, or learns that they are unknown.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -20,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::group::GroupError;
 use super::types::{Batch, Raft, RaftTypes};
+use crate::app::LogTime;
+use crate::log_clock::{Clocks, LogClock, own_wall_ms};
 
 /// Proposals that may wait for a group.
 pub(crate) const PROPOSALS_WAITING_MAX: usize = 4096;
@@ -28,6 +31,32 @@ const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 /// Commands, and bytes of them, in an entry (but at least one proposal).
 const BATCH_COMMANDS_MAX: usize = 1024;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// A group's time, as its leader tells it. Clones share it.
+#[derive(Clone)]
+pub(crate) struct GroupTime {
+    pub(crate) log: Arc<Mutex<LogClock>>,
+    pub(crate) clocks: Arc<Clocks>,
+}
+
+impl GroupTime {
+    /// Of a new entry.
+    fn stamp(&self) -> LogTime {
+        let now = Instant::now();
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let own_ms = own_wall_ms();
+        let wall_ms = self.clocks.agreed_ms(own_ms, log.reached(now).unwrap_or(own_ms), now);
+        LogTime { time_ms: log.stamp(now, wall_ms), wall_ms }
+    }
+
+    /// By now.
+    pub(crate) fn now(&self) -> LogTime {
+        let (now, own_ms) = (Instant::now(), own_wall_ms());
+        let reached = self.log.lock().unwrap_or_else(PoisonError::into_inner).reached(now);
+        let wall_ms = self.clocks.agreed_ms(own_ms, reached.unwrap_or(own_ms), now);
+        LogTime { time_ms: reached.unwrap_or(wall_ms), wall_ms }
+    }
+}
 
 /// Commands that are to be committed, and who waits for their outcomes.
 pub(crate) struct Proposal {
@@ -44,9 +73,13 @@ impl Proposal {
 type Waiter = (usize, oneshot::Sender<Result<Vec<Bytes>, GroupError>>);
 
 /// Serves a group's proposals until `stop`, or until the queue's senders are gone.
-pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>, stop: CancellationToken) {
+pub(crate) async fn run(
+    raft: Raft,
+    mut queue: mpsc::Receiver<Proposal>,
+    time: GroupTime,
+    stop: CancellationToken,
+) {
     let mut in_flight = FuturesUnordered::new();
-    let mut last_ms = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -54,10 +87,10 @@ pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>, stop: C
             first = queue.recv(), if in_flight.len() < ENTRIES_IN_FLIGHT_MAX => {
                 let Some(first) = first else { break };
                 let (commands, waiters) = gather(first, &mut queue);
-                last_ms = now_ms().max(last_ms);
+                let LogTime { time_ms, wall_ms } = time.stamp();
                 let (responder, outcome) =
                     ProgressResponder::<RaftTypes, ClientWriteResult<RaftTypes>>::complete_only();
-                let batch = Batch { time_ms: last_ms, commands };
+                let batch = Batch { time_ms, wall_ms, commands };
                 match raft.client_write_ff(batch, Some(responder)).await {
                     Ok(()) => in_flight.push(async move {
                         let result = match outcome.await {
@@ -115,9 +148,4 @@ fn write_error(error: ClientWriteError<RaftTypes>) -> GroupError {
         ClientWriteError::LogEntryDiscarded(forward) => GroupError::not_leader(forward.leader_id),
         other => GroupError::Unavailable { reason: other.to_string() },
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -12,26 +12,31 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::batcher::{self, PROPOSALS_WAITING_MAX, Proposal};
+use super::batcher::{self, GroupTime, PROPOSALS_WAITING_MAX, Proposal};
 use super::log_store::LogStore;
 use super::network::GroupNetwork;
 use super::peers::Peers;
 use super::reader::{self, QUERIES_WAITING_MAX, QueryJob};
 use super::state_store::StateStore;
 use super::types::Raft;
-use crate::model::room::makes_room;
+use crate::app::{App, LogTime};
+use crate::log_clock::Clocks;
 use crate::node::space::{Room, SpaceGate};
 use crate::standing::prover::Standing;
 use crate::watchers::{Watcher, Watchers};
 
 /// Bytes of one command.
 pub const COMMAND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of commands that are judged at once; more are judged on a thread that may be blocked.
+const JUDGED_INLINE_BYTES_MAX: usize = 256 * 1024;
 /// How long a proposal may take to commit before its outcome counts as unknown.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(8);
 
 const HEARTBEAT_MS: u64 = 150;
 const ELECTION_MS_MIN: u64 = 450;
 const ELECTION_MS_MAX: u64 = 750;
+/// openraft's bound for a snapshot, which no code of it enforces: a year.
+const SNAPSHOT_MS_MAX: u64 = 365 * 24 * 60 * 60 * 1000;
 /// How long a node waits for the one before it to found a group.
 const FOUND_DELAY: Duration = Duration::from_millis(1500);
 
@@ -49,12 +54,6 @@ pub enum GroupError {
     Unavailable {
         /// Why.
         reason: String,
-    },
-    /// A command is larger than [`COMMAND_BYTES_MAX`]: do not try again.
-    #[error("a command is too large: bytes={bytes} bytes_max={COMMAND_BYTES_MAX}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
     },
     /// The disk of the leader is nearly full: nothing was done, and nothing will be until there is room.
     #[error("the metadata disk of this node is nearly full")]
@@ -108,6 +107,36 @@ pub struct GroupHandle {
     space: Arc<SpaceGate>,
     watchers: Arc<Watchers>,
     standing: watch::Receiver<Standing>,
+    app: Arc<dyn App>,
+    time: GroupTime,
+}
+
+/// Commands, those apart that are refused without being proposed.
+struct Judged {
+    /// For each command its outcome, if it is refused.
+    refused: Vec<Option<Bytes>>,
+    /// The others.
+    proposed: Vec<Bytes>,
+    /// One was refused for lack of space.
+    no_space: bool,
+}
+
+/// Judges commands by their bytes, each by itself: they may be of many callers.
+fn judge(app: &dyn App, group: GroupId, room: Room, commands: Vec<Bytes>) -> Judged {
+    let mut judged =
+        Judged { refused: Vec::with_capacity(commands.len()), proposed: Vec::new(), no_space: false };
+    for command in commands {
+        let mut refused = app.refusal(group, &command);
+        if refused.is_none() && room == Room::Reserve {
+            refused = app.refusal_at_reserve(&command);
+            judged.no_space |= refused.is_some();
+        }
+        if refused.is_none() {
+            judged.proposed.push(command);
+        }
+        judged.refused.push(refused.map(Bytes::from));
+    }
+    judged
 }
 
 impl GroupHandle {
@@ -133,6 +162,12 @@ impl GroupHandle {
     #[must_use]
     pub fn refuses(&self) -> String {
         self.standing.borrow().reason().to_owned()
+    }
+
+    /// The group's time by now, as this node sees it.
+    #[must_use]
+    pub fn time(&self) -> LogTime {
+        self.time.now()
     }
 
     /// An error unless this node votes.
@@ -184,14 +219,13 @@ impl GroupHandle {
         outcomes.into_iter().next().map(Vec::from).ok_or(GroupError::Stopped)
     }
 
-    /// Commits encoded commands, in order but not as one, and returns the outcome of each.
+    /// Commits encoded commands, in order but not as one, and returns the outcome of each. A command that the state
+    /// machine refuses by its bytes alone is not proposed; it gets its outcome beside the others.
     ///
     /// # Errors
     /// As [`Self::propose`].
     pub async fn propose_all(&self, commands: Vec<Bytes>) -> Result<Vec<Bytes>, GroupError> {
-        if let Some(bytes) = commands.iter().map(Bytes::len).find(|bytes| *bytes > COMMAND_BYTES_MAX) {
-            return Err(GroupError::TooLarge { bytes });
-        }
+        let bytes = commands.iter().map(Bytes::len).sum::<usize>();
         if commands.is_empty() {
             return Ok(Vec::new());
         }
@@ -200,14 +234,29 @@ impl GroupHandle {
         if !leadership.is_self {
             return Err(GroupError::NotLeader { leader: leadership.leader });
         }
-        let fits = match self.space.room() {
-            Room::Enough => true,
-            Room::Reserve => commands.iter().all(|command| makes_room(command)),
-            Room::None => false,
-        };
-        if !fits {
+        let room = self.space.room();
+        if room == Room::None {
             return Err(GroupError::NoSpace);
         }
+        let (app, group) = (Arc::clone(&self.app), self.group);
+        let judge = move || judge(&*app, group, room, commands);
+        let judged = if bytes > JUDGED_INLINE_BYTES_MAX {
+            tokio::task::spawn_blocking(judge).await.map_err(|_panicked| GroupError::Stopped)?
+        } else {
+            judge()
+        };
+        if judged.proposed.is_empty() && judged.no_space {
+            return Err(GroupError::NoSpace);
+        }
+        let proposed =
+            if judged.proposed.is_empty() { Vec::new() } else { self.commit(judged.proposed).await? };
+        let mut proposed = proposed.into_iter();
+        let all = judged.refused.into_iter().map(|refused| refused.or_else(|| proposed.next()));
+        all.collect::<Option<Vec<Bytes>>>().ok_or(GroupError::Stopped)
+    }
+
+    /// Commits commands that have been judged, and returns the outcome of each.
+    async fn commit(&self, commands: Vec<Bytes>) -> Result<Vec<Bytes>, GroupError> {
         let (outcomes, answer) = oneshot::channel();
         self.proposals.try_send(Proposal { commands, outcomes }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
@@ -269,6 +318,10 @@ pub(crate) struct GroupParts {
     pub(crate) snapshot_log_entries: u64,
     pub(crate) log_entries_kept: u64,
     pub(crate) space: Arc<SpaceGate>,
+    /// How long a snapshot may take to get on by nothing at all.
+    pub(crate) snapshot_stall_max: Duration,
+    /// What the voters' clocks show.
+    pub(crate) clocks: Arc<Clocks>,
     /// Told once a group has failed for good.
     pub(crate) failed: watch::Sender<Option<String>>,
     /// Whether this node votes.
@@ -283,7 +336,8 @@ fn config(parts: &GroupParts) -> Config {
         heartbeat_interval: HEARTBEAT_MS,
         election_timeout_min: ELECTION_MS_MIN,
         election_timeout_max: ELECTION_MS_MAX,
-        install_snapshot_timeout: 600_000,
+        // How long a snapshot may take is up to the network: for as long as it gets on.
+        install_snapshot_timeout: SNAPSHOT_MS_MAX,
         max_payload_entries: 256,
         max_append_entries: Some(256),
         replication_lag_threshold: parts.snapshot_log_entries.saturating_add(parts.log_entries_kept),
@@ -304,22 +358,41 @@ pub(crate) async fn start(
     stop: &CancellationToken,
 ) -> Result<GroupHandle, String> {
     let config = Arc::new(config(&parts).validate().map_err(|error| error.to_string())?);
-    let GroupParts { group, node, members, log, state, peers, space, failed, standing, may_found, .. } =
-        parts;
+    let GroupParts { group, node, members, log, state, peers, space, .. } = parts;
+    let GroupParts { snapshot_stall_max, clocks, failed, standing, may_found, .. } = parts;
     let watchers = Arc::new(Watchers::default());
     let state = state.with_watchers(Arc::clone(&watchers));
-    let network = GroupNetwork { group, node, peers, standing: standing.clone() };
+    let app = state.app();
+    let applied = state.clone();
+    let log_clock = tokio::task::spawn_blocking(move || applied.clock())
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    let time = GroupTime { log: log_clock, clocks };
+    let network = GroupNetwork { group, node, peers, standing: standing.clone(), snapshot_stall_max };
     let raft =
         Raft::new(node, config, network, log, state.clone()).await.map_err(|error| error.to_string())?;
 
     let (proposals, waiting_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
     let (queries, waiting_queries) = mpsc::channel(QUERIES_WAITING_MAX);
     let (told, leadership) = watch::channel(Leadership::default());
-    tasks.spawn(batcher::run(raft.clone(), waiting_proposals, stop.clone()));
+    tasks.spawn(batcher::run(raft.clone(), waiting_proposals, time.clone(), stop.clone()));
     tasks.spawn(reader::run(raft.clone(), state, waiting_queries, stop.clone()));
     tasks.spawn(watch_leadership(raft.clone(), group, told, failed, standing.clone(), stop.clone()));
     tasks.spawn(found(raft.clone(), group, Arc::clone(&members), may_found, stop.clone()));
-    Ok(GroupHandle { group, raft, proposals, queries, leadership, members, space, watchers, standing })
+    Ok(GroupHandle {
+        group,
+        raft,
+        proposals,
+        queries,
+        leadership,
+        members,
+        space,
+        watchers,
+        standing,
+        app,
+        time,
+    })
 }
 
 impl GroupHandle {

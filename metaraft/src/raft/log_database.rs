@@ -121,6 +121,15 @@ fn random() -> io::Result<[u8; 16]> {
     Ok(bytes)
 }
 
+/// What is told of an entry that cannot be decoded.
+fn not_known(error: &io::Error) -> io::Error {
+    let why = format!(
+        "an entry of the log is not known to this software ({error}): newer software wrote it, so upgrade that of this \
+         node; or it is damaged"
+    );
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
 impl LogDatabase {
     /// Opens it, or makes it, with an incarnation of its own.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
@@ -257,7 +266,7 @@ impl LogDatabase {
         for row in self.db.iterator_opt(IteratorMode::Start, options) {
             let (_key, value) = row.map_err(|error| database_error("read the log database", &error))?;
             bytes += value.len();
-            entries.push(decode(&value)?);
+            entries.push(decode(&value).map_err(|error| not_known(&error))?);
             if bytes >= bytes_max {
                 break;
             }

@@ -27,6 +27,7 @@ pub(crate) mod log_writer;
 pub(crate) mod network;
 pub(crate) mod peers;
 pub(crate) mod reader;
+pub(crate) mod receiving;
 pub(crate) mod service;
 pub(crate) mod snapshot;
 pub(crate) mod state_database;

@@ -13,13 +13,14 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use proto::internal::raft_client::RaftClient;
-use proto::internal::{RaftRequest, RaftResponse, SnapshotPart};
+use proto::internal::{RaftRequest, RaftResponse, SnapshotPart, SnapshotProgress};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, Streaming};
 
 use super::peers::{Lane, Peers};
 use super::snapshot::{SnapshotData, send_parts};
@@ -30,8 +31,6 @@ type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData
 
 /// How long the peer may take to make entries durable; openraft's own limit is for small messages.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a whole snapshot may take to be sent and installed.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// Parts of a snapshot that are read ahead of the network.
 const SNAPSHOT_PARTS_AHEAD_MAX: usize = 2;
 /// Pause before an unreachable peer is tried again.
@@ -58,6 +57,8 @@ pub(crate) struct GroupNetwork {
     pub(crate) peers: Arc<Peers>,
     /// A node that does not vote sends nothing either: it may be a leader that was put back from a copy.
     pub(crate) standing: watch::Receiver<Standing>,
+    /// How long a snapshot may take to get on by nothing at all; there is no bound for the whole.
+    pub(crate) snapshot_stall_max: Duration,
 }
 
 impl RaftNetworkFactory<RaftTypes> for GroupNetwork {
@@ -65,7 +66,8 @@ impl RaftNetworkFactory<RaftTypes> for GroupNetwork {
 
     async fn new_client(&mut self, target: u64, _node: &openraft::BasicNode) -> PeerNetwork {
         let (peers, standing) = (Arc::clone(&self.peers), self.standing.clone());
-        PeerNetwork { group: self.group, node: self.node, target, peers, standing }
+        let snapshot_stall_max = self.snapshot_stall_max;
+        PeerNetwork { group: self.group, node: self.node, target, peers, standing, snapshot_stall_max }
     }
 }
 
@@ -76,6 +78,7 @@ pub(crate) struct PeerNetwork {
     target: u64,
     peers: Arc<Peers>,
     standing: watch::Receiver<Standing>,
+    snapshot_stall_max: Duration,
 }
 
 enum CallError {
@@ -120,10 +123,39 @@ async fn answer<T: DeserializeOwned>(
         Ok(Err(status)) => return Err(CallError::Failed(status.to_string())),
         Ok(Ok(response)) => response.into_inner(),
     };
+    answered(response)
+}
+
+/// Decodes an answer.
+fn answered<T: DeserializeOwned>(response: RaftResponse) -> Result<T, CallError> {
     if !response.error.is_empty() {
         return Err(CallError::Failed(response.error));
     }
     decode(&response.payload).map_err(|error| CallError::Failed(error.to_string()))
+}
+
+/// Waits for a snapshot to be received and installed, for as long as it gets on.
+async fn installed<T: DeserializeOwned>(
+    stall_max: Duration,
+    call: impl Future<Output = Result<Response<Streaming<SnapshotProgress>>, Status>>,
+) -> Result<T, CallError> {
+    let failed = |status: Status| CallError::Failed(status.to_string());
+    let stalled = || CallError::TimedOut(stall_max);
+    let begun = tokio::time::timeout(stall_max, call).await.map_err(|_elapsed| stalled())?;
+    let mut progresses = begun.map_err(failed)?.into_inner();
+    let (mut count, mut deadline) = (None, Instant::now() + stall_max);
+    loop {
+        let next = tokio::time::timeout_at(deadline, progresses.message()).await;
+        let Some(progress) = next.map_err(|_elapsed| stalled())?.map_err(failed)? else {
+            return Err(CallError::Failed("the receiver of a snapshot said nothing at its end".to_owned()));
+        };
+        if let Some(done) = progress.done {
+            return answered(done);
+        }
+        if count.replace(progress.count) != Some(progress.count) {
+            deadline = Instant::now() + stall_max;
+        }
+    }
 }
 
 impl RaftNetworkV2<RaftTypes> for PeerNetwork {
@@ -203,7 +235,7 @@ impl RaftNetworkV2<RaftTypes> for PeerNetwork {
         let call = client.install_snapshot(ReceiverStream::new(stream));
         let answered = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            answered = answer(SNAPSHOT_TIMEOUT, call) => answered,
+            answered = installed(self.snapshot_stall_max, call) => answered,
         };
         // The stream is gone by now, so the reader has ended or is about to.
         match reading.await {

@@ -1,43 +1,45 @@
 //! The internal `Raft` service: what peers send goes to the group's openraft. Metadata nodes of this cluster only.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::ids::{ClusterId, GroupId};
+use futures_util::{Stream, stream};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest};
-use proto::internal::{RaftRequest, RaftResponse, SnapshotPart};
+use proto::internal::{RaftRequest, RaftResponse, SnapshotPart, SnapshotProgress};
 use proto::peer::{Peer, Role};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Mutex, mpsc, watch};
-use tonic::{Request, Response, Status, Streaming};
+use tokio::sync::{mpsc, watch};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::network::{Ballot, SnapshotHeader};
+use super::receiving::{Progress, ReceivedFile, Receiving};
 use super::snapshot::{ReceivedSnapshot, SnapshotData, SnapshotReceiver};
-use super::state_store::StateStore;
 use super::types::{Raft, RaftTypes, decode, encode};
 use crate::standing::prover::Standing;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData>;
 
-/// How long a sender of a snapshot may be silent.
-const PART_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the sender of a snapshot may take to say what it sends.
+const FIRST_PART_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a sender of a snapshot waits for one that is being received or installed, before it is told to come again.
+const PLACE_WAIT: Duration = Duration::from_secs(5);
+/// How often a sender hears how far its snapshot has come.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Parts that wait for the disk.
 const PARTS_WAITING_MAX: usize = 2;
 
-/// A group as its peers reach it.
+/// A group as its peers reach it. Clones share it.
+#[derive(Clone)]
 pub(crate) struct GroupPort {
     pub(crate) raft: Raft,
-    /// Held while a snapshot is received: one at a time.
-    receiving: Mutex<()>,
-}
-
-impl GroupPort {
-    pub(crate) fn new(raft: Raft) -> Self {
-        Self { raft, receiving: Mutex::new(()) }
-    }
+    /// Where snapshots are kept while they are received and installed.
+    pub(crate) receiving: Arc<Receiving>,
+    /// How long a sender of a snapshot may send nothing.
+    pub(crate) stall_max: Duration,
 }
 
 /// Serves all groups of a node.
@@ -46,8 +48,8 @@ pub(crate) struct RaftService {
     pub(crate) groups: Arc<BTreeMap<GroupId, GroupPort>>,
     /// Whether this node votes; if not it takes nothing from peers either.
     pub(crate) standing: watch::Receiver<Standing>,
-    /// Where snapshots are kept while they are received.
-    pub(crate) directory: PathBuf,
+    /// Told once a group has failed for good.
+    pub(crate) failed: watch::Sender<Option<String>>,
 }
 
 impl RaftService {
@@ -85,28 +87,108 @@ fn respond<T: Serialize, E: std::fmt::Display>(
     }))
 }
 
-async fn next_part(parts: &mut Streaming<SnapshotPart>) -> Result<Option<SnapshotPart>, Status> {
-    tokio::time::timeout(PART_TIMEOUT, parts.message())
-        .await
-        .map_err(|_elapsed| Status::deadline_exceeded("the sender of a snapshot fell silent"))?
-}
-
-/// Keeps the parts that come over `queue` in `path`. Blocks.
-fn keep(
-    path: &std::path::Path,
-    mut queue: mpsc::Receiver<bytes::Bytes>,
-) -> std::io::Result<ReceivedSnapshot> {
-    let mut receiver = SnapshotReceiver::create(path)?;
+/// Keeps the parts that come over `queue` in a file. Blocks.
+fn keep(kept: ReceivedFile, mut queue: mpsc::Receiver<bytes::Bytes>) -> std::io::Result<ReceivedSnapshot> {
+    let mut receiver = SnapshotReceiver::create(kept)?;
     while let Some(part) = queue.blocking_recv() {
         receiver.take(&part)?;
     }
     receiver.finish()
 }
 
+/// Parts of a snapshot, as they arrive.
+struct Parts {
+    stream: Streaming<SnapshotPart>,
+    stall_max: Duration,
+}
+
+impl Parts {
+    async fn next(&mut self) -> Result<Option<SnapshotPart>, Status> {
+        tokio::time::timeout(self.stall_max, self.stream.message())
+            .await
+            .map_err(|_elapsed| Status::deadline_exceeded("the sender of a snapshot fell silent"))?
+    }
+}
+
+impl GroupPort {
+    /// Receives a whole snapshot. If this is dropped, what was received goes.
+    async fn receive(&self, parts: &mut Parts) -> Result<ReceivedSnapshot, Status> {
+        let wait = PLACE_WAIT.min(self.stall_max / 4);
+        let busy = || Status::resource_exhausted("another snapshot is being received or installed");
+        let kept = self.receiving.begin(wait).await.ok_or_else(busy)?;
+        let (queue, waiting) = mpsc::channel(PARTS_WAITING_MAX);
+        let keeping = tokio::task::spawn_blocking(move || keep(kept, waiting));
+        let mut sent = Ok(());
+        loop {
+            let part = match parts.next().await {
+                Ok(Some(part)) => part,
+                Ok(None) => break,
+                Err(status) => {
+                    sent = Err(status);
+                    break;
+                }
+            };
+            // The keeper has failed if it takes no more, and says why below.
+            if queue.send(part.data).await.is_err() {
+                break;
+            }
+        }
+        drop(queue);
+        let received = keeping.await.map_err(|error| Status::internal(error.to_string()))?;
+        sent?;
+        received.map_err(|error| Status::internal(error.to_string()))
+    }
+
+    /// Receives a snapshot and has it installed. If this is dropped once it is whole, openraft goes on with it.
+    async fn install(self, header: SnapshotHeader, mut parts: Parts) -> Result<RaftResponse, Status> {
+        let received = self.receive(&mut parts).await?;
+        let snapshot = Snapshot { meta: header.meta, snapshot: SnapshotData::Received(received) };
+        respond(self.raft.install_full_snapshot(header.vote, snapshot).await).map(Response::into_inner)
+    }
+}
+
+type Progresses = Pin<Box<dyn Stream<Item = Result<SnapshotProgress, Status>> + Send>>;
+
+/// Tells how far `work` has come, until it has ended and its answer has been told.
+fn told(
+    work: impl Future<Output = Result<RaftResponse, Status>> + Send + 'static,
+    progress: Progress,
+) -> Progresses {
+    Box::pin(stream::unfold(Some(Box::pin(work)), move |work| {
+        let progress = progress.clone();
+        async move {
+            let mut work = work?;
+            tokio::select! {
+                done = &mut work => {
+                    let last = done.map(|done| SnapshotProgress { count: progress.count(), done: Some(done) });
+                    Some((last, None))
+                }
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                    Some((Ok(SnapshotProgress { count: progress.count(), done: None }), Some(work)))
+                }
+            }
+        }
+    }))
+}
+
 #[tonic::async_trait]
 impl proto::internal::raft_server::Raft for RaftService {
     async fn append(&self, request: Request<RaftRequest>) -> Result<Response<RaftResponse>, Status> {
-        let (port, message) = self.open::<AppendEntriesRequest<RaftTypes>>(&request)?;
+        let (port, message) = match self.open::<AppendEntriesRequest<RaftTypes>>(&request) {
+            Ok(opened) => opened,
+            Err(status) if status.code() == Code::InvalidArgument => {
+                let why = status.message();
+                let group = request.get_ref().group;
+                let reason = format!(
+                    "group {group} has stopped: this software does not know entries that its leader sends ({why}); \
+                     upgrade the software of this node"
+                );
+                self.failed
+                    .send_if_modified(|first| first.is_none().then(|| *first = Some(reason)).is_some());
+                return Err(status);
+            }
+            Err(status) => return Err(status),
+        };
         respond(port.raft.append_entries(message).await)
     }
 
@@ -124,44 +206,23 @@ impl proto::internal::raft_server::Raft for RaftService {
         respond(port.raft.handle_transfer_leader(message).await)
     }
 
+    type InstallSnapshotStream = Progresses;
+
     async fn install_snapshot(
         &self,
         request: Request<Streaming<SnapshotPart>>,
-    ) -> Result<Response<RaftResponse>, Status> {
+    ) -> Result<Response<Progresses>, Status> {
         self.authorize(&request)?;
-        let mut parts = request.into_inner();
-        let first =
-            next_part(&mut parts).await?.ok_or_else(|| Status::invalid_argument("an empty snapshot"))?;
-        let port = self.port(first.group)?;
+        let mut stream = request.into_inner();
+        let first = tokio::time::timeout(FIRST_PART_TIMEOUT, stream.message())
+            .await
+            .map_err(|_elapsed| Status::deadline_exceeded("no snapshot was sent"))??
+            .ok_or_else(|| Status::invalid_argument("an empty snapshot"))?;
+        let port = self.port(first.group)?.clone();
         let header: SnapshotHeader = decode(&first.header)
             .map_err(|error| Status::invalid_argument(format!("snapshot header: {error}")))?;
-        let busy = |_busy| Status::resource_exhausted("another snapshot is being received");
-        let _receiving = port.receiving.try_lock().map_err(busy)?;
-
-        let group = GroupId(u16::try_from(first.group).unwrap_or(u16::MAX));
-        let path = StateStore::received_path(&self.directory, group);
-        let (queue, waiting) = mpsc::channel(PARTS_WAITING_MAX);
-        let keeping = tokio::task::spawn_blocking(move || keep(&path, waiting));
-        let mut sent = Ok(());
-        loop {
-            let part = match next_part(&mut parts).await {
-                Ok(Some(part)) => part,
-                Ok(None) => break,
-                Err(status) => {
-                    sent = Err(status);
-                    break;
-                }
-            };
-            // The keeper has failed if it takes no more, and says why below.
-            if queue.send(part.data).await.is_err() {
-                break;
-            }
-        }
-        drop(queue);
-        let received = keeping.await.map_err(|error| Status::internal(error.to_string()))?;
-        sent?;
-        let received = received.map_err(|error| Status::internal(error.to_string()))?;
-        let snapshot = Snapshot { meta: header.meta, snapshot: SnapshotData::Received(received) };
-        respond(port.raft.install_full_snapshot(header.vote, snapshot).await)
+        let parts = Parts { stream, stall_max: port.stall_max };
+        let progress = port.receiving.progress().clone();
+        Ok(Response::new(told(port.install(header, parts), progress)))
     }
 }

@@ -9,10 +9,10 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::receiving::ReceivedFile;
 use super::state_database::PinnedState;
 use super::types::{decode, encode};
 use crate::kv::{Backing, KeyRange, Row};
@@ -137,16 +137,17 @@ impl SnapshotData {
 
 /// Takes parts as they arrive.
 pub(crate) struct SnapshotReceiver {
-    path: PathBuf,
+    kept: ReceivedFile,
     file: BufWriter<File>,
     rows: u64,
     time_ms: Option<u64>,
 }
 
 impl SnapshotReceiver {
-    /// Keeps the parts in `path`, replacing what is there.
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(File::create(path)?), rows: 0, time_ms: None })
+    /// Keeps the parts in a file of their own, which goes with this unless the snapshot becomes whole.
+    pub(crate) fn create(kept: ReceivedFile) -> io::Result<Self> {
+        let file = BufWriter::new(kept.create()?);
+        Ok(Self { kept, file, rows: 0, time_ms: None })
     }
 
     /// Checks and keeps the next part.
@@ -161,21 +162,23 @@ impl SnapshotReceiver {
         }
         let length = u32::try_from(part.len()).map_err(io::Error::other)?;
         self.file.write_all(&length.to_le_bytes())?;
-        self.file.write_all(part)
+        self.file.write_all(part)?;
+        self.kept.progress().advance();
+        Ok(())
     }
 
     /// The snapshot, if its end has come.
     pub(crate) fn finish(mut self) -> io::Result<ReceivedSnapshot> {
         let time_ms = self.time_ms.ok_or_else(|| damaged("the end is missing"))?;
         self.file.flush()?;
-        Ok(ReceivedSnapshot { path: self.path, rows: self.rows, time_ms })
+        Ok(ReceivedSnapshot { kept: self.kept, rows: self.rows, time_ms })
     }
 }
 
 /// A whole snapshot in a file, which goes when this goes.
 #[derive(Debug)]
 pub(crate) struct ReceivedSnapshot {
-    path: PathBuf,
+    kept: ReceivedFile,
     rows: u64,
     time_ms: u64,
 }
@@ -183,7 +186,7 @@ pub(crate) struct ReceivedSnapshot {
 impl ReceivedSnapshot {
     /// Reads it back, part by part, checking again.
     fn read(&self, mut take: impl FnMut(&[Row]) -> io::Result<()>) -> io::Result<()> {
-        let mut file = BufReader::new(File::open(&self.path)?);
+        let mut file = BufReader::new(self.kept.open()?);
         let mut count = 0;
         loop {
             let mut length = [0; 4];
@@ -197,6 +200,7 @@ impl ReceivedSnapshot {
             match opened(&part)? {
                 Body::Rows(rows) => {
                     count += rows.len() as u64;
+                    self.kept.progress().installing();
                     take(&rows)?;
                 }
                 Body::End { .. } if count == self.rows => return Ok(()),
@@ -206,22 +210,16 @@ impl ReceivedSnapshot {
     }
 }
 
-impl Drop for ReceivedSnapshot {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "received snapshot not removed");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use engine::ids::GroupId;
 
     use super::*;
     use crate::kv::Changes;
+    use crate::raft::receiving::Receiving;
     use crate::raft::state_database::{StateDatabase, StateMeta};
 
     fn parts() -> (tempfile::TempDir, Vec<Row>, Vec<Vec<u8>>) {
@@ -244,7 +242,10 @@ mod tests {
     }
 
     fn receive(directory: &tempfile::TempDir, parts: &[Vec<u8>]) -> io::Result<ReceivedSnapshot> {
-        let mut receiver = SnapshotReceiver::create(&directory.path().join("received"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let receiving = Receiving::new(directory.path().to_owned(), GroupId(1));
+        let kept = runtime.block_on(receiving.begin(Duration::ZERO)).unwrap();
+        let mut receiver = SnapshotReceiver::create(kept)?;
         parts.iter().try_for_each(|part| receiver.take(part))?;
         receiver.finish()
     }

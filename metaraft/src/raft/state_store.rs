@@ -5,8 +5,8 @@
 //! applied index, pinned while it is read. So there is always one, after a restart as well, and never a stale one.
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use engine::ids::GroupId;
@@ -18,8 +18,9 @@ use super::reader::QueryJob;
 use super::snapshot::SnapshotData;
 use super::state_database::{PinnedState, StateDatabase, StateMeta};
 use super::types::{Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes};
-use crate::app::App;
+use crate::app::{App, LogTime, NotUnderstood};
 use crate::kv::{Txn, View};
+use crate::log_clock::LogClock;
 use crate::watchers::Watchers;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData>;
@@ -35,6 +36,16 @@ pub(crate) struct StateStore {
     database: Arc<StateDatabase>,
     app: Arc<dyn App>,
     watchers: Arc<Watchers>,
+    clock: Arc<Mutex<LogClock>>,
+}
+
+/// Stops the replica, before it holds something else than those that know the command.
+fn not_known(index: u64, unknown: &NotUnderstood) -> io::Error {
+    let why = format!(
+        "this software does not know a command in entry {index} of the log ({unknown}), so it was proposed by a newer \
+         one: upgrade the software of this node"
+    );
+    io::Error::new(io::ErrorKind::Unsupported, why)
 }
 
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
@@ -44,12 +55,33 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send 
 impl StateStore {
     /// The state of `group`.
     pub(crate) fn new(group: GroupId, database: Arc<StateDatabase>, app: Arc<dyn App>) -> Self {
-        Self { group, database, app, watchers: Arc::default() }
+        let clock = Arc::new(Mutex::new(LogClock::new(0, Instant::now())));
+        Self { group, database, app, watchers: Arc::default(), clock }
+    }
+
+    /// The same, with the log time that all groups of the node share.
+    pub(crate) fn with_clock(self, clock: Arc<Mutex<LogClock>>) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The log time, which goes on from what has been applied at least. Blocks.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub(crate) fn clock(&self) -> io::Result<Arc<Mutex<LogClock>>> {
+        let applied_ms = self.database.meta(self.group)?.time_ms;
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).observe(applied_ms, false, Instant::now());
+        Ok(Arc::clone(&self.clock))
     }
 
     /// The same, telling these of what is applied.
     pub(crate) fn with_watchers(self, watchers: Arc<Watchers>) -> Self {
         Self { watchers, ..self }
+    }
+
+    /// What it runs.
+    pub(crate) fn app(&self) -> Arc<dyn App> {
+        Arc::clone(&self.app)
     }
 
     /// Answers queries on one consistent view of the present state, each as soon as it is done; those whose caller has
@@ -75,7 +107,7 @@ impl StateStore {
         let mut meta = self.database.meta(self.group)?;
         let backing = self.database.live(self.group, meta.generation);
         let mut txn = Txn::new(&backing);
-        let mut all = Vec::with_capacity(entries.len());
+        let (mut all, mut late) = (Vec::with_capacity(entries.len()), false);
         for entry in entries {
             let mut outcomes = Vec::new();
             match entry.payload {
@@ -84,9 +116,12 @@ impl StateStore {
                     meta.membership = StoredMembership::new(Some(entry.log_id), members);
                 }
                 EntryPayload::Normal(batch) => {
+                    late = batch.time_ms < meta.time_ms;
                     meta.time_ms = meta.time_ms.max(batch.time_ms);
+                    let time = LogTime { time_ms: meta.time_ms, wall_ms: batch.wall_ms };
                     for command in &batch.commands {
-                        let outcome = self.app.apply(self.group, &mut txn, meta.time_ms, command);
+                        let applied = self.app.apply(self.group, &mut txn, time, command);
+                        let outcome = applied.map_err(|unknown| not_known(entry.log_id.index, &unknown))?;
                         txn.forget_savepoints();
                         outcomes.push(Bytes::from(outcome));
                     }
@@ -98,6 +133,7 @@ impl StateStore {
         let changes = txn.into_changes().map_err(io::Error::other)?;
         let notices = if self.watchers.any() { self.app.notices(&changes) } else { Vec::new() };
         self.database.write(self.group, changes, &meta)?;
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).observe(meta.time_ms, late, Instant::now());
         self.watchers.tell(&notices);
         Ok(all)
     }
@@ -119,6 +155,11 @@ impl StateStore {
             time_ms: snapshot.time_ms(),
         };
         self.database.switch(self.group, before.generation, &after)?;
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).observe(
+            after.time_ms,
+            false,
+            Instant::now(),
+        );
         self.watchers.tell_gap();
         Ok(())
     }
@@ -127,11 +168,6 @@ impl StateStore {
     fn present(&self) -> io::Result<Snapshot> {
         let state = PinnedState::new(Arc::clone(&self.database), self.group)?;
         Ok(Snapshot { meta: state.meta().snapshot_meta(), snapshot: SnapshotData::Own(state) })
-    }
-
-    /// Where a snapshot that is being received is kept, below `directory`.
-    pub(crate) fn received_path(directory: &std::path::Path, group: GroupId) -> PathBuf {
-        directory.join(format!("group-{group}.snapshot"))
     }
 }
 

@@ -41,7 +41,7 @@ impl StoreBuilder<RaftTypes, LogStore, StateStore, Guard> for Builder {
         let group = GroupId(1);
         let databases = Databases::open(directory.path(), &[group]).unwrap();
         let log = databases.log_store(group);
-        let state = StateStore::new(group, Arc::clone(&databases.state), Arc::new(Registers));
+        let state = StateStore::new(group, Arc::clone(&databases.state), Arc::new(Registers::default()));
         Ok((Guard { used: Some(Used(databases, directory)), closer: self.closer.clone() }, log, state))
     }
 }

@@ -27,8 +27,10 @@ pub(crate) type Raft = openraft::Raft<RaftTypes, super::state_store::StateStore>
 /// What one log entry holds: commands that waited together, and the leader's time.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Batch {
-    /// Milliseconds since 1970 by the leader's clock.
+    /// The log's time, milliseconds since 1970.
     pub(crate) time_ms: u64,
+    /// The voters' clocks together, milliseconds since 1970.
+    pub(crate) wall_ms: u64,
     /// Encoded commands, in order.
     #[serde(serialize_with = "serialize_all", deserialize_with = "deserialize_all")]
     pub(crate) commands: Vec<Bytes>,

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::{OwnFiles, enrol};
 use super::prover::{Action, Prover, Roster, Standing, VoterSelf, WitnessId};
+use crate::log_clock::{Clocks, own_wall_ms};
 use crate::raft::log_database::LogDatabase;
 use crate::raft::peers::Peers;
 
@@ -76,6 +77,7 @@ pub(crate) struct Attester {
     started: Instant,
     standing: watch::Sender<Standing>,
     may_found: watch::Sender<bool>,
+    clocks: Arc<Clocks>,
 }
 
 impl Attester {
@@ -91,6 +93,7 @@ impl Attester {
         if let Some(reason) = &opened.refused {
             tracing::error!(%node, "{reason}");
         }
+        let clocks = Arc::new(Clocks::new(members.len()));
         let members = members.keys().copied().collect();
         let prover = Prover::new(node, members, opened.found, opened.refused, Duration::ZERO);
         let standing = watch::Sender::new(prover.standing());
@@ -107,6 +110,7 @@ impl Attester {
             started: Instant::now(),
             standing,
             may_found: watch::Sender::new(false),
+            clocks,
         };
         // A voter that is alone, and that no storage node remembers, has nobody to ask.
         attester.proceed(&mut attester.lock());
@@ -126,6 +130,11 @@ impl Attester {
     /// Whether a group may be founded, and every change of that.
     pub(crate) fn may_found(&self) -> watch::Receiver<bool> {
         self.may_found.subscribe()
+    }
+
+    /// What the voters' clocks show: they are told along with the rest.
+    pub(crate) fn clocks(&self) -> Arc<Clocks> {
+        Arc::clone(&self.clocks)
     }
 
     /// Takes a witness's word in, and answers it. Blocks: what it makes this node hold is durable when it returns.
@@ -230,6 +239,7 @@ impl Attester {
             held: to_wire(inner.attested.of(NodeId(peer))),
             own: to_wire(own),
             identity: Some(identity_to_wire(&inner.prover.itself())),
+            time_ms: own_wall_ms(),
         }
     }
 }
@@ -274,6 +284,7 @@ async fn call_once(attester: &Arc<Attester>, peers: &Peers, peer: u64) -> Result
     if response.voter != peer {
         return Err(format!("it is node {}", response.voter));
     }
+    attester.clocks.hear(peer, response.time_ms, Instant::now());
     let word = Word {
         witness: WitnessId::Voter(peer),
         knows_me: true,
@@ -296,6 +307,9 @@ pub(crate) async fn answer(
     request: AttestRequest,
 ) -> Result<AttestResponse, tonic::Status> {
     let malformed = |why: String| tonic::Status::invalid_argument(why);
+    if let WitnessId::Voter(voter) = witness {
+        attester.clocks.hear(voter, request.time_ms, Instant::now());
+    }
     let word = Word {
         witness,
         knows_me: request.voter == attester.node.0,
@@ -318,6 +332,7 @@ pub(crate) async fn answer(
         held: to_wire(answer.held),
         identity: Some(identity_to_wire(&answer.itself)),
         pause_ms: u32::try_from(answer.pause.as_millis()).unwrap_or(u32::MAX),
+        time_ms: own_wall_ms(),
     })
 }
 

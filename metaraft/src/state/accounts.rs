@@ -75,7 +75,7 @@ impl Group<'_, '_> {
                 Err(StepError::AlreadyExists { kind: kind() })
             };
         }
-        let row = AccountRow { created_ms: self.time_ms, ..row.clone() };
+        let row = AccountRow { created_ms: self.wall_ms, ..row.clone() };
         self.put(&key, &row);
         Ok(StepOutcome::Done)
     }
@@ -102,7 +102,7 @@ impl Group<'_, '_> {
             };
         }
         self.device_make_room(account)?;
-        let row = DeviceRow { created_ms: self.time_ms, revoked_ms: None, ..row.clone() };
+        let row = DeviceRow { created_ms: self.wall_ms, revoked_ms: None, ..row.clone() };
         self.put(&key, &row);
         Ok(StepOutcome::Done)
     }
@@ -138,7 +138,7 @@ impl Group<'_, '_> {
         let key = keys::device(account, device);
         let mut row: DeviceRow = self.get(&key)?.ok_or_else(|| not_found("device"))?;
         if row.revoked_ms.is_none() {
-            row.revoked_ms = Some(self.time_ms);
+            row.revoked_ms = Some(self.wall_ms);
             self.put(&key, &row);
         }
         Ok(StepOutcome::Done)

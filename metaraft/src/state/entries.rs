@@ -76,8 +76,8 @@ impl Group<'_, '_> {
             kind,
             mode: attributes.permissions(),
             mtime_ns: attributes.mtime_ns,
-            created_ms: self.time_ms,
-            changed_ms: self.time_ms,
+            created_ms: self.wall_ms,
+            changed_ms: self.wall_ms,
             sequence: 0,
         };
         self.journal(namespace, row, &mut created, Change::Changed)?;

@@ -4,7 +4,9 @@
 //! - A command is applied whole or not at all, and its outcome is remembered under its request id in the same
 //!   transaction. Two answers are not remembered, since they may turn out otherwise without anything having been
 //!   done: the slot is not owned (it may be adopted), and the step is for another kind of group.
-//! - What a command does depends on the rows, its bytes and the leader's time alone.
+//! - A command that is not known is not applied: the replica stops. What its bytes alone condemn is refused by the leader,
+//!   before it is proposed.
+//! - What a command does depends on the rows, its bytes and the entry's times alone.
 
 use std::sync::Arc;
 
@@ -17,13 +19,16 @@ use super::requests;
 use super::tree::{Attributes, Target};
 use super::txn::{Group, invalid};
 use super::uploads::{Commit, Session};
-use crate::app::{App, Notice};
+use crate::app::{App, LogTime, NotUnderstood, Notice};
 use crate::kv::{Changes, Txn, View};
 use crate::model::STEPS_MAX;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
 use crate::model::outcome::{Release, StepOutcome};
+use crate::model::request_key::Payload;
+use crate::model::room::makes_room;
 use crate::model::row::ContentRow;
+use crate::raft::group::COMMAND_BYTES_MAX;
 use crate::warden::liveness::Liveness;
 
 /// The state machine of the root group and of the data groups.
@@ -40,33 +45,41 @@ impl StateMachine {
 }
 
 impl App for StateMachine {
-    fn apply(&self, group: GroupId, txn: &mut Txn<'_>, time_ms: u64, command: &[u8]) -> Vec<u8> {
-        let command: Command = match codec::decode(command) {
-            Ok(command) => command,
+    fn apply(
+        &self,
+        group: GroupId,
+        txn: &mut Txn<'_>,
+        time: LogTime,
+        command: &[u8],
+    ) -> Result<Vec<u8>, NotUnderstood> {
+        let decoded: Command =
+            codec::decode(command).map_err(|error| NotUnderstood { why: describe(&error) })?;
+        let payload = decoded.payload.unwrap_or_else(|| Payload::of_command(command));
+        Ok(apply(group, txn, time, &decoded, payload))
+    }
+
+    fn refusal(&self, group: GroupId, command: &[u8]) -> Option<Vec<u8>> {
+        let refused = |error| Some(codec::encode(&CommandOutcome::Failed { step: 0, error }));
+        if command.len() > COMMAND_BYTES_MAX {
+            let bytes = command.len();
+            return refused(invalid(format!(
+                "it takes {bytes} bytes of metadata; a command has at most {COMMAND_BYTES_MAX}"
+            )));
+        }
+        match codec::decode::<Command>(command) {
+            Ok(Command { steps, .. }) => match checked(group, &steps) {
+                Ok(()) => None,
+                Err(error) => refused(error),
+            },
             Err(error) => {
-                tracing::warn!(group = group.0, error = %error, "command not understood");
-                return codec::encode(&CommandOutcome::NotUnderstood);
+                tracing::warn!(group = group.0, error = %describe(&error), "a command is not known and not proposed");
+                Some(codec::encode(&CommandOutcome::NotUnderstood))
             }
-        };
-        if requests::out_of_time(command.request, time_ms) {
-            return codec::encode(&CommandOutcome::RequestOutOfTime { leader_ms: time_ms });
         }
-        requests::sweep(txn, time_ms);
-        if let Some(outcome) = requests::remembered(txn, command.request) {
-            return outcome;
-        }
-        let outcome = match txn.attempt(|txn| run(group, txn, time_ms, &command.steps)) {
-            Ok(outcomes) => CommandOutcome::Done(outcomes),
-            Err((step, error)) => CommandOutcome::Failed { step, error },
-        };
-        let encoded = codec::encode(&outcome);
-        let elsewhere = StepError::WrongGroup;
-        let passing = matches!(&outcome, CommandOutcome::Failed { error, .. }
-            if *error == elsewhere || matches!(error, StepError::NotOwner { .. }));
-        if !passing {
-            requests::remember(txn, command.request, encoded.clone());
-        }
-        encoded
+    }
+
+    fn refusal_at_reserve(&self, command: &[u8]) -> Option<Vec<u8>> {
+        (!makes_room(command)).then(|| codec::encode(&CommandOutcome::NoSpace))
     }
 
     fn query(&self, group: GroupId, view: &View<'_>, query: &[u8]) -> Vec<u8> {
@@ -78,14 +91,72 @@ impl App for StateMachine {
     }
 }
 
+fn describe(error: &codec::DecodeError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn steps_bounded(count: usize) -> Result<(), StepError> {
+    if count <= STEPS_MAX {
+        return Ok(());
+    }
+    Err(invalid(format!("{count} steps; a command has at most {STEPS_MAX}")))
+}
+
+/// What can be judged of a command without any row. Applying judges it again: an older leader may have proposed it.
+fn checked(group: GroupId, steps: &Steps) -> Result<(), StepError> {
+    let is_root = matches!(steps, Steps::Root(_));
+    if is_root != (group == ROOT_GROUP) {
+        return Err(StepError::WrongGroup);
+    }
+    match steps {
+        Steps::Root(steps) => steps_bounded(steps.len()),
+        Steps::Data(steps) => {
+            steps_bounded(steps.len())?;
+            for step in steps {
+                if let DataStep::Each { items } = step {
+                    steps_bounded(items.len().max(items.iter().map(Vec::len).sum()))?;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Applies a command that was understood; gives its encoded outcome.
+fn apply(group: GroupId, txn: &mut Txn<'_>, time: LogTime, command: &Command, payload: Payload) -> Vec<u8> {
+    if let Some(remembered) = requests::remembered(txn, command.request, payload) {
+        let refused = |error| codec::encode(&CommandOutcome::Failed { step: 0, error });
+        return remembered.unwrap_or_else(refused);
+    }
+    if requests::out_of_time(txn, command.request, time) {
+        return codec::encode(&CommandOutcome::RequestOutOfTime { leader_ms: time.wall_ms });
+    }
+    requests::sweep(txn, time);
+    let outcome = match txn.attempt(|txn| run(group, txn, time, &command.steps)) {
+        Ok(outcomes) => CommandOutcome::Done(outcomes),
+        Err((step, error)) => CommandOutcome::Failed { step, error },
+    };
+    let encoded = codec::encode(&outcome);
+    let elsewhere = StepError::WrongGroup;
+    let passing = matches!(&outcome, CommandOutcome::Failed { error, .. }
+        if *error == elsewhere || matches!(error, StepError::NotOwner { .. }));
+    if !passing {
+        requests::remember(txn, command.request, payload, &encoded);
+    }
+    encoded
+}
+
 /// Runs the steps in order; tells which one failed.
 fn run(
     group: GroupId,
     txn: &mut Txn<'_>,
-    time_ms: u64,
+    time: LogTime,
     steps: &Steps,
 ) -> Result<Vec<StepOutcome>, (u32, StepError)> {
-    let mut group = Group::begin(group, time_ms, txn).map_err(|error| (0, error))?;
+    let mut group = Group::begin(group, time, txn).map_err(|error| (0, error))?;
     let outcomes = match steps {
         Steps::Root(steps) => run_each(steps, |step| root_step(&mut group, step)),
         Steps::Data(steps) => run_each(steps, |step| data_step(&mut group, step)),
@@ -98,9 +169,7 @@ fn run_each<S>(
     steps: &[S],
     mut run: impl FnMut(&S) -> Result<StepOutcome, StepError>,
 ) -> Result<Vec<StepOutcome>, (u32, StepError)> {
-    if steps.len() > STEPS_MAX {
-        return Err((0, invalid(format!("{} steps; a command has at most {STEPS_MAX}", steps.len()))));
-    }
+    steps_bounded(steps.len()).map_err(|error| (0, error))?;
     (0..).zip(steps).map(|(number, step)| run(step).map_err(|error| (number, error))).collect()
 }
 
@@ -127,10 +196,7 @@ fn root_step(group: &mut Group<'_, '_>, step: &RootStep) -> Result<StepOutcome, 
 
 /// Items that each succeed or fail by themselves.
 fn each(group: &mut Group<'_, '_>, items: &[Vec<DataStep>]) -> Result<StepOutcome, StepError> {
-    let steps: usize = items.iter().map(Vec::len).sum();
-    if items.len() > STEPS_MAX || steps > STEPS_MAX {
-        return Err(invalid(format!("{steps} steps; a command has at most {STEPS_MAX}")));
-    }
+    steps_bounded(items.len().max(items.iter().map(Vec::len).sum()))?;
     let mut results = Vec::with_capacity(items.len());
     for item in items {
         let result = group.attempt(|group| {

@@ -1,7 +1,9 @@
-//! The memory of requests: an id is applied once, and a repetition gives the first answer.
+//! The memory of requests: an id is applied once, and a repetition gives the first answer, if it asks for the same.
 //!
 //! Invariants:
 //! - An outcome is kept at least as long as its request would be taken: what is too old to be remembered is refused.
+//! - A request's time may be by the wall clock or by the log, whichever way the two differ: no clock that was wrong, and
+//!   no log that runs behind or ahead, keeps one from being taken that was made by a clock that is right.
 //! - Each command removes a bounded number of what has become too old, the same on every replica.
 
 use engine::ids::RequestId;
@@ -10,8 +12,11 @@ use super::journal;
 use super::keys::{self, Table};
 use super::rows::SumsRow;
 use super::txn::{MARK_MEMORY_MS, load};
+use crate::app::LogTime;
 use crate::kv::{KeyRange, Read, Txn};
 use crate::model::codec;
+use crate::model::command::StepError;
+use crate::model::request_key::Payload;
 use crate::model::{REQUEST_AHEAD_MS, REQUEST_MEMORY_MS};
 
 /// Rows of each kind that one command removes at most.
@@ -20,31 +25,54 @@ const SWEEP_ROWS_MAX: usize = 64;
 /// How long nothing need be looked for after nothing more was found.
 const SWEEP_PAUSE_MS: u64 = 1000;
 
-/// Whether the request is too old to be remembered, or too far ahead to have been made.
-pub(super) fn out_of_time(request: RequestId, time_ms: u64) -> bool {
+/// Before when outcomes are too old to be kept: requests of then are taken neither by the log's time nor by the wall's.
+fn floor_ms(sums: &SumsRow, time: LogTime) -> u64 {
+    let floor_ms = time.time_ms.min(time.wall_ms).saturating_sub(REQUEST_MEMORY_MS);
+    floor_ms.max(sums.requests_floor_ms)
+}
+
+/// Whether a request of which nothing is remembered is too old for that, or too far ahead to have been made.
+pub(super) fn out_of_time(txn: &Txn<'_>, request: RequestId, time: LogTime) -> bool {
+    // A row that cannot be decoded is reported by the command that follows.
+    let sums = load::<SumsRow>(txn, &keys::group_sums()).ok().flatten().unwrap_or_default();
     let made_ms = request.time_ms();
-    made_ms < time_ms.saturating_sub(REQUEST_MEMORY_MS) || made_ms > time_ms.saturating_add(REQUEST_AHEAD_MS)
+    let of_today = |now_ms: u64| {
+        let oldest_ms = now_ms.saturating_sub(REQUEST_MEMORY_MS);
+        (oldest_ms..=now_ms.saturating_add(REQUEST_AHEAD_MS)).contains(&made_ms)
+    };
+    made_ms < sums.requests_floor_ms || !(of_today(time.time_ms) || of_today(time.wall_ms))
 }
 
-/// The first answer to a request, encoded.
-pub(super) fn remembered(txn: &Txn<'_>, request: RequestId) -> Option<Vec<u8>> {
-    txn.get(&keys::request(request))
+/// The first answer to a request, encoded, or why there is none for this repetition: it asks for something else.
+pub(super) fn remembered(
+    txn: &Txn<'_>,
+    request: RequestId,
+    payload: Payload,
+) -> Option<Result<Vec<u8>, StepError>> {
+    let row = txn.get(&keys::request(request))?;
+    // A row that is too short is nobody's.
+    Some(match row.split_at_checked(Payload::LENGTH) {
+        Some((asked, outcome)) if asked == payload.0 => Ok(outcome.to_vec()),
+        _ => Err(StepError::RequestReused),
+    })
 }
 
-/// Keeps the answer to a request.
-pub(super) fn remember(txn: &mut Txn<'_>, request: RequestId, outcome: Vec<u8>) {
-    txn.put(&keys::request(request), outcome);
+/// Keeps the answer to a request, behind what it asked for.
+pub(super) fn remember(txn: &mut Txn<'_>, request: RequestId, payload: Payload, outcome: &[u8]) {
+    txn.put(&keys::request(request), [payload.0.as_slice(), outcome].concat());
 }
 
 /// Removes some of what is too old.
-pub(super) fn sweep(txn: &mut Txn<'_>, time_ms: u64) {
+pub(super) fn sweep(txn: &mut Txn<'_>, time: LogTime) {
+    let time_ms = time.time_ms;
     let key = keys::group_sums();
     // A row that cannot be decoded is reported by the command that follows.
     let Ok(sums) = load::<SumsRow>(txn, &key).map(Option::unwrap_or_default) else { return };
     if time_ms < sums.sweep_ms {
         return;
     }
-    let requests_end = keys::requests_from(time_ms.saturating_sub(REQUEST_MEMORY_MS));
+    let requests_floor_ms = floor_ms(&sums, time);
+    let requests_end = keys::requests_from(requests_floor_ms);
     let requests = txn.scan(&KeyRange::between(&keys::table(Table::Request), &requests_end), SWEEP_ROWS_MAX);
     let marks_end = keys::expiries_from(time_ms.saturating_sub(MARK_MEMORY_MS));
     let marks = txn.scan(&KeyRange::between(&keys::table(Table::Expiry), &marks_end), SWEEP_ROWS_MAX);
@@ -58,8 +86,7 @@ pub(super) fn sweep(txn: &mut Txn<'_>, time_ms: u64) {
         txn.delete(key);
     }
     let more_tombstones = journal::prune(txn, time_ms);
-    if requests.len() < SWEEP_ROWS_MAX && marks.len() < SWEEP_ROWS_MAX && !more_tombstones {
-        let sums = SumsRow { sweep_ms: time_ms.saturating_add(SWEEP_PAUSE_MS), ..sums };
-        txn.put(&key, codec::encode(&sums));
-    }
+    let done = requests.len() < SWEEP_ROWS_MAX && marks.len() < SWEEP_ROWS_MAX && !more_tombstones;
+    let sweep_ms = if done { time_ms.saturating_add(SWEEP_PAUSE_MS) } else { sums.sweep_ms };
+    txn.put(&key, codec::encode(&SumsRow { sweep_ms, requests_floor_ms, ..sums }));
 }

@@ -20,6 +20,8 @@ pub(super) struct SumsRow {
     pub registrations: u64,
     /// When outcomes and marks that are too old are next looked for.
     pub sweep_ms: u64,
+    /// Outcomes of requests that were made before this may be gone.
+    pub requests_floor_ms: u64,
 }
 
 /// The slots that the group owns: runs, ascending, apart from one another.

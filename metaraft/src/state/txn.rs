@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::conditional::SeenRows;
 use super::keys;
 use super::rows::{OwnedSlotsRow, SumsRow};
+use crate::app::LogTime;
 use crate::kv::{KeyRange, Read, Txn};
 use crate::model::codec::{self, DecodeError};
 use crate::model::command::StepError;
@@ -25,8 +26,10 @@ pub(super) const MARK_MEMORY_MS: u64 = 2 * crate::model::REQUEST_MEMORY_MS;
 pub(super) struct Group<'t, 'v> {
     /// Which group.
     pub group: GroupId,
-    /// The leader's time.
+    /// The log's time.
     pub time_ms: u64,
+    /// The voters' clocks together: for people.
+    pub wall_ms: u64,
     /// The group's sums.
     pub sums: SumsRow,
     /// What conditional deletions have read.
@@ -73,11 +76,12 @@ impl<'t, 'v> Group<'t, 'v> {
     ///
     /// # Errors
     /// If the group's own rows cannot be decoded.
-    pub(super) fn begin(group: GroupId, time_ms: u64, txn: &'t mut Txn<'v>) -> Result<Self, StepError> {
+    pub(super) fn begin(group: GroupId, time: LogTime, txn: &'t mut Txn<'v>) -> Result<Self, StepError> {
         let sums: SumsRow = load(txn, &keys::group_sums())?.unwrap_or_default();
         let owned: OwnedSlotsRow = load(txn, &keys::owned_slots())?.unwrap_or_default();
         let seen = SeenRows::default();
-        Ok(Self { group, time_ms, sums, seen, txn, owned: owned.clone(), before: (sums, owned) })
+        let LogTime { time_ms, wall_ms } = time;
+        Ok(Self { group, time_ms, wall_ms, sums, seen, txn, owned: owned.clone(), before: (sums, owned) })
     }
 
     /// Ends a command that went through.

@@ -237,7 +237,7 @@ impl Group<'_, '_> {
             Some(existing) => (existing.entry, existing.created_ms, existing.sequence),
             None => {
                 row.charge_rows(ENTRY_BYTES)?;
-                (row.take_entry_id(), self.time_ms, 0)
+                (row.take_entry_id(), self.wall_ms, 0)
             }
         };
         let state = self.version_add(namespace, row, entry, like, before)?;
@@ -249,7 +249,7 @@ impl Group<'_, '_> {
             mode: like.mode,
             mtime_ns: like.mtime_ns,
             created_ms,
-            changed_ms: self.time_ms,
+            changed_ms: self.wall_ms,
             sequence,
         };
         self.journal(namespace, row, &mut file, Change::Changed)?;

@@ -27,7 +27,7 @@ use super::attest::{self, Judgement};
 use super::liveness::Liveness;
 use super::plan::{self, Taken};
 use super::report::NodeReport;
-use crate::api::new_request;
+use crate::api::new_request_at;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, RootStep, StepError, Steps};
 use crate::model::query::{Query, Reply};
@@ -66,6 +66,9 @@ pub trait RootGroup: Send + Sync + 'static {
 
     /// Who leads, and every change of it.
     fn leadership(&self) -> watch::Receiver<Leadership>;
+
+    /// The group's log time by now, milliseconds since 1970.
+    fn log_ms(&self) -> u64;
 }
 
 #[tonic::async_trait]
@@ -80,6 +83,10 @@ impl RootGroup for GroupHandle {
 
     fn leadership(&self) -> watch::Receiver<Leadership> {
         Self::leadership(self)
+    }
+
+    fn log_ms(&self) -> u64 {
+        self.time().time_ms
     }
 }
 
@@ -266,7 +273,7 @@ impl Inner {
     }
 
     async fn propose(&self, steps: Vec<RootStep>) -> Result<(), WardenError> {
-        let command = Command { request: new_request(), steps: Steps::Root(steps) };
+        let command = Command::new(new_request_at(self.root.log_ms()), Steps::Root(steps));
         let outcome = self.root.propose(codec::encode(&command)).await?;
         match codec::decode(&outcome).map_err(|error| WardenError::Unexpected(error.to_string()))? {
             CommandOutcome::Done(_) => Ok(()),

@@ -56,7 +56,7 @@ async fn made(liveness: &Arc<Liveness>) -> (Local, MetaApi) {
 }
 
 async fn root(api: &MetaApi, steps: Vec<RootStep>) {
-    api.propose(ROOT_GROUP, Command { request: new_request(), steps: Steps::Root(steps) }).await.unwrap();
+    api.propose(ROOT_GROUP, Command::new(new_request(), Steps::Root(steps))).await.unwrap();
 }
 
 async fn until(what: &str, api: &MetaApi, holds: impl Fn(&ClusterMap) -> bool) -> Arc<ClusterMap> {

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::registers::Registers;
 use crate::client::{ClientConfig, MetaClient};
-use crate::node::{MetaConfig, MetaNode, StartError};
+use crate::node::{MetaConfig, MetaNode, SNAPSHOT_STALL_MAX, StartError};
 use crate::raft::reader::QueryJob;
 
 /// How long a test waits for anything that must happen.
@@ -72,6 +72,9 @@ pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<u64, MetaNode>,
     data_groups: u16,
     snapshot_log_entries: u64,
+    pub(crate) snapshot_stall_max: Duration,
+    /// Which node is of an older version, once it is started again.
+    pub(crate) knows_less: Option<u64>,
 }
 
 impl Cluster {
@@ -84,6 +87,8 @@ impl Cluster {
             nodes: BTreeMap::new(),
             data_groups,
             snapshot_log_entries,
+            snapshot_stall_max: SNAPSHOT_STALL_MAX,
+            knows_less: None,
         };
         let mut listeners = BTreeMap::new();
         for node in 1..=3 {
@@ -93,7 +98,7 @@ impl Cluster {
         }
         for (node, listener) in listeners {
             let config = cluster.config(node);
-            let started = MetaNode::start_on(listener, config, Arc::new(Registers)).await.unwrap();
+            let started = MetaNode::start_on(listener, config, Arc::new(Registers::default())).await.unwrap();
             cluster.nodes.insert(node, started);
         }
         cluster
@@ -110,6 +115,7 @@ impl Cluster {
             data_groups: self.data_groups,
             snapshot_log_entries: self.snapshot_log_entries,
             log_entries_kept: 4,
+            snapshot_stall_max: self.snapshot_stall_max,
         }
     }
 
@@ -124,7 +130,8 @@ impl Cluster {
     }
 
     pub(crate) async fn try_start_node(&mut self, node: u64) -> Result<(), StartError> {
-        let started = MetaNode::start(self.config(node), Arc::new(Registers)).await?;
+        let app = Registers { knows_less: self.knows_less == Some(node) };
+        let started = MetaNode::start(self.config(node), Arc::new(app)).await?;
         self.nodes.insert(node, started);
         Ok(())
     }

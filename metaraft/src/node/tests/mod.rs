@@ -8,4 +8,6 @@ mod paused;
 pub(crate) mod registers;
 mod restarts;
 mod scenarios;
+mod snapshots;
+mod unknown;
 mod watching;

@@ -30,7 +30,7 @@ impl PausableNode {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let node = MetaNode::start(config, Arc::new(Registers)).await.unwrap();
+                let node = MetaNode::start(config, Arc::new(Registers::default())).await.unwrap();
                 ready.send(node.group(DATA).unwrap()).unwrap();
                 loop {
                     tokio::select! {

@@ -2,12 +2,17 @@
 
 use engine::ids::{GroupId, NamespaceId};
 
-use crate::app::{App, Notice};
+use crate::app::{App, LogTime, NotUnderstood, Notice};
 use crate::kv::{Changes, KeyRange, Read, Txn, View};
+use crate::node::COMMAND_BYTES_MAX;
 
-/// Commands: `set NAME VALUE`, `fail NAME VALUE` (writes, then refuses), `time`.
+/// Commands: `set NAME VALUE`, `fail NAME VALUE` (writes, then refuses), `new NAME` (which some do not know), `time`.
 /// Queries: `get NAME`, `count`, `all`.
-pub(crate) struct Registers;
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Registers {
+    /// Whether it is of an older version.
+    pub(crate) knows_less: bool,
+}
 
 const COUNT: &[u8] = b"count";
 
@@ -20,8 +25,17 @@ fn register(name: &str) -> Vec<u8> {
 }
 
 impl App for Registers {
-    fn apply(&self, _group: GroupId, txn: &mut Txn<'_>, time_ms: u64, command: &[u8]) -> Vec<u8> {
+    fn apply(
+        &self,
+        _group: GroupId,
+        txn: &mut Txn<'_>,
+        time: LogTime,
+        command: &[u8],
+    ) -> Result<Vec<u8>, NotUnderstood> {
         let text = String::from_utf8_lossy(command);
+        if self.knows_less && text.starts_with("new ") {
+            return Err(NotUnderstood { why: "a step called new".to_owned() });
+        }
         let result = txn.attempt(|txn| match text.splitn(3, ' ').collect::<Vec<_>>()[..] {
             ["set", name, value] => {
                 let count = number(txn.get(COUNT)) + 1;
@@ -33,10 +47,25 @@ impl App for Registers {
                 txn.put(&register(name), value.as_bytes().to_vec());
                 Err("refused".to_owned())
             }
-            ["time"] => Ok(time_ms.to_string()),
+            ["new", name] => {
+                txn.put(&register(name), b"new".to_vec());
+                Ok("new".to_owned())
+            }
+            ["time"] => Ok(time.time_ms.to_string()),
             _ => Err("unknown command".to_owned()),
         });
-        result.unwrap_or_else(|refusal| refusal).into_bytes()
+        Ok(result.unwrap_or_else(|refusal| refusal).into_bytes())
+    }
+
+    fn refusal(&self, _group: GroupId, command: &[u8]) -> Option<Vec<u8>> {
+        if command.len() > COMMAND_BYTES_MAX {
+            return Some(b"too large".to_vec());
+        }
+        command.starts_with(b"bad").then(|| b"not proposed".to_vec())
+    }
+
+    fn refusal_at_reserve(&self, command: &[u8]) -> Option<Vec<u8>> {
+        (!command.starts_with(b"free")).then(|| b"no space".to_vec())
     }
 
     fn query(&self, _group: GroupId, view: &View<'_>, query: &[u8]) -> Vec<u8> {

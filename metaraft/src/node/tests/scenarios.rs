@@ -179,6 +179,17 @@ fn a_follower_names_the_leader_and_refuses_oversized_commands() {
         let large = Bytes::from(vec![b'x'; crate::node::COMMAND_BYTES_MAX + 1]);
         let refused = client.0.propose_raw(DATA, vec![large]).await;
         assert!(matches!(refused, Err(crate::client::ProposeError::TooLarge { .. })), "{refused:?}");
+        let small = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+        let leading = cluster.nodes[&leader].group(DATA).unwrap();
+        let commands = vec![
+            vec![b'x'; crate::node::COMMAND_BYTES_MAX + 1].into(),
+            small("set a 2"),
+            small("bad"),
+            small("set a 3"),
+        ];
+        let outcomes = leading.propose_all(commands).await.unwrap();
+        assert_eq!(outcomes, ["too large", "2", "not proposed", "3"], "each is refused by itself");
+        drop(leading);
         cluster.stop().await;
         // A handle that somebody kept does not keep the node, and says that it has stopped.
         let stopped = handle.query(b"get a".to_vec()).await;

@@ -20,7 +20,7 @@ use super::super::keys::Table;
 use super::super::machine::StateMachine;
 use super::upload::Session;
 use crate::api::bootstrap::spread_slots;
-use crate::app::App;
+use crate::app::{App, LogTime};
 use crate::kv::{Backing, KeyRange, MemoryStore, Txn, View};
 use crate::model::codec::{decode, encode};
 use crate::model::command::{Command, CommandOutcome, DataStep, NewChunk, StepError, Steps};
@@ -185,7 +185,7 @@ impl World {
         steps: Vec<DataStep>,
     ) -> CommandOutcome {
         self.time_ms += self.random.random_range(0..50);
-        let command = encode(&Command { request, steps: Steps::Data(steps) });
+        let command = encode(&Command::new(request, Steps::Data(steps)));
         let outcome = self.apply(group, &command);
         if self.random.random_bool(0.1) {
             assert_eq!(self.apply(group, &command), outcome, "a repetition is answered otherwise");
@@ -196,7 +196,7 @@ impl World {
     fn apply(&mut self, group: GroupId, command: &[u8]) -> CommandOutcome {
         let store = self.groups.get_mut(&group).unwrap();
         let mut txn = Txn::new(store);
-        let outcome = self.machine.apply(group, &mut txn, self.time_ms, command);
+        let outcome = self.machine.apply(group, &mut txn, LogTime::at(self.time_ms), command).unwrap();
         let changes = txn.into_changes().unwrap();
         store.commit(changes);
         decode(&outcome).unwrap()
@@ -217,7 +217,7 @@ impl World {
                 Some(Err(error))
             }
             CommandOutcome::RequestOutOfTime { .. } => None,
-            CommandOutcome::NotUnderstood => panic!("not understood"),
+            CommandOutcome::NotUnderstood | CommandOutcome::NoSpace => panic!("never applied"),
         }
     }
 

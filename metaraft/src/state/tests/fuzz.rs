@@ -4,7 +4,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::{Harness, SPACE, begin_step, chunks, commit_step, retain_step};
-use crate::app::App;
+use crate::app::{App, LogTime};
 use crate::kv::{Txn, View};
 use crate::model::codec::encode;
 use crate::model::command::{Base, Command, DataStep, Steps};
@@ -30,14 +30,15 @@ fn damaged_commands_and_queries_are_answered_and_two_replicas_agree() {
     for _ in 0..20_000 {
         let step = steps[random.random_range(0..steps.len())].clone();
         let request = harness.request();
-        let mut command = encode(&Command { request, steps: Steps::Data(vec![step]) });
+        let mut command = encode(&Command::new(request, Steps::Data(vec![step])));
         for _ in 0..random.random_range(1..4) {
             let at = random.random_range(0..command.len());
             command[at] = random.random();
         }
         let mut answers = (0..2).map(|_replica| {
             let mut txn = Txn::new(&harness.store);
-            let answer = harness.machine.apply(harness.group, &mut txn, harness.time_ms, &command);
+            let answer =
+                harness.machine.apply(harness.group, &mut txn, LogTime::at(harness.time_ms), &command);
             (answer, txn.into_changes().unwrap())
         });
         let (answer, changes) = answers.next().unwrap();

@@ -21,7 +21,7 @@ use engine::ids::{
 use engine::manifest::{ContentList, ManifestEntry};
 
 use super::machine::StateMachine;
-use crate::app::App;
+use crate::app::{App, LogTime};
 use crate::kv::{MemoryStore, Txn, View};
 use crate::model::codec::{decode, encode};
 use crate::model::command::{
@@ -65,8 +65,11 @@ impl Harness {
     }
 
     fn apply_bytes(&mut self, command: &[u8]) -> CommandOutcome {
+        if let Some(refused) = self.machine.refusal(self.group, command) {
+            return decode(&refused).unwrap();
+        }
         let mut txn = Txn::new(&self.store);
-        let outcome = self.machine.apply(self.group, &mut txn, self.time_ms, command);
+        let outcome = self.machine.apply(self.group, &mut txn, LogTime::at(self.time_ms), command).unwrap();
         let changes = txn.into_changes().unwrap();
         self.store.commit(changes);
         decode(&outcome).unwrap()
@@ -80,7 +83,7 @@ impl Harness {
     }
 
     fn apply(&mut self, request: RequestId, steps: Steps) -> CommandOutcome {
-        self.apply_bytes(&encode(&Command { request, steps }))
+        self.apply_bytes(&encode(&Command::new(request, steps)))
     }
 
     fn all(&mut self, steps: Vec<DataStep>) -> CommandOutcome {

@@ -4,8 +4,10 @@ use engine::ids::{RequestId, SlotId};
 
 use super::super::keys::{self, Table};
 use super::{DATA, Harness, SPACE, begin_step, chunks};
+use crate::app::{App as _, LogTime};
 use crate::kv::{Backing, KeyRange};
-use crate::model::command::{CommandOutcome, DataStep, RootStep, StepError, Steps};
+use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
+use crate::model::request_key::RequestKey;
 use crate::model::row::{EntryKind, ROOT_ENTRY};
 use crate::model::{REQUEST_AHEAD_MS, REQUEST_MEMORY_MS};
 
@@ -67,6 +69,82 @@ fn requests_out_of_time_are_refused_and_leave_nothing() {
 }
 
 #[test]
+fn an_id_that_was_used_for_something_else_is_refused_and_forgets_nothing() {
+    let mut harness = Harness::data();
+    let request = harness.request();
+    let first = harness.apply(request, Steps::Data(vec![mkdir("a")]));
+    let reused = CommandOutcome::Failed { step: 0, error: StepError::RequestReused };
+    assert_eq!(harness.apply(request, Steps::Data(vec![mkdir("b")])), reused);
+    assert_eq!(harness.names(ROOT_ENTRY), ["a"]);
+    assert_eq!(harness.apply(request, Steps::Data(vec![mkdir("a")])), first);
+    // Where a client's message says what is asked for, the steps that it led to do not.
+    let account = engine::ids::AccountId::from_bytes([1; 16]);
+    let asked = |words: &[u8]| RequestKey::of_client(account, request, "create", words).step(3);
+    let mut apply = |key: RequestKey, name: &str| {
+        let command = Command::new(key, Steps::Data(vec![mkdir(name)]));
+        harness.apply_bytes(&crate::model::codec::encode(&command))
+    };
+    let first = apply(asked(b"c"), "c");
+    assert_eq!(apply(asked(b"c"), "cc"), first);
+    assert_eq!(apply(asked(b"d"), "c"), reused);
+    assert_eq!(harness.names(ROOT_ENTRY), ["a", "c"]);
+}
+
+/// Applies at these times, both counted from the harness's.
+fn apply_at(harness: &mut Harness, log_days: i64, wall_days: i64, made_days: i64) -> CommandOutcome {
+    let at = |days: i64| harness.time_ms.saturating_add_signed(days * DAY_MS);
+    harness.requests += 1;
+    let request = RequestId::new(at(made_days), u128::from(harness.requests).to_be_bytes());
+    let command = Command::new(request, Steps::Data(vec![]));
+    let time = LogTime { time_ms: at(log_days), wall_ms: at(wall_days) };
+    let mut txn = crate::kv::Txn::new(&harness.store);
+    let command = crate::model::codec::encode(&command);
+    let outcome = harness.machine.apply(harness.group, &mut txn, time, &command).unwrap();
+    harness.store.commit(txn.into_changes().unwrap());
+    crate::model::codec::decode(&outcome).unwrap()
+}
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+#[test]
+fn requests_of_a_right_clock_are_taken_whatever_the_log_and_the_clocks_said_before() {
+    let done = |outcome| matches!(outcome, CommandOutcome::Done(_));
+    // A log two days ahead, a week behind; and clocks that were 30 days ahead, or behind, for one entry.
+    for log_days in [2, -7, 0] {
+        for wrong_days in [30, 2, -30] {
+            let mut harness = Harness::data();
+            harness.time_ms += 20 * DAY_MS.unsigned_abs();
+            assert!(done(apply_at(&mut harness, log_days, 0, 0)));
+            if wrong_days > 0 {
+                assert!(done(apply_at(&mut harness, log_days, wrong_days, wrong_days)));
+            }
+            assert!(done(apply_at(&mut harness, log_days, wrong_days, log_days)), "by the log");
+            assert!(done(apply_at(&mut harness, log_days, 0, 0)), "{log_days} {wrong_days}");
+            assert!(!done(apply_at(&mut harness, log_days, 0, 3)), "a wrong client");
+            assert!(!done(apply_at(&mut harness, log_days, 0, -9)), "too old");
+        }
+    }
+}
+
+#[test]
+fn no_outcome_is_forgotten_whose_request_would_be_taken_again() {
+    let mut harness = Harness::data();
+    let request = harness.request();
+    let first = harness.apply(request, Steps::Data(vec![mkdir("a")]));
+    // All clocks are 30 days ahead for a while, and many commands are applied meanwhile; then they are right again.
+    for _ in 0..100 {
+        harness.time_ms += 2000;
+        apply_at(&mut harness, 0, 30, 30);
+    }
+    assert_eq!(harness.apply(request, Steps::Data(vec![mkdir("a")])), first);
+    // And when all are far behind, what is forgotten by the log is not taken by the wall.
+    harness.time_ms += 3 * DAY_MS.unsigned_abs();
+    apply_at(&mut harness, 0, 0, 0);
+    let outcome = apply_at(&mut harness, 0, -3, -3);
+    assert!(matches!(outcome, CommandOutcome::RequestOutOfTime { .. }), "{outcome:?}");
+}
+
+#[test]
 fn old_outcomes_go_a_few_with_each_command() {
     let mut harness = Harness::data();
     for _ in 0..300 {
@@ -122,16 +200,24 @@ fn steps_go_to_their_kind_of_group_and_garbage_nowhere() {
     assert_eq!(root.step(mkdir("a")), Err(StepError::WrongGroup));
     let before = harness.store.clone();
     let upload = engine::ids::UploadId::from_bytes([1; 16]);
-    let good = crate::model::codec::encode(&crate::model::command::Command {
-        request: harness.request(),
-        steps: Steps::Data(vec![begin_step(upload, &chunks(1, 10))]),
-    });
+    let steps = Steps::Data(vec![begin_step(upload, &chunks(1, 10))]);
+    let good = crate::model::codec::encode(&Command::new(harness.request(), steps));
     for length in 0..good.len() {
         assert_eq!(harness.apply_bytes(&good[..length]), CommandOutcome::NotUnderstood);
     }
     let mut other_format = good.clone();
     other_format[0] += 1;
-    assert_eq!(harness.apply_bytes(&other_format), CommandOutcome::NotUnderstood);
+    let mut left_over = good.clone();
+    left_over.push(0);
+    for bad in [&other_format, &left_over] {
+        assert_eq!(harness.apply_bytes(bad), CommandOutcome::NotUnderstood);
+        // In the log all the same, it is of newer software: the replica stops.
+        let mut txn = crate::kv::Txn::new(&harness.store);
+        let applied =
+            crate::app::App::apply(&harness.machine, DATA, &mut txn, LogTime::at(harness.time_ms), bad);
+        assert!(applied.is_err());
+    }
+    assert!(harness.machine.refusal(DATA, &good).is_none());
     assert_eq!(harness.store, before);
 }
 
