@@ -60,7 +60,8 @@ fn all_works(client: &Client, folder: &str) -> Result<()> {
         "{folder} was changed at {changed}, now it is {}",
         now.as_secs()
     );
-    client.ok(&["rm", "-r", folder])
+    client.ok(&["rm", "-r", folder])?;
+    Ok(())
 }
 
 fn restart(cluster: &mut Cluster, roles: &[RoleName], environment: &[(&str, String)]) -> Result<()> {
