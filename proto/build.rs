@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PUBLIC: [&str; 2] = ["proto/keepstone/v1/keepstone.proto", "proto/keepstone/v1/sync.proto"];
+const PUBLIC: [&str; 3] =
+    ["proto/keepstone/v1/keepstone.proto", "proto/keepstone/v1/sync.proto", "proto/keepstone/v1/admin.proto"];
 const INTERNAL: [&str; 2] =
     ["proto/keepstone/internal/v1/storage.proto", "proto/keepstone/internal/v1/meta.proto"];
 

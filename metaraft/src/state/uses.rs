@@ -24,6 +24,12 @@ const RETRY_FIRST_MS: u64 = 60_000;
 /// The longest that it is left alone.
 const RETRY_LAST_MS: u64 = 24 * 60 * 60 * 1000;
 
+/// As much of a text as fits into so many bytes.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// How long a release waits that has failed so often.
 fn retry_after_ms(attempts: u32) -> u64 {
     let doubled = 1_u64.checked_shl(attempts.saturating_sub(1)).unwrap_or(u64::MAX);
@@ -125,7 +131,7 @@ impl Group<'_, '_> {
             before.map_or((0, self.time_ms), |before| (before.attempts, before.since_ms));
         let attempts = attempts.saturating_add(1);
         let retry_ms = self.time_ms.saturating_add(retry_after_ms(attempts));
-        let why = why[..why.floor_char_boundary(ASIDE_WHY_BYTES_MAX)].to_owned();
+        let why = cut(why, ASIDE_WHY_BYTES_MAX).to_owned();
         let row = AsideRelease { namespace, release, why, attempts, since_ms, retry_ms };
         self.put(&keys::release_aside(namespace, content, generation), &row);
         self.put(&keys::release_retry(retry_ms, namespace, content, generation), &row);

@@ -46,7 +46,7 @@ fn removed_versions_give_their_bytes_back_at_once_and_their_releases_are_queued(
     let (done, count, bytes, releases) = removed(harness.done(keep(3, 2)));
     assert_eq!((done, count, bytes, releases.len()), (false, 2, 2000, 2));
     assert_eq!((harness.used_bytes(), versions(&harness, file.entry)), (4000, vec![6, 5, 4, 3]));
-    assert_eq!(removed(harness.done(keep(3, 2))).0, true);
+    assert!(removed(harness.done(keep(3, 2))).0);
     let nothing = removed(harness.done(keep(3, 2)));
     assert_eq!(nothing, (true, 0, 0, Vec::new()), "a repetition");
     assert_eq!(versions(&harness, file.entry), [6, 5, 4]);
