@@ -166,8 +166,8 @@ pub(crate) async fn quota(
         meta.step(namespace.slot(), request.step(0), step).await.map_err(failed)?;
     }
     match meta.query(namespace.slot(), Query::Namespace { namespace }).await.map_err(failed)? {
-        Reply::Namespace(Some(NamespaceRow { quota_bytes, used_bytes, .. })) => {
-            let account = Bytes::copy_from_slice(account.as_bytes());
+        Reply::Namespace(Some(row @ NamespaceRow { quota_bytes, .. })) => {
+            let (account, used_bytes) = (Bytes::copy_from_slice(account.as_bytes()), row.charged_bytes());
             Ok(v1::AccountQuotaResponse { account, email, quota_bytes, used_bytes })
         }
         _ => Err(failed(wrong_reply("namespace"))),
