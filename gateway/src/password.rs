@@ -3,15 +3,19 @@
 //! Invariants:
 //! - Checking costs the same whether or not there is an account: an absent hash is replaced by one that nothing
 //!   matches.
-//! - At most [`PASSWORDS_AT_ONCE_MAX`] are hashed at once, each in a workspace of some 19 MiB. Workspaces are kept and
-//!   used again: freed, each thread that ever hashed would leave some of that with the allocator, for good. Who waits
-//!   is bounded by who asks: sign-ins have turns, other requests are bounded by account.
+//! - At most [`PASSWORDS_AT_ONCE_MAX`] are hashed at once, each by a thread of its own, which gives way to those who
+//!   serve: a flood of sign-ins takes the time that others leave. Who waits is bounded by who asks: sign-ins have turns,
+//!   other requests are bounded by account.
+//! - Each thread keeps its workspace of some 19 MiB and uses it again: freed, each thread that ever hashed would leave
+//!   some of that with the allocator, for good.
 
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use argon2::password_hash::{Output, ParamsString, PasswordHash, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::failure::Failure;
 use crate::limits::{PASSWORDS_AT_ONCE_MAX, TEXT_BYTES_MAX};
@@ -20,29 +24,81 @@ use crate::random;
 /// In place of a password hash: nothing matches it.
 pub(crate) const NO_PASSWORD: &str = "";
 
+/// How much less important hashing is to the scheduler than serving.
+const NICE: i32 = 5;
+
 /// Memory that one hash is made in.
 type Workspace = Vec<Block>;
+
+type Job = Box<dyn FnOnce(&mut Workspace) + Send>;
+
+/// The threads that hash. They end, and are waited for, when this is dropped.
+struct Workers {
+    jobs: Option<SyncSender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    fn start() -> std::io::Result<Self> {
+        // As many jobs as there are permits.
+        let (jobs, taken) = sync_channel(PASSWORDS_AT_ONCE_MAX);
+        let taken = Arc::new(Mutex::new(taken));
+        let threads = (0..PASSWORDS_AT_ONCE_MAX).map(|number| {
+            let taken = Arc::clone(&taken);
+            let name = format!("password-{number}");
+            std::thread::Builder::new().name(name).spawn(move || work(&taken))
+        });
+        Ok(Self { jobs: Some(jobs), threads: threads.collect::<std::io::Result<_>>()? })
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that hashes passwords had panicked");
+            }
+        }
+    }
+}
+
+/// Does jobs until there will be none.
+fn work(jobs: &Mutex<Receiver<Job>>) {
+    // On Linux this is the thread's alone.
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!(error = %error, "passwords are hashed at the priority of everything else");
+    }
+    let mut workspace = Workspace::new();
+    loop {
+        // Held while this thread waits: the others wait behind it.
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Ok(job) => job(&mut workspace),
+            Err(_closed) => return,
+        }
+    }
+}
 
 /// Hashes and checks passwords.
 #[derive(Clone)]
 pub(crate) struct Passwords {
     at_once: Arc<Semaphore>,
-    /// Those that are not in use; never more than hashes are made at once.
-    workspaces: Arc<Mutex<Vec<Workspace>>>,
+    workers: Arc<Workers>,
     /// What looks like a hash, and is of nothing that anybody knows.
     decoy: Arc<str>,
 }
 
 impl Passwords {
-    /// Hashes nothing yet.
+    /// Starts the threads; hashes nothing yet.
     ///
     /// # Errors
-    /// Never, unless the parameters of the hash are at odds with its text form.
+    /// If the machine gives no threads.
     pub(crate) fn new() -> Result<Self, Failure> {
         let decoy = text_of(&salt()?, Output::new(&random::bytes::<{ Params::DEFAULT_OUTPUT_LEN }>()))?;
         Ok(Self {
             at_once: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE_MAX)),
-            workspaces: Arc::default(),
+            workers: Arc::new(Workers::start().map_err(|error| internal(&error))?),
             decoy: decoy.into(),
         })
     }
@@ -77,19 +133,17 @@ impl Passwords {
         work: impl FnOnce(&mut Workspace) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let running = Arc::clone(&self.at_once).acquire_owned().await.map_err(|closed| internal(&closed))?;
-        let workspaces = Arc::clone(&self.workspaces);
+        let (answer, result) = oneshot::channel();
         // The permit goes with the work: a caller that is dropped does not let more of it start.
-        tokio::task::spawn_blocking(move || {
-            let lock = || workspaces.lock().unwrap_or_else(PoisonError::into_inner);
-            let kept = lock().pop();
-            let mut workspace = kept.unwrap_or_default();
-            let result = work(&mut workspace);
-            lock().push(workspace);
+        let job: Job = Box::new(move |workspace| {
+            let result = work(workspace);
             drop(running);
-            result
-        })
-        .await
-        .map_err(|error| internal(&error))
+            // The caller may be gone.
+            answer.send(result).ok();
+        });
+        let jobs = self.workers.jobs.as_ref().ok_or_else(|| Failure::internal("password", &"no threads"))?;
+        jobs.try_send(job).map_err(|error| internal(&error))?;
+        result.await.map_err(|error| internal(&error))
     }
 }
 
@@ -192,12 +246,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_at_once_take_as_many_workspaces_as_may_work() {
+    async fn many_at_once_are_all_answered_also_those_whose_neighbours_gave_up() {
         let passwords = Passwords::new().unwrap();
+        for _gives_up in 0..20 {
+            let given_up = passwords.matches("battery".into(), None);
+            drop(tokio::time::timeout(std::time::Duration::ZERO, given_up).await);
+        }
         let checks = (0..20).map(|_check| passwords.matches("battery".into(), None));
         assert!(join_all(checks).await.into_iter().all(|matches| !matches.unwrap()));
-        let workspaces = passwords.workspaces.lock().unwrap();
-        assert!((1..=PASSWORDS_AT_ONCE_MAX).contains(&workspaces.len()), "{}", workspaces.len());
+        assert_eq!(passwords.workers.threads.len(), PASSWORDS_AT_ONCE_MAX);
     }
 
     #[tokio::test]
