@@ -22,6 +22,8 @@ enum Phase {
 pub(super) struct Abort {
     session: Session,
     phase: Phase,
+    /// Whether it is given up only if its time is over.
+    only_expired: bool,
     attempt: [u8; 8],
     started_ms: u64,
     step: u32,
@@ -30,7 +32,8 @@ pub(super) struct Abort {
 impl Abort {
     pub(super) fn new(world: &mut World, session: &Session) -> Self {
         let (attempt, started_ms) = (world.random.random(), world.time_ms);
-        Self { session: session.clone(), phase: Phase::Abort, attempt, started_ms, step: 0 }
+        let only_expired = world.random.random_bool(0.3);
+        Self { session: session.clone(), phase: Phase::Abort, only_expired, attempt, started_ms, step: 0 }
     }
 
     fn request(&mut self) -> RequestId {
@@ -51,11 +54,14 @@ impl Abort {
             Phase::Abort => {
                 let expired = DataStep::UploadExpire { namespace, upload };
                 let given_up = DataStep::UploadAbort { namespace, upload };
-                let step = if world.random.random_bool(0.3) { expired } else { given_up };
+                let step = if self.only_expired { expired } else { given_up };
                 let request = self.request();
                 let outcome = match world.propose(world.group_of(namespace.slot()), request, vec![step]) {
-                    // Its time is not over: given up all the same, sooner or later.
-                    Some(Err(StepError::Changed { .. })) => return Progress::Going,
+                    // Its time is not over: given up all the same.
+                    Some(Err(StepError::Changed { .. })) => {
+                        self.only_expired = false;
+                        return Progress::Going;
+                    }
                     None => return Progress::Ended,
                     Some(outcome) => Some(outcome.unwrap().remove(0)),
                 };

@@ -122,6 +122,12 @@ fn a_quota_is_set_and_what_is_there_stays() {
     let upload = begin_step(engine::ids::UploadId::from_bytes([4; 16]), &chunks(4, 1000));
     assert!(matches!(harness.step(upload.clone()), Err(StepError::Quota { quota_bytes: 2500, .. })));
     harness.done(set(4000));
+    let refused = harness.step(upload.clone());
+    assert!(
+        matches!(refused, Err(StepError::Quota { .. })),
+        "entries and versions count as well: {refused:?}"
+    );
+    harness.done(set(4000 + 2 * 256 + 4 * 128));
     harness.done(upload);
     harness.done(set(0));
     let unknown = engine::ids::NamespaceId::from_bytes([77; 16]);
