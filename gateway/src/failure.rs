@@ -130,6 +130,20 @@ impl Failure {
         Self::internal("metadata", error)
     }
 
+    /// Says what fills a quota, and which command frees it.
+    fn over_quota(subject: &str, used_bytes: u64, quota_bytes: u64, needed_bytes: u64) -> Self {
+        let message = format!(
+            "{subject}: over the account's quota: {needed_bytes} bytes more do not fit; {used_bytes} of \
+             {quota_bytes} are used, by files, their earlier versions, the trash, uploads that have begun, and some \
+             hundred bytes for each entry and version (`keepstone whoami` shows how much). Earlier versions are \
+             freed by `keepstone versions rm FILE --keep 1` (`keepstone versions ls FILE` shows them), files by \
+             `keepstone rm FILE` and then `keepstone trash purge --all`, which frees the trash; an upload that \
+             was broken off ends when the same file is put again, or by itself after some days. An administrator \
+             can raise the quota (`keepstone admin account quota`)"
+        );
+        Self::new(Code::ResourceExhausted, "quota", message)
+    }
+
     /// Why a step changed nothing.
     pub(crate) fn from_step(step: &StepError, subject: &str) -> Self {
         let precondition = |reason, text: &str| Self::precondition(reason, format!("{subject}: {text}"));
@@ -163,19 +177,9 @@ impl Failure {
             StepError::BadName { why } | StepError::Invalid { why } => {
                 Self::invalid(format!("{subject}: {why}"))
             }
-            StepError::Quota { used_bytes, quota_bytes, needed_bytes } => Self::new(
-                Code::ResourceExhausted,
-                "quota",
-                format!(
-                    "{subject}: over the account's quota: {needed_bytes} bytes more do not fit; {used_bytes} of \
-                     {quota_bytes} are used, by files, their earlier versions, the trash, uploads that have begun, and some \
-                     hundred bytes for each entry and version (`keepstone whoami` shows how much). Earlier versions are \
-                     freed by `keepstone versions rm FILE --keep 1` (`keepstone versions ls FILE` shows them), files by \
-                     `keepstone rm FILE` and then `keepstone trash purge --all`, which frees the trash; an upload that \
-                     was broken off ends when the same file is put again, or by itself after some days. An administrator \
-                     can raise the quota (`keepstone admin account quota`)"
-                ),
-            ),
+            StepError::Quota { used_bytes, quota_bytes, needed_bytes } => {
+                Self::over_quota(subject, *used_bytes, *quota_bytes, *needed_bytes)
+            }
             StepError::TooMany { what } => Self::new(
                 Code::ResourceExhausted,
                 "limit",
