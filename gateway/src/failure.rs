@@ -144,6 +144,13 @@ impl Failure {
         Self::new(Code::ResourceExhausted, "quota", message)
     }
 
+    fn reused(subject: &str) -> Self {
+        let message = format!(
+            "{subject}: the request id has been used for another request; nothing was done: send it under a new id"
+        );
+        Self::new(Code::InvalidArgument, "request-id-reused", message)
+    }
+
     /// Why a step changed nothing.
     pub(crate) fn from_step(step: &StepError, subject: &str) -> Self {
         let precondition = |reason, text: &str| Self::precondition(reason, format!("{subject}: {text}"));
@@ -197,14 +204,7 @@ impl Failure {
             StepError::NotOwner { .. } | StepError::StaleEpoch { .. } => {
                 Self::unavailable(format!("{subject}: the cluster is being rearranged; try again"))
             }
-            StepError::RequestReused => Self::new(
-                Code::InvalidArgument,
-                "request-id-reused",
-                format!(
-                    "{subject}: the request id has been used for another request; nothing was done: send it under a \
-                     new id"
-                ),
-            ),
+            StepError::RequestReused => Self::reused(subject),
             StepError::WrongGroup | StepError::WrongCluster => Self::internal("metadata", step),
         }
     }

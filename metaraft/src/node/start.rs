@@ -138,6 +138,11 @@ fn open(
     Ok((databases, Arc::new(attester)))
 }
 
+fn receiving(config: &MetaConfig, groups: &[GroupId]) -> BTreeMap<GroupId, Arc<Receiving>> {
+    let of = |group: &GroupId| (*group, Arc::new(Receiving::new(config.data_dir.clone(), *group)));
+    groups.iter().map(of).collect()
+}
+
 impl MetaNode {
     /// Starts a node whose groups all run `app`. When this returns the node listens and its groups run; leaders may
     /// not have been elected yet.
@@ -184,10 +189,7 @@ impl MetaNode {
             space: Arc::default(),
             failed: watch::Sender::new(None),
             attester,
-            receiving: ids
-                .iter()
-                .map(|id| (*id, Arc::new(Receiving::new(config.data_dir.clone(), *id))))
-                .collect(),
+            receiving: receiving(&config, &ids),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             databases,

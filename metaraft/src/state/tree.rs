@@ -114,9 +114,9 @@ impl Group<'_, '_> {
             name: String::new(),
             kind: EntryKind::Folder,
             mode: ROOT_MODE,
-            mtime_ns: i64::try_from(self.time_ms.saturating_mul(1_000_000)).unwrap_or(i64::MAX),
-            created_ms: self.time_ms,
-            changed_ms: self.time_ms,
+            mtime_ns: i64::try_from(self.wall_ms.saturating_mul(1_000_000)).unwrap_or(i64::MAX),
+            created_ms: self.wall_ms,
+            changed_ms: self.wall_ms,
             sequence: 0,
         };
         self.put_namespace(namespace, &row);
@@ -285,7 +285,7 @@ impl Group<'_, '_> {
         self.delete(&before);
         let deleted = change == Change::Deleted;
         entry.sequence = row.sequence;
-        entry.changed_ms = self.time_ms;
+        entry.changed_ms = self.wall_ms;
         let latest = JournalRow { entry: entry.entry, deleted, arrived };
         self.put(&keys::journal(namespace, row.sequence), &latest);
         if deleted {

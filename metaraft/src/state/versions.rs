@@ -39,7 +39,7 @@ impl Group<'_, '_> {
         row.row_bytes += VERSION_BYTES;
         let version = row.next_version;
         row.next_version = VersionId(version.0 + 1);
-        let added = VersionRow { version, created_ms: self.time_ms, ..like };
+        let added = VersionRow { version, created_ms: self.wall_ms, ..like };
         self.put(&keys::version(namespace, entry, version), &added);
         let size_before = before.map_or(0, |before| before.size);
         self.sums.bytes_logical =

@@ -77,6 +77,8 @@ impl Cleaner {
         let home = world.group_of(namespace.slot());
         let phase = match self.phase.clone() {
             Phase::Look => {
+                // Two that look at once need not find the same: from here on their requests are their own.
+                self.attempt = world.random.random();
                 let Reply::Releases(queued) = world.ask(home, &Query::Releases { namespace, count_max: 10 })
                 else {
                     panic!("no releases");
