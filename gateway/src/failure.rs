@@ -138,8 +138,7 @@ impl Failure {
              hundred bytes for each entry and version (`keepstone whoami` shows how much). Earlier versions are \
              freed by `keepstone versions rm FILE --keep 1` (`keepstone versions ls FILE` shows them), files by \
              `keepstone rm FILE` and then `keepstone trash purge --all`, which frees the trash; an upload that \
-             was broken off ends when the same file is put again, or by itself after some days. An administrator \
-             can raise the quota (`keepstone admin account quota`)"
+             was broken off makes room for the next ten minutes later. An administrator can raise the quota (`keepstone admin account quota`)"
         );
         Self::new(Code::ResourceExhausted, "quota", message)
     }

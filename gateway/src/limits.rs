@@ -58,6 +58,12 @@ pub(crate) const SESSIONS_MAX: usize = 16 * 1024;
 /// How long a session counts as open without another look.
 pub(crate) const SESSION_FRESH: Duration = Duration::from_secs(30);
 
+/// How long after a session was last gone on with that is noted again.
+pub(crate) const EXTEND_AFTER_MS: u64 = 2 * 60 * 1000;
+
+/// A session that nobody has gone on with for so long makes room for others of its account, if they need it.
+pub(crate) const IDLE_AFTER_MS: u64 = 10 * 60 * 1000;
+
 /// Entries of one list that the look for chunks that need not be sent goes through.
 pub(crate) const LOOK_ENTRIES_MAX: usize = 262_144;
 

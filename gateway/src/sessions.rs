@@ -21,7 +21,7 @@ use metaraft::model::command::{DataStep, StepError};
 use metaraft::model::row::{UploadRow, UploadState};
 
 use crate::failure::Failure;
-use crate::limits::{COMMAND_STEPS_MAX, SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX};
+use crate::limits::{COMMAND_STEPS_MAX, EXTEND_AFTER_MS, SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX};
 use crate::meta::Meta;
 use crate::random;
 
@@ -194,8 +194,8 @@ pub(crate) fn check_pending(row: &UploadRow) -> Result<(), Failure> {
     }
 }
 
-/// Makes those of these pending sessions live on of whose life a quarter is over; gives for each whether it did
-/// not end meanwhile.
+/// Makes those of these pending sessions live on that have not been for [`EXTEND_AFTER_MS`], so that how long each has
+/// been idle is known; gives for each whether it did not end meanwhile.
 async fn extend(
     meta: &Meta,
     namespace: NamespaceId,
@@ -205,7 +205,7 @@ async fn extend(
     let now_ms = random::log_ms();
     let mut results = vec![Ok(()); rows.len()];
     let short = |(_index, row): &(usize, &mut UploadRow)| {
-        row.expires_ms < now_ms.saturating_add(life_ms - life_ms / 4)
+        row.expires_ms < now_ms.saturating_add(life_ms).saturating_sub(EXTEND_AFTER_MS.min(life_ms / 4))
     };
     let mut short: Vec<(usize, &mut UploadRow)> = rows.iter_mut().enumerate().filter(short).collect();
     for some in short.chunks_mut(COMMAND_STEPS_MAX) {

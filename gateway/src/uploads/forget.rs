@@ -1,5 +1,5 @@
 //! Sessions that have ended without a commit: those that were given up are forgotten some time later, and those whose
-//! time is over are given up when their account needs the room.
+//! time is over, or that nobody goes on with, are given up when their account needs the room.
 //!
 //! What is there after a crash between the steps, and what goes on with it (each step is idempotent):
 //! 1. `UploadExpire`, or the abort before: the session counts no bytes any more, and never commits. Its row, its list and
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::limits::{FORGETTING_MAX, TIDY_UPLOADS_MAX};
+use crate::limits::{FORGETTING_MAX, IDLE_AFTER_MS, TIDY_UPLOADS_MAX};
 use crate::meta::wrong_reply;
 use crate::random;
 use crate::release;
@@ -69,29 +69,40 @@ pub(crate) async fn run(core: Arc<Core>, mut queue: mpsc::Receiver<Forgotten>) {
 async fn forget_one(core: &Core, namespace: NamespaceId, upload: UploadId) -> Result<(), Failure> {
     let rows = core.meta.uploads(namespace, vec![upload]).await.map_err(|error| failed(&error))?;
     match rows.into_iter().next().flatten() {
-        Some(row) if row.state == UploadState::Aborted => end(core, namespace, &row).await.map(drop),
+        Some(row) if row.state == UploadState::Aborted => end(core, namespace, &row, None).await.map(drop),
         _ => Ok(()),
     }
 }
 
-/// Gives up sessions of a namespace whose time is over, and forgets those that were given up long enough ago; tells
+/// Gives up sessions of a namespace whose time is over or that are idle, and forgets those that were given up long enough ago; tells
 /// whether that made any room.
 pub(crate) async fn tidy(core: &Core, namespace: NamespaceId) -> Result<bool, Failure> {
     let rows = core.meta.uploads_open(namespace, TIDY_UPLOADS_MAX).await.map_err(|error| failed(&error))?;
     let now_ms = random::log_ms();
+    let life_ms = core.meta.session_life_ms();
     let mut freed = false;
-    // Whether their time is over is for the leader's clock to say; this one only saves asking.
-    for row in rows.iter().filter(|row| row.expires_ms < now_ms) {
-        freed |= end(core, namespace, row).await?;
+    for row in &rows {
+        let gone_on_with_ms = row.expires_ms.saturating_sub(life_ms);
+        let idle =
+            row.state != UploadState::Aborted && gone_on_with_ms.saturating_add(IDLE_AFTER_MS) < now_ms;
+        // Whether their time is over is for the leader's clock to say; this one only saves asking.
+        if idle || row.expires_ms < now_ms {
+            freed |= end(core, namespace, row, idle.then_some(row.expires_ms)).await?;
+        }
     }
     Ok(freed)
 }
 
 /// Takes one session as far as it may go; tells whether that made room.
-async fn end(core: &Core, namespace: NamespaceId, row: &UploadRow) -> Result<bool, Failure> {
+async fn end(
+    core: &Core,
+    namespace: NamespaceId,
+    row: &UploadRow,
+    idle: Option<u64>,
+) -> Result<bool, Failure> {
     let entries = core.meta.upload_list(namespace, row).await.map_err(|error| failed(&error))?;
     let session = Session::new(row.upload, row.holder, row.content, row.expires_ms, entries);
-    let expire = DataStep::UploadExpire { namespace, upload: row.upload };
+    let expire = DataStep::UploadExpire { namespace, upload: row.upload, idle };
     let release = match core.meta.step(namespace.slot(), random::request(), expire).await {
         Ok(StepOutcome::Aborted { holder: Some(_holder), release }) => release,
         Ok(StepOutcome::Aborted { holder: None, .. }) => return Ok(false),

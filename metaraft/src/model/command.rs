@@ -535,12 +535,15 @@ pub enum DataStep {
         chunks: Vec<(ChunkId, StripeId)>,
     },
     /// As [`DataStep::UploadAbort`], for a session whose time is over by the leader's clock: at its expiry, or two
-    /// minutes after it was given up. Refused for others. Idempotent.
+    /// minutes after it was given up; or for one that nobody has gone on with, if its namespace needs the room. Refused
+    /// for others. Idempotent.
     UploadExpire {
         /// The session's namespace.
         namespace: NamespaceId,
         /// The session.
         upload: UploadId,
+        /// Also one that is open or held, if this is still when it will end: going on with it puts that off.
+        idle: Option<u64>,
     },
     /// Forgets a session that was given up, with its chunk list, once its pins are gone. Idempotent; refused as
     /// [`DataStep::UploadExpire`] is, and for one that has just been given up.

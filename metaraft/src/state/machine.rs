@@ -308,7 +308,7 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
             group.upload_extend(*namespace, *upload, *life_ms)
         }
         DataStep::ChunksUnreadable { chunks } => group.chunks_unreadable(chunks),
-        DataStep::UploadExpire { namespace, upload } => group.upload_expire(*namespace, *upload),
+        DataStep::UploadExpire { namespace, upload, idle } => group.upload_expire(*namespace, *upload, *idle),
         DataStep::UploadForget { namespace, upload } => group.upload_forget(*namespace, *upload),
         DataStep::VersionsRemove { namespace, entry, which, versions_max } => {
             group.versions_remove(*namespace, *entry, which, *versions_max)

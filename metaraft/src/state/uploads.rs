@@ -291,15 +291,20 @@ impl Group<'_, '_> {
         Ok(StepOutcome::Aborted { holder: Some(session.holder), release })
     }
 
-    /// Gives up a session whose time is over; one that was given up before, once nobody can be at work on it any more.
+    /// Gives up a session whose time is over, or that is idle; one that was given up before, once nobody can be at work on it any more.
     pub(super) fn upload_expire(
         &mut self,
         namespace: NamespaceId,
         upload: UploadId,
+        idle: Option<u64>,
     ) -> Result<StepOutcome, StepError> {
         self.own(namespace.slot())?;
         let session: Option<UploadRow> = self.get(&keys::upload(namespace, upload))?;
-        if session.is_some_and(|session| session.expires_ms >= self.time_ms) {
+        let may_go_on = |session: UploadRow| {
+            let is_idle = session.state != UploadState::Aborted && idle == Some(session.expires_ms);
+            session.expires_ms >= self.time_ms && !is_idle
+        };
+        if session.is_some_and(may_go_on) {
             return Err(StepError::Changed { what: "when the upload session ends".to_owned() });
         }
         self.upload_abort(namespace, upload)

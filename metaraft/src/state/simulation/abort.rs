@@ -52,7 +52,7 @@ impl Abort {
         let (content_id, chunks) = (content.content, content.ids());
         let phase = match self.phase.clone() {
             Phase::Abort => {
-                let expired = DataStep::UploadExpire { namespace, upload };
+                let expired = DataStep::UploadExpire { namespace, upload, idle: None };
                 let given_up = DataStep::UploadAbort { namespace, upload };
                 let step = if self.only_expired { expired } else { given_up };
                 let request = self.request();

@@ -257,7 +257,7 @@ fn open_sessions_are_bounded_until_they_are_forgotten() {
     let upload = UploadId::from_bytes([1; 16]);
     let named = |step: fn(NamespaceId, UploadId) -> DataStep| step(SPACE, upload);
     let forget = || named(|namespace, upload| DataStep::UploadForget { namespace, upload });
-    let expire = || named(|namespace, upload| DataStep::UploadExpire { namespace, upload });
+    let expire = || named(|namespace, upload| DataStep::UploadExpire { namespace, upload, idle: None });
     assert!(matches!(harness.step(forget()), Err(StepError::Changed { .. })), "it is open");
     assert!(matches!(harness.step(expire()), Err(StepError::Changed { .. })), "it has time left");
     let Reply::UploadsOpen(open) = harness.ask(&Query::UploadsOpen { namespace: SPACE, count_max: 9 }) else {
@@ -282,6 +282,19 @@ fn open_sessions_are_bounded_until_they_are_forgotten() {
         panic!("no namespace");
     };
     assert_eq!((row.open.sessions, row.open.list_entries, row.open.given_up), (3, 2, 0));
+}
+
+#[test]
+fn an_idle_session_is_given_up_only_if_nobody_has_gone_on_with_it() {
+    let mut harness = Harness::data();
+    let upload = harness.begin(1, 1000);
+    let ends_ms = harness.time_ms + 3_600_000;
+    harness.time_ms += 1_000_000;
+    harness.done(DataStep::UploadExtend { namespace: SPACE, upload, life_ms: 3_600_000 });
+    let idle = |ends_ms| DataStep::UploadExpire { namespace: SPACE, upload, idle: Some(ends_ms) };
+    assert!(matches!(harness.step(idle(ends_ms)), Err(StepError::Changed { .. })));
+    let given_up = harness.done(idle(ends_ms + 1_000_000));
+    assert_eq!(given_up, StepOutcome::Aborted { holder: Some(holder_of(upload)), release: None });
 }
 
 #[test]
