@@ -1,6 +1,7 @@
 //! What strangers and neighbours may do to others: as little as possible. Raw HTTP/2 where a well-behaved client would
 //! not do it.
 
+mod bounds;
 mod neighbours;
 mod revocation;
 mod sign_in;

@@ -8,6 +8,7 @@ pub mod outcome;
 pub mod query;
 pub mod request_key;
 pub(crate) mod room;
+mod root_step;
 pub mod row;
 pub mod settings;
 mod step_error;
