@@ -1,8 +1,8 @@
 //! A group of voters with a small Raft (elections and whole-log replication in one step each) over the real [`Prover`]:
 //! random deaths, returns, wiped directories, directories put back from older copies, and acknowledged writes between.
 //!
-//! What is checked after every step: a leader holds every acknowledged write; all groups that were founded have one roster,
-//! unless every voter's directory was wiped in between and no storage node told; a voter whose directory was never touched
+//! What is checked after every step: a leader holds every acknowledged write; a second history is founded only where no
+//! voter's directory knows of the first any more, and no storage node has told; a voter whose directory was never touched
 //! never refuses.
 
 use std::time::Duration;
@@ -45,8 +45,6 @@ struct World {
     storage: Vec<(Attestations, bool)>,
     acknowledged: Vec<u64>,
     founded: Option<Roster>,
-    /// Which directories were wiped since.
-    wiped: [bool; VOTERS],
     next: u64,
     /// Whether directories are put back from copies: then a storage node is always there to know better.
     copies: bool,
@@ -67,7 +65,6 @@ impl World {
             storage: vec![(Attestations::default(), true); STORAGE],
             acknowledged: Vec::new(),
             founded: None,
-            wiped: [false; VOTERS],
             next: 1,
             copies,
             elections: 0,
@@ -257,12 +254,11 @@ impl World {
         let roster = node.disk.found.roster.clone();
         self.wrote(index);
         if self.founded != roster {
-            // Where nothing is left of the first history, the voters cannot know of it: a storage node that has called
-            // would have told them, and they would not be here.
-            let all_wiped = self.wiped.iter().all(|wiped| *wiped);
-            assert!(self.founded.is_none() || all_wiped, "two histories were founded");
+            // All were wiped since they enrolled for the first one: a storage node that has called would have told them.
+            let known = |node: &Node| node.disk.found.roster == self.founded;
+            let knows = self.founded.is_some() && self.nodes.iter().any(known);
+            assert!(!knows, "two histories were founded");
             self.acknowledged.clear();
-            self.wiped = [false; VOTERS];
             self.founded = roster;
         }
     }
@@ -296,7 +292,6 @@ impl World {
             92..93 if !runs && !self.copies => {
                 self.nodes[index].disk = self.blank();
                 self.nodes[index].touched = true;
-                self.wiped[index] = true;
             }
             93..95 => {
                 let node = &mut self.nodes[index];
