@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -261,7 +262,7 @@ impl MetaNode {
             cluster: self.cluster,
             groups: Arc::new(ports.collect()),
             standing: self.attester.standing(),
-            failed: self.failed.clone(),
+            not_understood_told: AtomicBool::new(false),
         };
         self.tasks.spawn(server::serve(listener, identity, metadata, raft, self.stop.clone()));
         let groups = self.groups.values().cloned().collect();

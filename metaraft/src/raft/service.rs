@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use engine::ids::{ClusterId, GroupId};
@@ -48,8 +49,8 @@ pub(crate) struct RaftService {
     pub(crate) groups: Arc<BTreeMap<GroupId, GroupPort>>,
     /// Whether this node votes; if not it takes nothing from peers either.
     pub(crate) standing: watch::Receiver<Standing>,
-    /// Told once a group has failed for good.
-    pub(crate) failed: watch::Sender<Option<String>>,
+    /// Whether it was logged that a peer's entries are not understood: the sender repeats them.
+    pub(crate) not_understood_told: AtomicBool,
 }
 
 impl RaftService {
@@ -177,14 +178,16 @@ impl proto::internal::raft_server::Raft for RaftService {
         let (port, message) = match self.open::<AppendEntriesRequest<RaftTypes>>(&request) {
             Ok(opened) => opened,
             Err(status) if status.code() == Code::InvalidArgument => {
-                let why = status.message();
-                let group = request.get_ref().group;
-                let reason = format!(
-                    "group {group} has stopped: this software does not know entries that its leader sends ({why}); \
-                     upgrade the software of this node"
-                );
-                self.failed
-                    .send_if_modified(|first| first.is_none().then(|| *first = Some(reason)).is_some());
+                // None of it is taken, so nothing is applied that others would apply otherwise: what a peer sends does
+                // not end this node.
+                if !self.not_understood_told.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        group = request.get_ref().group,
+                        error = status.message(),
+                        "entries that a peer sends are not understood, and refused: this replica does not follow. If \
+                         its software is older than the leader's, upgrade it"
+                    );
+                }
                 return Err(status);
             }
             Err(status) => return Err(status),
