@@ -25,8 +25,9 @@ use crate::random;
 use crate::release;
 use crate::sessions::Session;
 
-/// How long after a session was given up it is forgotten: a little longer than the metadata keep it at least.
-const FORGET_AFTER: Duration = Duration::from_secs(125);
+/// How long after a session was given up it is forgotten: longer than the metadata keep it at least, whose log may run a
+/// sixteenth slower.
+const FORGET_AFTER: Duration = Duration::from_secs(150);
 
 /// A session that is to be forgotten, and when.
 pub(crate) type Forgotten = (Instant, NamespaceId, UploadId);

@@ -291,7 +291,8 @@ impl Group<'_, '_> {
         Ok(StepOutcome::Aborted { holder: Some(session.holder), release })
     }
 
-    /// Gives up a session whose time is over, or that is idle; one that was given up before, once nobody can be at work on it any more.
+    /// Gives up a session whose time is over, or that is idle; one that was given up before, once nobody can be at work on
+    /// it any more.
     pub(super) fn upload_expire(
         &mut self,
         namespace: NamespaceId,
