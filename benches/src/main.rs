@@ -24,6 +24,9 @@ struct Arguments {
     /// How often everything is measured.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
+    /// How often each set of files is read in a round: more reads make what they cost sharper.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    reads: u32,
     /// Where the figures go as JSON.
     #[arg(long, default_value = "target/bench.json")]
     out: PathBuf,
@@ -63,7 +66,7 @@ fn main() -> anyhow::Result<()> {
     for round in 0..arguments.rounds {
         eprintln!("round {} of {} ...", round + 1, arguments.rounds);
         raw::measure(scratch.path())?.into_iter().for_each(|figure| figures.add(figure));
-        runtime.block_on(stack.measure(round, &mut figures))?;
+        runtime.block_on(stack.measure(round, arguments.reads, &mut figures))?;
     }
     report(&figures, &arguments)?;
     drop(stack);

@@ -81,8 +81,8 @@ impl Stack {
         })
     }
 
-    /// Every load once: all puts, then all gets.
-    pub(crate) async fn measure(&self, round: u32, figures: &mut Figures) -> anyhow::Result<()> {
+    /// Every load once: all puts, then all gets, these `reads` times over.
+    pub(crate) async fn measure(&self, round: u32, reads: u32, figures: &mut Figures) -> anyhow::Result<()> {
         for (index, load) in LOADS.iter().enumerate() {
             let names: Arc<Vec<String>> =
                 Arc::new((0..load.count).map(|file| format!("{round}-{index}-{file}")).collect());
@@ -91,7 +91,8 @@ impl Stack {
             }
             let put = self.timed(load, names.clone(), Direction::Put).await?;
             self.record("put", load, &put, figures);
-            let got = self.timed(load, names.clone(), Direction::Get).await?;
+            let again = (0..reads).flat_map(|_read| names.iter().cloned()).collect();
+            let got = self.timed(load, Arc::new(again), Direction::Get).await?;
             self.record("get", load, &got, figures);
             for name in names.iter() {
                 std::fs::remove_file(self.folder.join(name))?;
@@ -125,7 +126,8 @@ impl Stack {
         while let Some(worker) = workers.join_next().await {
             latencies.add(worker??)?;
         }
-        Ok(Run { elapsed: started.elapsed(), cpu: self.cpu_since(&cpu), latencies })
+        let files = names.len();
+        Ok(Run { files, elapsed: started.elapsed(), cpu: self.cpu_since(&cpu), latencies })
     }
 
     fn cpu_seconds(&self) -> Vec<f64> {
@@ -142,7 +144,7 @@ impl Stack {
     }
 
     fn record(&self, verb: &str, load: &Load, run: &Run, figures: &mut Figures) {
-        let total = load.bytes * load.count;
+        let total = load.bytes * run.files;
         if load.bytes >= MIB {
             let name = format!("{verb} 4 MiB, {} in flight", load.in_flight);
             figures.add(Figure::new(&name, "MB/s", megabytes_per_second(total, run.elapsed)));
@@ -154,14 +156,14 @@ impl Stack {
             }
         } else {
             let name = format!("{verb} 4 KiB, {} in flight", load.in_flight);
-            figures.add(Figure::new(&name, "1/s", per_second(load.count, run.elapsed)));
+            figures.add(Figure::new(&name, "1/s", per_second(run.files, run.elapsed)));
             for (label, quantile) in [("p50", 0.5), ("p99", 0.99)] {
                 let micros = Duration::from_micros(run.latencies.value_at_quantile(quantile));
                 figures.add(Figure::new(format!("{name}: {label}"), "ms", micros.as_secs_f64() * 1000.0));
             }
             if load.in_flight == 64 {
                 for (role, seconds) in &run.cpu {
-                    let per_file = seconds * 1e6 / per_second(load.count, Duration::from_secs(1));
+                    let per_file = seconds * 1e6 / per_second(run.files, Duration::from_secs(1));
                     figures.add(Figure::new(format!("{verb} 4 KiB: {role} CPU"), "µs/file", per_file));
                 }
             }
@@ -177,6 +179,7 @@ enum Direction {
 
 /// What one load took.
 struct Run {
+    files: usize,
     elapsed: Duration,
     cpu: Vec<(&'static str, f64)>,
     /// Of single operations, in microseconds.

@@ -2,7 +2,7 @@
 //! out: by a newer image of itself, which lies where its own disk cannot lose it.
 //!
 //! A voter's log counts its synced writes, its starts, and names each run. Witnesses (the other voters, the storage
-//! nodes) are told how far it is, about once a second. A directory that was put back from an older copy is behind what
+//! nodes) are told how far it is, about once a second each. A directory that was put back from an older copy is behind what
 //! some witness holds; one that was wiped has another incarnation.
 //!
 //! Invariants:

@@ -7,7 +7,7 @@
 //! Invariant: the standing that is published is never ahead of what is durable: the run has begun on disk before anybody
 //! is told of it, and a refusal is on disk before it is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +29,9 @@ use crate::raft::peers::Peers;
 /// From one call to the next, of a peer or by a witness: once this node votes; before that; to confirm what was told. A
 /// storage node that is not expected at the next start calls seldom.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Storage nodes take turns, so that two in [`INTERVAL`] tell this node's count, up to this for each: it must call within
+/// the grace that a start gives to witnesses ([`super::prover::WITNESS_GRACE`]).
+const INTERVAL_STORAGE_MAX: Duration = Duration::from_millis(1500);
 const INTERVAL_PROVING: Duration = Duration::from_millis(50);
 const INTERVAL_TOLD: Duration = Duration::from_millis(10);
 const INTERVAL_SPARE: Duration = Duration::from_secs(30);
@@ -157,15 +160,14 @@ impl Attester {
         self.proceed(&mut inner);
         let own = inner.prover.telling(self.log.attestation().sequence);
         let run = |attestation: Option<Attestation>| attestation.map(|attestation| attestation.run);
-        let expected = match word.witness {
-            WitnessId::Voter(_) => true,
-            WitnessId::Storage(node) => inner.prover.witnesses().contains(&node),
+        let usual = match word.witness {
+            WitnessId::Voter(_) => INTERVAL,
+            WitnessId::Storage(node) => storage_interval(inner.prover.witnesses(), node),
         };
         let pause = match &*self.standing.borrow() {
             _ if run(own) != run(word.held) && own.is_some() => INTERVAL_TOLD,
             Standing::Waits(_) => INTERVAL_PROVING,
-            Standing::Votes | Standing::Refuses(_) if expected => INTERVAL,
-            Standing::Votes | Standing::Refuses(_) => INTERVAL_SPARE,
+            Standing::Votes | Standing::Refuses(_) => usual,
         };
         Ok(Answer { own, held, itself: inner.prover.itself(), pause })
     }
@@ -242,6 +244,15 @@ impl Attester {
             time_ms: own_wall_ms(),
         }
     }
+}
+
+/// From one call of a storage node to its next, while nothing presses.
+fn storage_interval(witnesses: &BTreeSet<u64>, node: u64) -> Duration {
+    if !witnesses.contains(&node) {
+        return INTERVAL_SPARE;
+    }
+    let turns = u32::try_from(witnesses.len().div_ceil(2)).unwrap_or(u32::MAX);
+    INTERVAL.saturating_mul(turns).min(INTERVAL_STORAGE_MAX)
 }
 
 /// Calls `peer` again and again until `stop`.
