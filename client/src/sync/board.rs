@@ -231,7 +231,7 @@ impl Board {
 }
 
 /// Whether a scan of this scope has looked at what is at a path; `listed`: listing its folder is enough.
-fn is_within(path: &str, scope: &Scope, listed: bool) -> bool {
+pub(super) fn is_within(path: &str, scope: &Scope, listed: bool) -> bool {
     let Scope::Folders(folders) = scope else { return true };
     let parent = path.rsplit_once('/').map_or("", |(parent, _name)| parent);
     folders.iter().any(|folder| {

@@ -10,6 +10,7 @@ mod hear;
 mod quiet;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -28,8 +29,10 @@ use super::queues::{Lane, Portion, Queues};
 use super::scanner::{ScanEvent, ScanRequest};
 use super::shared::Shared;
 use super::status::Quiet;
-use super::task::Ended;
+use super::task::{End, Ended};
 use super::waits::Waits;
+use crate::local::blocker::Blocker;
+use crate::local::rel::Rel;
 use crate::memory;
 use crate::path::RemotePath;
 use crate::planner::Rules;
@@ -105,6 +108,8 @@ pub(crate) enum RunEnd {
     Failed(String),
     /// The state is damaged: begin anew with a new one.
     Damaged,
+    /// The folder is on another disk than the one that is open: begin anew with that.
+    Remounted,
 }
 
 enum Event {
@@ -325,6 +330,36 @@ impl Run {
 }
 
 async fn carry_out(shared: &Shared, portion: Portion) -> Vec<Ended> {
+    let places = portion.local_places();
+    let ended = perform(shared, portion).await;
+    name_blockers(shared, places, ended).await
+}
+
+/// Looks what is in the way of those that the disk was not ready for.
+async fn name_blockers(shared: &Shared, places: Vec<(NodeId, Rel)>, mut ended: Vec<Ended>) -> Vec<Ended> {
+    let refused = |ended: &Ended| matches!(ended.end, End::LocalChanged);
+    let nodes: HashSet<NodeId> =
+        ended.iter().filter(|ended| refused(ended)).map(|ended| ended.node).collect();
+    if nodes.is_empty() {
+        return ended;
+    }
+    let (root, index, rules) = (shared.root.clone(), shared.index.clone(), shared.rules.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = places.into_iter().filter(|(node, _rel)| nodes.contains(node));
+        let found = places.filter_map(|(node, rel)| Some((node, root.blocker(&rel, &*index, &rules)?)));
+        let found: HashMap<NodeId, Blocker> = found.collect();
+        // What could not be asked for is known when it is tried again.
+        index.check().map(|()| found).unwrap_or_default()
+    });
+    let mut found = looked.await.unwrap_or_default();
+    for ended in ended.iter_mut().filter(|ended| refused(ended)) {
+        ended.blocker = found.remove(&ended.node);
+    }
+    ended
+}
+
+async fn perform(shared: &Shared, portion: Portion) -> Vec<Ended> {
     match portion {
         Portion::Remote(tasks) => remote::run(shared, tasks).await,
         Portion::Local(tasks) => local::run(shared, tasks).await,

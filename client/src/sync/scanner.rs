@@ -92,6 +92,8 @@ pub(crate) enum ScanEvent {
     },
     /// The root is not what it was: nothing may be deleted, or done here at all.
     Trouble(String),
+    /// The root is on another disk than the one that is open.
+    Remounted,
     /// The scan could not be made this time.
     Failed(String),
     /// Whether all of the folder is watched; if not, why.
@@ -457,6 +459,7 @@ impl Scanner {
             ScanError::Root(RootError::Io { .. }) | ScanError::Disk(_) => {
                 ScanEvent::Failed(error.to_string())
             }
+            ScanError::Root(RootError::Remounted(_)) => ScanEvent::Remounted,
             ScanError::Root(_) => ScanEvent::Trouble(error.to_string()),
         };
         // Of single folders too: nothing is deleted until a scan of everything was complete.

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::board::Board;
-use super::config::SyncConfig;
+use super::config::{Expected, SyncConfig};
 use super::effects::Effects;
 use super::execute::download_large::Parts;
 use super::follower::Follower;
@@ -169,7 +169,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(self, mut opened: Opened, mut board: Board, mut commands: mpsc::Receiver<Command>) {
+    async fn keep(mut self, mut opened: Opened, mut board: Board, mut commands: mpsc::Receiver<Command>) {
         let mut rebuilds = 0;
         let message = loop {
             if let Some((reason, aside)) = &opened.rebuilt {
@@ -188,6 +188,14 @@ impl Keeper {
                     break "the state is damaged again and again: check the disk".to_owned();
                 }
                 RunEnd::Damaged => rebuilds += 1,
+                RunEnd::Remounted => {
+                    board.session("the folder is there again as another disk: it is opened anew".to_owned());
+                    match self.reopen().await {
+                        Ok(anew) => opened = anew,
+                        Err(reason) => break reason,
+                    }
+                    continue;
+                }
             }
             let (config, root) = (self.config.clone(), self.root.clone());
             let reopened = tokio::task::spawn_blocking(move || {
@@ -202,6 +210,17 @@ impl Keeper {
             }
         };
         board.stopped(&message);
+    }
+
+    /// Opens the folder and its state anew, once nothing uses the old ones.
+    async fn reopen(&mut self) -> Result<Opened, String> {
+        self.root.let_go();
+        let config = SyncConfig { expected: Expected::Root(self.root.id()), ..self.config.clone() };
+        let opening = tokio::task::spawn_blocking(move || open(&config)).await;
+        let (root, opened) =
+            opening.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        self.root = Arc::new(root);
+        Ok(opened)
     }
 
     async fn run_once(

@@ -312,7 +312,7 @@ impl Walk<'_> {
             match folder.fresh {
                 None => Ok(true),
                 // Its times do not tell whether it changed: what is in it does.
-                Some(before) => Ok::<_, Errno>(fingerprint(&list(fd.as_fd(), self.root.device())?) == before),
+                Some(before) => Ok::<_, Errno>(fingerprint(&list(fd.as_fd(), &self.root.home())?) == before),
             }
         };
         let changed = self.listed.iter().filter(|folder| is_as_it_was(folder) != Ok(true));

@@ -197,7 +197,7 @@ impl<'a> Walk<'a> {
             Err(errno) => return self.unlisted(&job.rel, errno),
         };
         let fresh = is_fresh(&object.stamp, now_ns());
-        match list(fd.as_fd(), self.root.device()) {
+        match list(fd.as_fd(), &self.root.home()) {
             Ok(entries) => {
                 self.result.counts.folders += 1;
                 let fresh = fresh.then(|| fingerprint(&entries));
@@ -443,6 +443,9 @@ impl<'a> Walk<'a> {
 
     /// The node that a folder was, if it was one elsewhere and is not there any more.
     fn mover(&mut self, folder: &Pending) -> Option<LocalRecord> {
+        if !self.root.keeps_inodes() {
+            return None;
+        }
         let identity = folder.object.stamp.identity;
         let record = self.index.by_identity(identity)?;
         if record.kind != Kind::Folder || record.node == ROOT || self.visited.contains(&record.node) {
@@ -465,7 +468,7 @@ impl<'a> Walk<'a> {
             return record.stamp.mtime_ns == folder.object.stamp.mtime_ns;
         }
         let Ok(fd) = self.root.open_folder(&folder.rel) else { return false };
-        list(fd.as_fd(), self.root.device())
+        list(fd.as_fd(), &self.root.home())
             .is_ok_and(|entries| entries.iter().any(|entry| known.contains(&entry.object.stamp.identity)))
     }
 
