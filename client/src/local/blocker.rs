@@ -150,6 +150,11 @@ impl Root {
         }
     }
 
+    /// Whether a folder is there that can be listed. Blocks.
+    pub(crate) fn can_be_listed(&self, folder: &Rel) -> bool {
+        self.open_folder(folder).is_ok()
+    }
+
     /// Whether it is still there as it was. Blocks.
     pub(crate) fn is_blocked_by(&self, blocker: &Blocker) -> bool {
         let Some((folder, name)) = blocker.rel.split() else { return false };

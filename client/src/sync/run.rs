@@ -6,10 +6,11 @@
 //! - Nothing is planned before the disk was scanned whole and the server's tree is known whole; nothing is deleted
 //!   while either is in doubt, or the deletes are so many that they wait for a confirmation.
 
+mod deletes;
 mod hear;
 mod quiet;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::board::Board;
-use super::config::DeleteGuard;
+use super::board::{Board, now_ms};
+use super::config::{DeleteGuard, OnDeletes};
 use super::execute::{compare, download_large, download_small, local, remote, upload_large, upload_small};
 use super::follower::{CheckNow, FollowerEvent};
 use super::guard::Guard;
@@ -65,6 +66,8 @@ pub(crate) struct Run {
     channels: Channels,
     board: Board,
     guard: Guard,
+    /// What waits to be confirmed is to be undone instead, once it is known.
+    brings_back: bool,
     remote_path: RemotePath,
     rules: Box<dyn Fn() -> Rules + Send>,
     queues: Queues,
@@ -82,10 +85,12 @@ pub(crate) struct Run {
     online: bool,
     offline_since: Instant,
     paused: bool,
-    /// The server's tree is known whole; the disk was scanned whole, once; the last whole scan left nothing out.
+    /// The server's tree is known whole; the disk was scanned whole, once; the last whole scan did not fail.
     remote_known: bool,
     scanned: bool,
     complete: bool,
+    /// Folders that the last scans could not read.
+    unread: BTreeMap<Rel, NodeId>,
     unquiet: usize,
     /// Everything is to be scanned once the scanner takes requests again.
     scan_owed: bool,
@@ -128,17 +133,23 @@ impl Run {
         stop: CancellationToken,
         channels: Channels,
         board: Board,
-        guard: DeleteGuard,
+        (guard, waiting): (DeleteGuard, Option<OnDeletes>),
         remote_path: RemotePath,
         rules: Box<dyn Fn() -> Rules + Send>,
     ) -> Self {
         let now = Instant::now();
+        let mut guard = Guard::new(guard);
+        let brings_back = waiting == Some(OnDeletes::BringBack);
+        if let Some(OnDeletes::Confirm(shown)) = waiting {
+            guard.confirm_shown(shown);
+        }
         Self {
             shared,
             stop,
             channels,
             board,
-            guard: Guard::new(guard),
+            guard,
+            brings_back,
             remote_path,
             rules,
             queues: Queues::default(),
@@ -157,6 +168,7 @@ impl Run {
             remote_known: false,
             scanned: false,
             complete: false,
+            unread: BTreeMap::new(),
             unquiet: 0,
             scan_owed: false,
             trouble: None,
@@ -171,6 +183,7 @@ impl Run {
     /// Runs until it is told to stop, or cannot go on; all tasks have ended then. Gives the commands' receiver back.
     pub(crate) async fn run(mut self) -> (RunEnd, mpsc::Receiver<Command>, Board) {
         self.show_excluded().await;
+        self.restore_guard().await;
         let end = loop {
             if let Some(end) = self.plan_if_due().await {
                 break end;
@@ -255,10 +268,11 @@ impl Run {
         let busy = self.busy.iter().copied().chain(waiting.iter().map(|(node, _why)| *node)).collect();
         let input = PlanInput {
             busy,
-            rules: (self.rules)(),
+            rules: Rules { unread: self.unread.values().copied().collect(), ..(self.rules)() },
             guard: std::mem::take(&mut self.guard),
             now,
             withheld: !self.complete,
+            now_ms: now_ms(),
             named: waiting,
             compared: std::mem::take(&mut self.compared),
             remote_path: self.remote_path.clone(),
@@ -289,7 +303,11 @@ impl Run {
         if step.dirty.is_empty() && std::mem::take(&mut self.dirty_max) > DIRTY_LARGE {
             drop(tokio::task::spawn_blocking(memory::give_back_free));
         }
+        let waits = step.deletes_to_confirm > 0;
         self.last = step;
+        if waits && std::mem::take(&mut self.brings_back) {
+            drop(self.bring_back(false).await);
+        }
         if failed.is_empty() { None } else { self.take_ended(failed.into_iter()).await }
     }
 
@@ -322,6 +340,7 @@ impl Run {
             trouble: self.trouble.clone(),
             at_rest: self.is_at_rest(),
             running: !self.running.is_empty(),
+            deletes_shown: self.deletes_shown(),
             step: &self.last,
         };
         self.board.publish(&view, &self.shared);

@@ -22,7 +22,7 @@ use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
 use super::opening::open_root;
 use super::recover::recover;
 use super::run::{Channels, Run, RunEnd};
-use super::scanner::Scanner;
+use super::scanner::{INCOMPLETE_INTERVAL, Scanner};
 use super::shared::{Counters, Shared};
 use super::state_thread::StateThread;
 use super::status::{Phase, Status, Traffic};
@@ -151,6 +151,7 @@ fn first_status(config: &SyncConfig) -> Status {
         waiting: Vec::new(),
         skipped: Vec::new(),
         deletes_to_confirm: 0,
+        deletes_shown: String::new(),
         transfers: Vec::new(),
         up: Traffic::default(),
         down: Traffic::default(),
@@ -298,7 +299,8 @@ impl Keeper {
         ];
         let channels = Channels { commands, follower, checks, scanner, scans };
         let rules = self.rules().await;
-        let (guard, remote_path) = (self.config.delete_guard, self.config.remote_path.clone());
+        let guard = (self.config.delete_guard, self.config.on_deletes.clone());
+        let remote_path = self.config.remote_path.clone();
         let run = Run::new(shared, stop.clone(), channels, board, guard, remote_path, rules);
         let ran = run.run().await;
         stop.cancel();
@@ -368,6 +370,7 @@ impl Keeper {
             limited: false,
             unread: HashSet::new(),
             watch_anew: false,
+            incomplete_wait: INCOMPLETE_INTERVAL,
             watch_not_before: tokio::time::Instant::now(),
         };
         tokio::spawn(scanner.run())
@@ -399,6 +402,7 @@ impl Keeper {
             date: today(),
             names,
             deletes: Deletes::Allowed,
+            unread: std::collections::BTreeSet::new(),
             operations_max: 0,
         })
     }

@@ -1,12 +1,12 @@
 //! What the loop makes of what it hears: commands, news of both sides, and how tasks ended.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Event, Run, RunEnd};
+use crate::local::rel::Rel;
 use crate::local::scan::Scope;
 use crate::planner::model::{Kind, NodeId, ROOT};
 use crate::state::trees::Side;
@@ -21,6 +21,12 @@ use crate::sync::waits::Until;
 
 /// Things in the way that are looked at after one scan; more are found again at their time.
 const BLOCKERS_LOOKED_AT_MAX: usize = 1_000;
+
+/// Whether a scan of this scope has looked into a folder.
+fn looks_into(scope: &Scope, folder: &Rel) -> bool {
+    let Scope::Folders(folders) = scope else { return true };
+    folders.iter().any(|looked| looked.folder == *folder || (looked.deep && folder.is_within(&looked.folder)))
+}
 
 impl Run {
     pub(super) async fn handle(&mut self, event: Event) -> Option<RunEnd> {
@@ -55,17 +61,13 @@ impl Run {
         match command {
             Command::Pause(true) => self.pause(),
             Command::Pause(false) => self.resume(),
-            Command::ConfirmDeletes(deletes) => {
-                self.guard.confirm(deletes);
-                self.disturb();
-                let root = self.shared.root.clone();
-                let is_empty = tokio::task::spawn_blocking(move || root.is_empty()).await;
-                if matches!(is_empty, Ok(Ok(true))) {
-                    // All that was in it is meant to go, however much that was.
-                    self.guard.confirm(u64::MAX);
-                    self.shared.empty_confirmed.store(true, Ordering::Relaxed);
-                    self.request_scan(ScanRequest::Whole);
-                }
+            Command::ConfirmDeletes { shown, done } => {
+                let confirmed = self.confirm_deletes(shown).await;
+                drop(done.send(confirmed));
+            }
+            Command::Undelete { done } => {
+                let undone = self.undelete().await;
+                drop(done.send(undone));
             }
             Command::SetLimits(limits) => self.set_limits(limits),
             Command::SetExcluded { path, excluded, done } => {
@@ -143,7 +145,7 @@ impl Run {
     }
 
     /// Something happened that may change what is to be done.
-    fn disturb(&mut self) {
+    pub(super) fn disturb(&mut self) {
         self.want_plan = true;
         self.disturbed = true;
     }
@@ -182,13 +184,15 @@ impl Run {
 
     async fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
         match event {
-            ScanEvent::Applied { changed, whole, complete, scope, skipped, unquiet } => {
+            ScanEvent::Applied { changed, whole, unread, scope, skipped, unquiet } => {
                 self.trouble = None;
                 self.unquiet = unquiet;
                 if whole {
                     self.scanned = true;
-                    self.complete = complete;
+                    self.complete = true;
                 }
+                self.unread.retain(|folder, _node| !looks_into(&scope, folder));
+                self.unread.extend(unread);
                 let now = Instant::now();
                 let unblocked = self.unblocked(&scope).await;
                 self.board.skipped(skipped, &scope);
@@ -207,6 +211,9 @@ impl Run {
                 self.trouble = Some(reason);
                 for node in self.queues.clear() {
                     self.busy.remove(&node);
+                }
+                if self.is_emptied() {
+                    self.found_emptied().await;
                 }
             }
             ScanEvent::Remounted => return Some(RunEnd::Remounted),
