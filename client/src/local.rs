@@ -1,6 +1,7 @@
 //! The folder on this device: finding what changed in it, and changing it without losing anything.
 
 mod beneath;
+pub(crate) mod blocker;
 pub mod disk;
 pub mod hash;
 pub mod ignore_rules;

@@ -62,6 +62,8 @@ pub struct Rules {
     pub names: NameRules,
     /// Whether something may be deleted.
     pub deletes: Deletes,
+    /// Folders here that could not be read: nothing at, below or above them is deleted.
+    pub unread: BTreeSet<NodeId>,
     /// Operations of one plan.
     pub operations_max: usize,
 }
@@ -98,6 +100,8 @@ pub enum Blocked {
     WithFolder(NodeId),
     /// Deletes wait for a confirmation.
     DeletesWithheld,
+    /// A folder that could not be read is at, below or above it.
+    Unread,
     /// It, something in it, or what is at its place is being worked on.
     Busy,
     /// The server has not told yet where it is now.
@@ -121,6 +125,9 @@ impl fmt::Display for Blocked {
             Self::WithFolder(_) => "waits for the folder that it is in to be deleted",
             Self::DeletesWithheld => {
                 "is to be deleted, which waits for a confirmation or for a complete scan"
+            }
+            Self::Unread => {
+                "is to be deleted, which waits until this folder, or the one in or above it, can be read"
             }
             Self::Busy => "waits for what is being done to it, in it or at its place",
             Self::Adrift => "waits for the server to tell where it is now",

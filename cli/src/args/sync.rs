@@ -27,7 +27,9 @@ pub(crate) enum SyncCommand {
     /// Go on with a folder, or with all of them.
     Resume(SyncSome),
     /// Let many deletes go ahead that wait to be confirmed.
-    Confirm(SyncFolder),
+    Confirm(SyncConfirm),
+    /// Undo the deletes that wait to be confirmed: the files come back.
+    Undelete(SyncFolder),
     /// Show what was done.
     Log(SyncLog),
     /// Look at all of a folder now, or of all of them.
@@ -67,6 +69,12 @@ pub(crate) struct SyncRun {
     /// As do deletes of more than so many of a hundred files.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) deletes_percent_max: u32,
+    /// Let the deletes go ahead that were shown as SHOWN, as `sync confirm DIR SHOWN` does; others wait.
+    #[arg(long, value_name = "SHOWN", conflicts_with = "undelete")]
+    pub(crate) confirm: Option<String>,
+    /// Undo deletes that would wait to be confirmed: the files come back.
+    #[arg(long)]
+    pub(crate) undelete: bool,
     /// Look at everything this often, besides noticing changes.
     #[arg(long, value_name = "MINUTES", default_value_t = 30)]
     pub(crate) scan_minutes: u64,
@@ -94,8 +102,23 @@ pub(crate) struct SyncAdd {
     /// Where to keep the state. [default: DIR/.keepstone]
     #[arg(long, value_name = "DIR2")]
     pub(crate) state: Option<PathBuf>,
+    /// It was kept in sync, and is the right folder though its marker is missing or damaged: mark it again. What is
+    /// excluded stays excluded.
+    #[arg(long)]
+    pub(crate) again: bool,
     #[command(flatten)]
     pub(crate) limits: LimitArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncConfirm {
+    /// The local folder.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+    /// The deletes that are meant, as `sync status` shows them. If others wait by now, nothing goes ahead. [default: those
+    /// that were last shown]
+    #[arg(value_name = "SHOWN")]
+    pub(crate) shown: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -201,6 +201,7 @@ impl Keeper {
             waiting: Vec::new(),
             skipped: Vec::new(),
             deletes_to_confirm: 0,
+            deletes_shown: String::new(),
             transfers: Vec::new(),
             up: Traffic::default(),
             down: Traffic::default(),

@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{ConfigError, DaemonConfig, root_id_as_text};
 use super::paths::Paths;
-use crate::local::root::RootId;
+use crate::local::rel::STATE_FOLDER;
+use crate::local::root::{Root, RootError, RootId};
 use crate::private_file;
+use crate::state::database::root_id_of_state;
 use crate::sync::config::Expected;
 
 /// Folders that are remembered.
@@ -49,6 +51,38 @@ pub fn expected(paths: &Paths, directory: &Path) -> Result<Expected, ConfigError
     let by_daemon = configured.roots.iter().any(|root| root.directory == directory && root.id.is_some());
     let by_run = load(&paths.roots)?.roots.iter().any(|root| root.directory == directory);
     Ok(if by_daemon || by_run { Expected::Existing } else { Expected::MayBeNew })
+}
+
+/// Why a folder is not marked again.
+#[derive(Debug, thiserror::Error)]
+pub enum MarkError {
+    /// The configuration or the file of known folders cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The folder cannot be used.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// Nothing knows which folder it was.
+    #[error("{} is not known to have been kept in sync: add it without --again", .0.display())]
+    Unknown(PathBuf),
+}
+
+/// Marks a folder again as the one that it was, by its state (in `state`; absent: in the folder itself, or where the
+/// daemon's configuration says), by the daemon's configuration or by the folders that were run. Blocks.
+///
+/// # Errors
+/// See [`MarkError`].
+pub fn mark_again(paths: &Paths, directory: &Path, state: Option<&Path>) -> Result<(), MarkError> {
+    let configured = DaemonConfig::load(&paths.config)?;
+    let root = configured.roots.iter().find(|root| root.directory == directory);
+    let state = state.or_else(|| root.and_then(|root| root.state.as_deref()));
+    let state = state.map_or_else(|| directory.join(STATE_FOLDER), Path::to_owned);
+    let by_run = load(&paths.roots)?.roots.into_iter().find(|root| root.directory == directory);
+    let id = root_id_of_state(&state)
+        .or_else(|| root.and_then(|root| root.id))
+        .or_else(|| by_run.and_then(|root| root.id))
+        .ok_or_else(|| MarkError::Unknown(directory.to_owned()))?;
+    Ok(Root::mark_again(directory, id)?)
 }
 
 /// Remembers a folder that was opened. Blocks.

@@ -1,6 +1,7 @@
 //! Runs the daemon: its socket, its folders, and what it asks of the desktop.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use proto::daemon::daemon_server::DaemonServer;
 use tokio::sync::{mpsc, watch};
@@ -80,6 +81,7 @@ pub async fn run(options: DaemonOptions, stop: impl Future<Output = ()>) -> Resu
     let shared = Shared { profile, metered_pause: metered_pause.clone(), notices };
     let (supervisor, supervising) = Supervisor::start(options.config.clone(), config, shared);
     let service = DaemonService {
+        shown: Mutex::default(),
         supervisor: supervisor.clone(),
         config: options.config,
         metered_pause,
@@ -144,6 +146,7 @@ pub fn serve_session(
     let metered_pause = shared.metered_pause.clone();
     let (supervisor, supervising) = Supervisor::of_session(config, session, shared);
     let service = DaemonService {
+        shown: Mutex::default(),
         supervisor: supervisor.clone(),
         config: PathBuf::new(),
         metered_pause,
@@ -204,8 +207,10 @@ mod tests {
         let status = api.status(wire::StatusRequest::default()).await.unwrap().into_inner();
         assert_eq!(status.process_id, std::process::id());
         assert_eq!(status.roots.len(), 1);
-        let refused =
-            api.confirm(wire::ConfirmRequest { directory: "/no/such/folder".to_owned() }).await.unwrap_err();
+        let refused = api
+            .confirm(wire::ConfirmRequest { directory: "/no/such/folder".to_owned(), ..Default::default() })
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused:?}");
         let unknown = api.remove(wire::RemoveRequest { directory: "/other".to_owned() }).await.unwrap_err();
         assert_eq!(unknown.code(), tonic::Code::NotFound);

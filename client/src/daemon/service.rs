@@ -1,6 +1,8 @@
 //! The daemon's API: each request checked, done by the supervisor or a session, and answered.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proto::daemon as wire;
 use proto::daemon::daemon_server::Daemon;
@@ -13,7 +15,8 @@ use super::keeper::Keeper;
 use super::supervisor::{EditError, Supervisor};
 use super::wire::{log_to_wire, rate, rate_to_wire, status_to_wire};
 use crate::path::RemotePath;
-use crate::sync::handle::{Ended, ExcludeError, Handle};
+use crate::sync::handle::{DeletesError, Ended, ExcludeError, Handle};
+use crate::sync::status::{DELETES_ALL, Status as SyncStatus};
 
 /// Log entries of one folder in one answer, at most, and if nothing is said.
 const LOG_ENTRIES_MAX: usize = 10_000;
@@ -25,6 +28,8 @@ pub(crate) struct DaemonService {
     pub(crate) supervisor: Supervisor,
     pub(crate) config: PathBuf,
     pub(crate) metered_pause: watch::Receiver<bool>,
+    /// Which deletes of each folder were last shown to somebody. As many as there are folders.
+    pub(crate) shown: Mutex<HashMap<PathBuf, String>>,
     /// Cancelled once a request has ended everything.
     pub(crate) stopped: CancellationToken,
 }
@@ -86,7 +91,42 @@ fn running(keeper: &Keeper) -> Result<Handle, Status> {
     })
 }
 
+fn deletes_failed(error: DeletesError) -> Status {
+    match error {
+        DeletesError::Ended(error) => ended(&error),
+        DeletesError::Failed(reason) => Status::internal(reason),
+        DeletesError::None | DeletesError::Others { .. } => Status::failed_precondition(error.to_string()),
+    }
+}
+
+/// What is said to who confirms other deletes than wait.
+fn others_wait(status: &SyncStatus, shown: &str, waiting: &str) -> String {
+    let why = if shown.is_empty() { "these were not shown yet" } else { "they are others than were shown" };
+    let root = status.root.display();
+    let what = if waiting == DELETES_ALL {
+        "all files of the folder".to_owned()
+    } else {
+        format!("{} files", status.deletes_to_confirm)
+    };
+    format!(
+        "{what} would be deleted now, and {why}: look at them with `keepstone sync status {root}`; if they are meant, \
+         keepstone sync confirm {root} {waiting}; to bring them back, keepstone sync undelete {root}"
+    )
+}
+
 impl DaemonService {
+    fn shown(&self) -> MutexGuard<'_, HashMap<PathBuf, String>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes which deletes these statuses show.
+    fn note_shown(&self, statuses: &[SyncStatus]) {
+        let mut shown = self.shown();
+        for status in statuses {
+            shown.insert(status.root.clone(), status.deletes_shown.clone());
+        }
+    }
+
     fn one(&self, text: &str) -> Result<Keeper, Status> {
         let directory = directory(text)?;
         let keepers = self.supervisor.select(Some(&directory))?;
@@ -106,12 +146,14 @@ impl Daemon for DaemonService {
         request: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::StatusResponse>, Status> {
         let keepers = self.several(request.into_inner().roots)?;
+        let statuses: Vec<_> = keepers.iter().map(Keeper::status).collect();
+        self.note_shown(&statuses);
         Ok(Response::new(wire::StatusResponse {
             process_id: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config: self.config.to_string_lossy().into_owned(),
             metered_pause: *self.metered_pause.borrow(),
-            roots: keepers.iter().map(|keeper| status_to_wire(keeper.status())).collect(),
+            roots: statuses.into_iter().map(status_to_wire).collect(),
         }))
     }
 
@@ -149,10 +191,32 @@ impl Daemon for DaemonService {
         &self,
         request: Request<wire::ConfirmRequest>,
     ) -> Result<Response<wire::ConfirmResponse>, Status> {
+        let wire::ConfirmRequest { directory, shown } = request.into_inner();
+        let session = running(&self.one(&directory)?)?;
+        let root = session.status().root;
+        let shown =
+            if shown.is_empty() { self.shown().get(&root).cloned().unwrap_or_default() } else { shown };
+        match session.confirm_deletes(&shown).await {
+            Ok(deletes) => Ok(Response::new(wire::ConfirmResponse { deletes })),
+            Err(DeletesError::None) => Ok(Response::new(wire::ConfirmResponse { deletes: 0 })),
+            Err(DeletesError::Others { waiting }) => {
+                let status = session.status();
+                self.note_shown(std::slice::from_ref(&status));
+                Err(Status::failed_precondition(others_wait(&status, &shown, &waiting)))
+            }
+            Err(error) => Err(deletes_failed(error)),
+        }
+    }
+
+    async fn undelete(
+        &self,
+        request: Request<wire::UndeleteRequest>,
+    ) -> Result<Response<wire::UndeleteResponse>, Status> {
         let session = running(&self.one(&request.into_inner().directory)?)?;
-        let deletes = session.status().deletes_to_confirm;
-        session.confirm_deletes(deletes).await.map_err(|error| ended(&error))?;
-        Ok(Response::new(wire::ConfirmResponse { deletes }))
+        match session.undelete().await {
+            Ok(files) => Ok(Response::new(wire::UndeleteResponse { files })),
+            Err(error) => Err(deletes_failed(error)),
+        }
     }
 
     async fn exclude(

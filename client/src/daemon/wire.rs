@@ -114,6 +114,7 @@ pub fn status_to_wire(status: Status) -> wire::RootStatus {
         up_limit: Some(rate_to_wire(status.limits.up)),
         down_limit: Some(rate_to_wire(status.limits.down)),
         excluded: status.excluded,
+        deletes_shown: status.deletes_shown,
     }
 }
 
@@ -135,6 +136,7 @@ pub fn status(status: wire::RootStatus) -> Status {
         waiting: waiting(status.waiting),
         skipped: waiting(status.skipped),
         deletes_to_confirm: status.deletes_to_confirm,
+        deletes_shown: status.deletes_shown,
         transfers: status
             .transfers
             .into_iter()
@@ -188,6 +190,7 @@ mod tests {
             waiting: vec![wait("w")],
             skipped: vec![wait("s")],
             deletes_to_confirm: 4,
+            deletes_shown: "4-00aa".to_owned(),
             transfers: vec![
                 Transfer { path: "u".to_owned(), direction: Direction::Up, bytes_done: 5, bytes_total: 6 },
                 Transfer { path: "d".to_owned(), direction: Direction::Down, bytes_done: 7, bytes_total: 8 },

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::rel::Rel;
@@ -17,7 +17,7 @@ const TRIES_MAX: usize = 16;
 
 /// What is asked of an object.
 pub(super) fn statx_flags() -> StatxFlags {
-    StatxFlags::BASIC_STATS.union(StatxFlags::BTIME)
+    StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(StatxFlags::MNT_ID)
 }
 
 /// Opens what is at `rel` with `flags`; a symlink there is LOOP, another file system on the way XDEV. Blocks.
@@ -46,7 +46,7 @@ pub(super) fn open_path(root: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> Re
 /// Name by name: each is opened relative to the one before, following nothing.
 fn walk(root: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     use std::os::unix::ffi::OsStrExt;
-    let device = device_of(&stat_at(root, OsStr::new(""), AtFlags::EMPTY_PATH)?);
+    let home = Home::of(&stat_at(root, OsStr::new(""), AtFlags::EMPTY_PATH)?);
     let step = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut at = rustix::fs::openat(root, ".", step, Mode::empty())?;
     let mut names = path.as_bytes().split(|byte| *byte == b'/').peekable();
@@ -56,7 +56,7 @@ fn walk(root: BorrowedFd<'_>, path: &OsStr, flags: OFlags) -> Result<OwnedFd, Er
         }
         let flags = if names.peek().is_some() { step } else { flags };
         at = rustix::fs::openat(&at, OsStr::from_bytes(name), flags, Mode::empty())?;
-        if device_of(&stat_at(at.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?) != device {
+        if !home.holds(&stat_at(at.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?) {
             return Err(Errno::XDEV);
         }
     }
@@ -82,6 +82,41 @@ pub(super) fn stat_at(folder: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> R
 /// The number of the file system that something is on.
 pub(super) fn device_of(stat: &Statx) -> u64 {
     rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor)
+}
+
+/// Where a root is at home: what is elsewhere is not synchronised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Home {
+    device: u64,
+    /// The mount; `None` where the system does not tell (before Linux 5.8).
+    mount: Option<u64>,
+}
+
+impl Home {
+    pub(super) fn of(stat: &Statx) -> Self {
+        Self { device: device_of(stat), mount: mount_of(stat) }
+    }
+
+    /// `st_dev`.
+    pub(super) fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// Whether something is at home there. In an overlay of several file systems, files have the numbers of the file
+    /// systems that they are on, and folders the overlay's; the mount is one. A folder with another number in the same
+    /// mount is a subvolume, which nothing can be renamed into.
+    pub(super) fn holds(&self, stat: &Statx) -> bool {
+        let is_folder = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory;
+        match (self.mount, mount_of(stat)) {
+            (Some(home), Some(mount)) if !is_folder => home == mount,
+            (Some(home), Some(mount)) => home == mount && self.device == device_of(stat),
+            _ => self.device == device_of(stat),
+        }
+    }
+}
+
+fn mount_of(stat: &Statx) -> Option<u64> {
+    StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID).then_some(stat.stx_mnt_id)
 }
 
 /// Whether it is where another file system, or the same one again, is mounted.

@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::beneath;
+use super::beneath::{self, Home};
 use super::model::{Identity, Stamp};
 use super::rel::Rel;
 use super::root::Root;
@@ -49,6 +49,12 @@ pub enum DiskError {
         /// Why.
         reason: String,
     },
+    /// It cannot be renamed from where it is, also not into the trash: somebody must move it.
+    #[error(
+        "{0} cannot be renamed or removed by synchronisation on this file system (a folder of an overlay's lower layer, \
+         or a subvolume): do that by hand, as with mv or rm"
+    )]
+    NotMovable(Rel),
     /// Anything else, damaged disks among it.
     #[error("{rel}: {source}")]
     Io {
@@ -77,6 +83,18 @@ impl DiskError {
                 Self::NotSupported { rel, reason: "it lacks the operation".to_owned() }
             }
             other => Self::Io { rel, source: other.into() },
+        }
+    }
+
+    /// As [`of`](Self::of), of a rename of `rel` within the root, both of whose folders were opened: there is no other
+    /// file system on the way, and a name that is refused is refused always.
+    pub(super) fn of_rename(rel: &Rel, errno: Errno) -> Self {
+        match errno {
+            Errno::XDEV => Self::NotMovable(rel.clone()),
+            Errno::INVAL => {
+                Self::NotSupported { rel: rel.clone(), reason: "it does not allow the name".to_owned() }
+            }
+            other => Self::of(rel, other),
         }
     }
 
@@ -128,9 +146,9 @@ pub(super) fn nanoseconds(time: rustix::fs::StatxTimestamp) -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
 }
 
-pub(super) fn object_of(stat: &Statx, device: u64) -> Object {
+pub(super) fn object_of(stat: &Statx, home: &Home) -> Object {
     let kind = match FileType::from_raw_mode(stat.stx_mode.into()) {
-        _ if beneath::device_of(stat) != device || beneath::is_mount_point(stat) => ObjectKind::MountPoint,
+        _ if !home.holds(stat) || beneath::is_mount_point(stat) => ObjectKind::MountPoint,
         FileType::Directory => ObjectKind::Folder,
         FileType::RegularFile => ObjectKind::File,
         FileType::Symlink => ObjectKind::Symlink,
@@ -259,11 +277,11 @@ impl Root {
     }
 
     pub(super) fn object_at(&self, folder: BorrowedFd<'_>, name: &OsStr) -> Result<Object, Errno> {
-        Ok(object_of(&beneath::stat_at(folder, name, AtFlags::empty())?, self.device()))
+        Ok(object_of(&beneath::stat_at(folder, name, AtFlags::empty())?, &self.home()))
     }
 
     pub(super) fn object_of_fd(&self, fd: BorrowedFd<'_>) -> Result<Object, Errno> {
-        Ok(object_of(&beneath::stat_at(fd, OsStr::new(""), AtFlags::EMPTY_PATH)?, self.device()))
+        Ok(object_of(&beneath::stat_at(fd, OsStr::new(""), AtFlags::EMPTY_PATH)?, &self.home()))
     }
 
     pub(super) fn sync_fd(&self, rel: &Rel, folder: &Rel, durability: Durability) -> Result<(), DiskError> {
@@ -357,7 +375,8 @@ impl Root {
     pub fn create_folder(&self, rel: &Rel, mode: u32, durability: Durability) -> Result<Stamp, DiskError> {
         let (parent, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
-        in_writable(&[parent.as_fd()], || rustix::fs::mkdirat(&parent, name, Mode::RWXU)).map_err(failed)?;
+        in_writable(&[parent.as_fd()], || rustix::fs::mkdirat(&parent, name, Mode::RWXU))
+            .map_err(|errno| DiskError::of_rename(rel, errno))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
         rustix::fs::fchmod(&fd, mode_of(mode)).map_err(failed)?;
@@ -382,7 +401,8 @@ impl Root {
         let (parent, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
         let target = OsStr::from_bytes(target);
-        in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name)).map_err(failed)?;
+        in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name))
+            .map_err(|errno| DiskError::of_rename(rel, errno))?;
         rustix::fs::utimensat(&parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         let made = self.object_at(parent.as_fd(), name).map_err(failed)?.stamp;
         if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
@@ -423,9 +443,10 @@ impl Root {
         };
         renamed.map_err(|errno| match errno {
             // Into itself.
-            Errno::INVAL => DiskError::Changed(to.clone()),
+            Errno::INVAL if to.as_str().starts_with(&format!("{from}/")) => DiskError::Changed(to.clone()),
             Errno::NOENT => DiskError::Vanished(from.clone()),
-            other => DiskError::of(to, other),
+            Errno::XDEV => DiskError::NotMovable(from.clone()),
+            other => DiskError::of_rename(to, other),
         })?;
         let (as_expected, stamp) =
             is_expected(to_folder.as_fd(), to_name).map_err(|errno| DiskError::of(to, errno))?;

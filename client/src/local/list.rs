@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::beneath;
+use super::beneath::{self, Home};
 use super::disk::{Object, object_of};
 
 /// Bytes of names that the system gives at once.
@@ -23,7 +23,7 @@ pub(super) struct Entry {
 
 /// What is in a folder that is open for reading, at its start. What vanishes meanwhile is left out. Blocks.
 #[cfg(target_os = "linux")]
-pub(super) fn list(folder: BorrowedFd<'_>, device: u64) -> Result<Vec<Entry>, Errno> {
+pub(super) fn list(folder: BorrowedFd<'_>, home: &Home) -> Result<Vec<Entry>, Errno> {
     let mut buffer = vec![MaybeUninit::uninit(); BUFFER_BYTES];
     let mut names = rustix::fs::RawDir::new(folder, &mut buffer);
     let mut entries = Vec::new();
@@ -35,7 +35,7 @@ pub(super) fn list(folder: BorrowedFd<'_>, device: u64) -> Result<Vec<Entry>, Er
         }
         let name = OsStr::from_bytes(name.to_bytes());
         match beneath::stat_at(folder, name, AtFlags::empty()) {
-            Ok(stat) => entries.push(Entry { name: name.to_owned(), object: object_of(&stat, device) }),
+            Ok(stat) => entries.push(Entry { name: name.to_owned(), object: object_of(&stat, home) }),
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }

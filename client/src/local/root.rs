@@ -2,7 +2,8 @@
 //!
 //! `DIR/.keepstone/root` is the marker. It says the root's random id, which the state repeats: a folder without it, or
 //! with another, is not the one whose files the state knows, and what it lacks was not deleted by anybody. A disk that
-//! is not mounted leaves an empty folder without a marker.
+//! is not mounted leaves an empty folder without a marker. The marker alone decides: the numbers of a disk and of its
+//! file system are not the same for good.
 //!
 //! Invariants:
 //! - All is done relative to one descriptor, opened once: whatever is mounted over the path later, or renamed into its
@@ -16,12 +17,13 @@ mod marker;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use self::marker::Marker;
-use super::beneath;
+use super::beneath::{self, Home};
 use super::rel::STATE_FOLDER;
 
 /// Temporary files, in the state's folder.
@@ -57,12 +59,15 @@ pub enum RootError {
     Denied(PathBuf),
     /// No marker: some other folder, or an empty mount point.
     #[error(
-        "{} has no marker {STATE_FOLDER}/root: a disk may not be mounted there, or the folder was emptied; \
-         nothing is deleted. If the folder is right, add it again: keepstone sync add", .0.display()
+        "{path} has no marker {STATE_FOLDER}/root: a disk may not be mounted there, or the folder was emptied; \
+         nothing is deleted. If the folder is right: keepstone sync add --again {path}", path = .0.display()
     )]
     MarkerMissing(PathBuf),
     /// A marker that cannot be read.
-    #[error("the marker {STATE_FOLDER}/root in {} is damaged ({reason}): add the folder again", path.display())]
+    #[error(
+        "the marker {STATE_FOLDER}/root in {path} is damaged ({reason}); nothing is deleted. If the folder is right: \
+         keepstone sync add --again {path}", path = path.display()
+    )]
     MarkerDamaged {
         /// The folder.
         path: PathBuf,
@@ -73,14 +78,13 @@ pub enum RootError {
     #[error("{} is another folder than before: its marker has another id; nothing is deleted", .0.display())]
     OtherRoot(PathBuf),
     /// Nothing in it but the marker, though there were files.
-    #[error("{} is empty, and was not: nothing is deleted. If it is meant: keepstone sync confirm", .0.display())]
+    #[error("{} is empty, and was not: nothing is deleted. If it is meant: keepstone sync confirm; \
+             to bring the files back: keepstone sync undelete", .0.display())]
     Empty(PathBuf),
-    /// Another file system than the one it was made on.
-    #[error(
-        "another file system than before is at {}; nothing is deleted. If the files were moved there on purpose, \
-         add the folder again: keepstone sync add", .0.display()
-    )]
-    OtherFileSystem(PathBuf),
+    /// The same root, but not what is open: a disk that was taken out and is there again, or a copy. It is to be opened
+    /// anew.
+    #[error("{} is there again, as another disk than the one that is open: it is opened anew", .0.display())]
+    Remounted(PathBuf),
     /// Another process has the state.
     #[error("another keepstone has {} already", .0.display())]
     Busy(PathBuf),
@@ -129,15 +133,16 @@ pub struct Root {
     path: PathBuf,
     state: PathBuf,
     fd: OwnedFd,
-    device: u64,
+    home: Home,
     inode: u64,
     id: RootId,
-    _locks: Vec<HeldLock>,
+    keeps_inodes: bool,
+    locks: Mutex<Vec<HeldLock>>,
 }
 
 impl Root {
-    /// Makes a folder a root, or takes one that is a root already with the file system it is on now. `state` is where
-    /// the state will be; absent, in the folder itself. `others` are the roots that there are. Blocks.
+    /// Makes a folder a root, or takes one that is a root already. `state` is where the state will be; absent, in the
+    /// folder itself. `others` are the roots that there are. Blocks.
     ///
     /// # Errors
     /// See [`RootError`].
@@ -154,9 +159,41 @@ impl Root {
         };
         // The lock first: a root that runs is not changed under its daemon's hands.
         let root = Self::finish_open(path, state, fd, id)?;
-        let marker = Marker { id, file_system: marker::file_system_of(root.fd()), device: root.device };
-        marker::write(folder.as_fd(), &marker).map_err(|errno| error(&root.path, errno))?;
+        root.write_marker()?;
         Ok(root)
+    }
+
+    fn write_marker(&self) -> Result<(), RootError> {
+        let folder = open_state_folder(&self.path, self.fd())?;
+        let marker = Marker::here(self.id, self.fd(), &self.home);
+        marker::write(folder.as_fd(), &marker).map_err(|errno| error(&self.path, errno))
+    }
+
+    /// Marks a folder, whose marker is missing or damaged, as the root `id` again. One that has a marker stays as it is.
+    /// Takes no lock: whoever keeps it in sync goes on by it. Blocks.
+    ///
+    /// # Errors
+    /// `Empty`: as an empty mount point is, and then nothing is made in it. `OtherRoot`, and as for
+    /// [`open`](Self::open).
+    pub fn mark_again(path: &Path, id: RootId) -> Result<(), RootError> {
+        let path = path.canonicalize().map_err(|source| io_error(path, source))?;
+        check_apart(&path, &[])?;
+        let fd = open_root(&path)?;
+        match read_marker(&path, fd.as_fd()) {
+            Ok(marker) if marker.id == id => return Ok(()),
+            Ok(_other) => return Err(RootError::OtherRoot(path)),
+            Err(RootError::MarkerMissing(_) | RootError::MarkerDamaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if is_empty(fd.as_fd()).map_err(|errno| error(&path, errno))? {
+            return Err(RootError::Empty(path));
+        }
+        let stat = beneath::stat_at(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
+            .map_err(|errno| error(&path, errno))?;
+        make_folder(&path, fd.as_fd(), STATE_FOLDER)?;
+        let folder = open_state_folder(&path, fd.as_fd())?;
+        let marker = Marker::here(id, fd.as_fd(), &Home::of(&stat));
+        marker::write(folder.as_fd(), &marker).map_err(|errno| error(&path, errno))
     }
 
     /// Opens a root that was made. Blocks.
@@ -168,15 +205,14 @@ impl Root {
         check_apart(&path, &[])?;
         let fd = open_root(&path)?;
         let marker = read_marker(&path, fd.as_fd())?;
-        let stat = beneath::stat_at(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
-            .map_err(|errno| error(&path, errno))?;
-        let now = marker::file_system_of(fd.as_fd());
-        let differs = |before: u64, now: u64| before != 0 && now != 0 && before != now;
-        // Either number alone may change with a restart of the machine; both tell another file system.
-        if differs(marker.device, beneath::device_of(&stat)) && differs(marker.file_system, now) {
-            return Err(RootError::OtherFileSystem(path));
+        let root = Self::finish_open(path, state, fd, marker.id)?;
+        // The marker decides. The numbers follow the name that a disk came up under on many file systems (XFS, F2FS,
+        // FAT), and are only told.
+        if marker != Marker::here(marker.id, root.fd(), &root.home) {
+            tracing::info!(root = %root.path.display(), "the folder's disk has other numbers than before");
+            root.write_marker()?;
         }
-        Self::finish_open(path, state, fd, marker.id)
+        Ok(root)
     }
 
     fn finish_open(path: PathBuf, state: Option<&Path>, fd: OwnedFd, id: RootId) -> Result<Self, RootError> {
@@ -202,8 +238,13 @@ impl Root {
         }
         make_folder(&path, folder.as_fd(), TEMPORARY_FOLDER)?;
         make_folder(&path, folder.as_fd(), TRASH_FOLDER)?;
-        let (device, inode) = (beneath::device_of(&stat), stat.stx_ino);
-        Ok(Self { path, state, fd, device, inode, id, _locks: locks })
+        let (home, inode, keeps_inodes) = (Home::of(&stat), stat.stx_ino, marker::keeps_inodes(fd.as_fd()));
+        Ok(Self { path, state, fd, home, inode, id, keeps_inodes, locks: Mutex::new(locks) })
+    }
+
+    /// Lets others open the root and its state: for who opens it anew. Nothing may be done by it any more.
+    pub(crate) fn let_go(&self) {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Checks that the path still leads to this root, with its marker. `had_entries`: whether it is known to hold
@@ -214,13 +255,12 @@ impl Root {
     pub fn check(&self, had_entries: bool) -> Result<(), RootError> {
         let stat = beneath::stat_at(rustix::fs::CWD, self.path.as_os_str(), AtFlags::empty())
             .map_err(|errno| error(&self.path, errno))?;
-        let same_device = beneath::device_of(&stat) == self.device;
-        if !same_device || stat.stx_ino != self.inode {
+        if beneath::device_of(&stat) != self.home.device() || stat.stx_ino != self.inode {
             // Without a marker it is an empty mount point, or a new folder: that says more.
             let there = open_root(&self.path)?;
             let marker = read_marker(&self.path, there.as_fd())?;
-            return Err(if marker.id == self.id && !same_device {
-                RootError::OtherFileSystem(self.path.clone())
+            return Err(if marker.id == self.id {
+                RootError::Remounted(self.path.clone())
             } else {
                 RootError::OtherRoot(self.path.clone())
             });
@@ -240,18 +280,7 @@ impl Root {
     /// # Errors
     /// If it cannot be listed.
     pub fn is_empty(&self) -> Result<bool, Errno> {
-        let listed = rustix::fs::openat(
-            &self.fd,
-            ".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        for entry in rustix::fs::Dir::new(listed)? {
-            if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b".keepstone") {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        is_empty(self.fd())
     }
 
     /// Where it is.
@@ -276,9 +305,25 @@ impl Root {
         self.fd.as_fd()
     }
 
-    pub(super) fn device(&self) -> u64 {
-        self.device
+    pub(super) fn home(&self) -> Home {
+        self.home
     }
+
+    /// Whether a file keeps its inode number as long as it lives: if not, the number tells nothing of where it was.
+    pub(super) fn keeps_inodes(&self) -> bool {
+        self.keeps_inodes
+    }
+}
+
+fn is_empty(folder: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let listed = rustix::fs::openat(folder, ".", flags, Mode::empty())?;
+    for entry in rustix::fs::Dir::new(listed)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b".keepstone") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn io_error(path: &Path, source: std::io::Error) -> RootError {

@@ -7,8 +7,9 @@
 //!
 //! Invariants:
 //! - Nothing is kept per file that has not changed: memory goes with the changes and the largest folder.
-//! - [`LocalUpdate::Gone`] is said only if every folder of the scan was read completely and none changed after it was
-//!   listed: what was moved from a folder not yet listed into one that was is found by the next scan, not lost.
+//! - [`LocalUpdate::Gone`] is said only if no folder of the scan changed after it was listed: what was moved from a
+//!   folder not yet listed into one that was is found by the next scan, not lost. Of what is in a folder that cannot be
+//!   read nothing is said.
 //! - An inode number that was given anew is not taken for the old file: the time of birth tells, and where there is
 //!   none, size and time, and then the content.
 //! - What is skipped (unreadable, special, not UTF-8, still changing) keeps the node that it was.
@@ -16,6 +17,8 @@
 mod contents;
 mod folders;
 mod matching;
+
+use std::collections::BTreeMap;
 
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +29,7 @@ use super::model::{LocalIndex, LocalUpdate};
 use super::rel::Rel;
 use super::root::{Root, RootError};
 use super::watch::Unquiet;
-use crate::planner::model::ROOT;
+use crate::planner::model::{NodeId, ROOT};
 
 /// Skipped things that are named; more are only counted.
 pub const SKIPPED_MAX: usize = 10_000;
@@ -137,9 +140,11 @@ pub struct Scan {
     pub updates: Vec<LocalUpdate>,
     /// Left out, and why.
     pub skipped: Vec<Skipped>,
-    /// Whether all that was to be looked at could be. If not, nothing is said to be gone, and nothing may be deleted on
-    /// the server until a scan of the whole was complete.
+    /// Whether all that was to be looked at could be.
     pub complete: bool,
+    /// Known folders that could not be read: what is in them stays as it was known, and nothing at, below or above them
+    /// may be deleted. What was moved into them looks gone until they can be read; it is still on the disk then.
+    pub unread: BTreeMap<Rel, NodeId>,
     /// To be looked at again soon (after a hundred milliseconds, say): files that are being written, and folders that
     /// changed during the scan.
     pub again: Vec<ScopeFolder>,

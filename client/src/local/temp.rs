@@ -146,7 +146,8 @@ impl Root {
         let (folder, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
         let before = self.object_of_fd(temp.file.as_fd()).map_err(failed)?.stamp;
-        rename_new((temp.folder.as_fd(), &temp.name), (folder.as_fd(), name)).map_err(failed)?;
+        rename_new((temp.folder.as_fd(), &temp.name), (folder.as_fd(), name))
+            .map_err(|errno| DiskError::of_rename(rel, errno))?;
         temp.kept = true;
         let after = self.object_of_fd(temp.file.as_fd()).map_err(failed)?.stamp;
         if let Some(folder) = rel.parent() {

@@ -165,7 +165,7 @@ impl Root {
         from: (BorrowedFd<'_>, &OsStr),
         rel: &Rel,
     ) -> Result<Trashed, DiskError> {
-        let failed = |errno| DiskError::of(rel, errno);
+        let failed = |errno| DiskError::of_rename(rel, errno);
         let date = date_of(days_now());
         let trash = self.state_folder(TRASH_FOLDER)?;
         let day = folder_in(trash.as_fd(), OsStr::new(&date)).map_err(failed)?;

@@ -27,6 +27,8 @@ pub(super) struct Planning<'a> {
     rules: &'a Rules,
     pub(super) ready: Ready<'a>,
     survivors: OnceCell<Survivors>,
+    /// Folders that hold one that could not be read.
+    holds_unread: OnceCell<BTreeSet<NodeId>>,
     decisions: Decisions,
     /// What waits for what.
     pub(super) waits: BTreeMap<NodeId, Wait>,
@@ -41,6 +43,7 @@ pub(super) fn plan(trees: &Trees<'_>, dirty: &[NodeId], busy: &BTreeSet<NodeId>,
         rules,
         ready: Ready::new(&view, &rules.names, busy),
         survivors: OnceCell::new(),
+        holds_unread: OnceCell::new(),
         decisions: Decisions::new(),
         waits: BTreeMap::new(),
     };
@@ -207,11 +210,32 @@ impl Planning<'_> {
             self.waits.insert(node, Wait::plain(inner));
             return Err(Blocked::Leaving(inner));
         }
-        if self.rules.deletes == Deletes::Withheld {
-            self.reach(Decision::DeleteWithheld);
-            return Err(Blocked::DeletesWithheld);
+        self.deletes_allowed(node)
+    }
+
+    fn deletes_allowed(&mut self, node: NodeId) -> Decided {
+        let blocked = match self.rules.deletes {
+            Deletes::Withheld => Blocked::DeletesWithheld,
+            Deletes::Allowed if self.is_near_unread(node) => Blocked::Unread,
+            Deletes::Allowed => return Ok(()),
+        };
+        self.reach(Decision::DeleteWithheld);
+        Err(blocked)
+    }
+
+    /// Whether a folder that could not be read is at, below or above a node, on either side.
+    fn is_near_unread(&self, node: NodeId) -> bool {
+        let unread = &self.rules.unread;
+        if unread.is_empty() {
+            return false;
         }
-        Ok(())
+        let above = |node: NodeId| {
+            [Side::Local, Side::Remote].into_iter().flat_map(move |side| self.view.above(side, node))
+        };
+        let holds_unread = self.holds_unread.get_or_init(|| unread.iter().copied().flat_map(above).collect());
+        unread.contains(&node)
+            || holds_unread.contains(&node)
+            || above(node).any(|folder| unread.contains(&folder))
     }
 
     /// It is excluded, and here without changes of its own: it goes from here, with all that is in it.
@@ -228,10 +252,7 @@ impl Planning<'_> {
             self.waits.insert(node, Wait::plain(inner));
             return Err(Blocked::Excluded);
         }
-        if self.rules.deletes == Deletes::Withheld {
-            self.reach(Decision::DeleteWithheld);
-            return Err(Blocked::DeletesWithheld);
-        }
+        self.deletes_allowed(node)?;
         self.act(Decision::ExcludedRemoved, Operation::LocalDelete(node))
     }
 

@@ -82,6 +82,7 @@ fn rules() -> Rules {
         tag: "t".to_owned(),
         names: NameRules::default(),
         deletes: Deletes::Allowed,
+        unread: BTreeSet::new(),
         operations_max: super::PLAN_OPERATIONS_MAX,
     }
 }
@@ -139,6 +140,27 @@ fn withheld_deletes_hold_up_nothing_else() {
     assert_eq!(plan.operations, vec![Operation::Upload(NodeId(12))]);
     let held = [(NodeId(10), Blocked::DeletesWithheld), (NodeId(11), Blocked::DeletesWithheld)];
     assert_eq!(plan.blocked, held);
+}
+
+#[test]
+fn what_could_not_be_read_holds_up_the_deletes_at_below_and_above_it_alone() {
+    let mut three = Three::with_files(2);
+    // A folder (3) with one in it (4) that could not be read, and a file in that (20) and beside it (21).
+    three.everywhere(3, &node(ROOT, "outer", Kind::Folder));
+    three.everywhere(4, &node(NodeId(3), "closed", Kind::Folder));
+    three.everywhere(20, &file(NodeId(4), "in", 1));
+    three.everywhere(21, &file(NodeId(3), "beside", 1));
+    let dirty = [3, 4, 10, 11, 20, 21].map(NodeId);
+    for gone in [3, 4, 10, 20, 21] {
+        three.remote.set(NodeId(gone), None);
+    }
+    three.local.set(NodeId(11), None);
+    let unread = Rules { unread: BTreeSet::from([NodeId(4)]), ..rules() };
+    let (plan, _) = three.plan(&dirty, &[], &unread);
+    assert_eq!(plan.operations, [Operation::LocalDelete(NodeId(10)), Operation::RemoteDelete(NodeId(11))]);
+    assert!(plan.blocked.contains(&(NodeId(3), Blocked::Unread)), "{:?}", plan.blocked);
+    let (plan, _) = three.plan(&dirty, &[], &rules());
+    assert!(plan.operations.contains(&Operation::LocalDelete(NodeId(3))), "{:?}", plan.operations);
 }
 
 #[test]

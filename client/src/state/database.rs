@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
+use super::deletes::CARRIED_OUT;
 use super::error::StateError;
 use super::row::{root_node, signed, unsigned, with_node};
 use super::schema::{CREATE, FROM_1, SCHEMA, node_columns};
 use super::trees::KeptRow;
+use crate::local::root::RootId;
 use crate::planner::model::{NodeId, ROOT};
 
 /// The file's name in the state folder.
@@ -127,6 +129,7 @@ impl State {
             failed: RefCell::new(None),
         };
         let reserved = unsigned(state.number("next_node")?.unwrap_or(2));
+        state.carried_out.set(unsigned(state.number(CARRIED_OUT)?.unwrap_or(0)));
         state.next_node.store(reserved.max(unsigned(highest) + 1), Ordering::Relaxed);
         Ok(state)
     }
@@ -249,6 +252,14 @@ impl State {
     pub fn close(self) -> Result<(), StateError> {
         self.connection.close().map_err(|(_connection, error)| error.into())
     }
+}
+
+/// Which root the state in a folder is of, if there is one that says it. Nothing is made or changed. Blocks.
+pub(crate) fn root_id_of_state(folder: &Path) -> Option<RootId> {
+    let connection = connect_reader(&folder.join(FILE_NAME)).ok()?;
+    let sql = "SELECT value FROM meta WHERE key = 'root_id'";
+    let id: Vec<u8> = connection.query_row(sql, [], |row| row.get(0)).ok()?;
+    id.try_into().ok().map(RootId)
 }
 
 /// Opens one more connection to a state's file, to read.

@@ -6,8 +6,9 @@
 use proto::v1;
 
 use super::database::State;
+use super::deletes::CARRIED_OUT;
 use super::error::StateError;
-use super::row::id;
+use super::row::{id, signed};
 use super::trees::{RemoteFacts, Side};
 use crate::local::model::{LocalRecord, Stamp};
 use crate::planner::model::{Node, NodeId};
@@ -97,7 +98,12 @@ impl State {
     /// # Errors
     /// If the file cannot be written; then nothing was recorded.
     pub fn record(&mut self, outcomes: &[Outcome]) -> Result<(), StateError> {
-        self.transaction(|state| outcomes.iter().try_for_each(|outcome| state.record_one(outcome)))
+        self.transaction(|state| {
+            let before = state.deletes_carried_out();
+            outcomes.iter().try_for_each(|outcome| state.record_one(outcome))?;
+            let after = state.deletes_carried_out();
+            if after == before { Ok(()) } else { state.set_number(CARRIED_OUT, signed(after)) }
+        })
     }
 
     fn record_one(&self, outcome: &Outcome) -> Result<(), StateError> {

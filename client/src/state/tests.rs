@@ -2,6 +2,7 @@
 
 mod answers;
 mod damage;
+mod deletes;
 mod journal;
 mod trees;
 

@@ -17,6 +17,8 @@ use super::throttle::Throttle;
 use crate::local::scan::Scope;
 use crate::planner::model::NodeId;
 
+/// What is said where all that could be read agrees.
+const LEFT_OUT: &str = "not all that is in the folder is kept in sync";
 /// Lines that are written at once; more wait for the next time.
 const LINES_MAX: usize = 2_000;
 /// Time between writes of lines.
@@ -30,6 +32,7 @@ pub(crate) struct View<'a> {
     pub(crate) trouble: Option<String>,
     pub(crate) at_rest: bool,
     pub(crate) running: bool,
+    pub(crate) deletes_shown: String,
     pub(crate) step: &'a PlanStep,
 }
 
@@ -37,6 +40,13 @@ enum Waited {
     Line(Line),
     /// A failure, whose path is not known yet.
     Failed(NodeId, String),
+}
+
+/// Something that is left out for good.
+struct Skipped {
+    why: String,
+    /// Files that somebody may take to be kept in sync are in it.
+    has_data: bool,
 }
 
 /// Something that could not be read.
@@ -52,12 +62,12 @@ pub(crate) struct Board {
     lines: Vec<(u64, Waited)>,
     flushed: tokio::time::Instant,
     /// Left out for good, and what could not be read.
-    skipped: BTreeMap<String, String>,
+    skipped: BTreeMap<String, Skipped>,
     unread: BTreeMap<String, Unread>,
     offline: String,
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
@@ -129,8 +139,8 @@ impl Board {
         self.unread.retain(|path, unread| !is_within(path, scope, unread.changing));
         for LeftOut { waiting: Waiting { path, why }, kind } in skipped {
             match kind {
-                LeftOutKind::Meant if self.skipped.len() < WAITING_LISTED_MAX => {
-                    self.skipped.insert(path, why);
+                LeftOutKind::Meant | LeftOutKind::Elsewhere if self.skipped.len() < WAITING_LISTED_MAX => {
+                    self.skipped.insert(path, Skipped { why, has_data: kind == LeftOutKind::Elsewhere });
                 }
                 LeftOutKind::Unread | LeftOutKind::Changing if self.unread.len() < WAITING_LISTED_MAX => {
                     self.unread.insert(path, Unread { why, changing: kind == LeftOutKind::Changing });
@@ -147,6 +157,12 @@ impl Board {
         self.unread.iter().map(waiting).collect()
     }
 
+    /// What is left out for good, though there are files in it.
+    pub(crate) fn left_out_data(&self) -> Vec<Waiting> {
+        let left_out = self.skipped.iter().filter(|(_path, skipped)| skipped.has_data);
+        left_out.map(|(path, skipped)| Waiting { path: path.clone(), why: skipped.why.clone() }).collect()
+    }
+
     pub(crate) fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
@@ -156,11 +172,15 @@ impl Board {
         if view.online {
             self.offline.clear();
         }
-        let (phase, message) = phase_of(view, &self.offline);
+        let (mut phase, mut message) = phase_of(view, &self.offline);
+        if phase == Phase::UpToDate && (self.has_unread() || !self.left_out_data().is_empty()) {
+            (phase, message) = (Phase::Waiting, LEFT_OUT.to_owned());
+        }
         let step = view.step;
         let pending = step.dirty.len() as u64;
         let left_out = self.skipped.iter();
-        let left_out = left_out.map(|(path, why)| Waiting { path: path.clone(), why: why.clone() });
+        let left_out =
+            left_out.map(|(path, skipped)| Waiting { path: path.clone(), why: skipped.why.clone() });
         let skipped = self.unread().into_iter().chain(left_out).take(WAITING_LISTED_MAX).collect();
         self.status.send_if_modified(|status| {
             let next = Status {
@@ -177,6 +197,7 @@ impl Board {
                 waiting: step.waiting.clone(),
                 skipped,
                 deletes_to_confirm: step.deletes_to_confirm,
+                deletes_shown: view.deletes_shown.clone(),
                 transfers: shared.counters.transfers(),
                 up: traffic(&shared.counters.up, &shared.up),
                 down: traffic(&shared.counters.down, &shared.down),
@@ -231,7 +252,7 @@ impl Board {
 }
 
 /// Whether a scan of this scope has looked at what is at a path; `listed`: listing its folder is enough.
-fn is_within(path: &str, scope: &Scope, listed: bool) -> bool {
+pub(super) fn is_within(path: &str, scope: &Scope, listed: bool) -> bool {
     let Scope::Folders(folders) = scope else { return true };
     let parent = path.rsplit_once('/').map_or("", |(parent, _name)| parent);
     folders.iter().any(|folder| {
@@ -269,7 +290,7 @@ fn phase_of(view: &View<'_>, offline: &str) -> (Phase, String) {
     }
     if view.step.deletes_to_confirm > 0 {
         let message = format!(
-            "{} files would be deleted, and with those of the last minutes that is many: confirm with `keepstone sync confirm`, or bring them back",
+            "{} files would be deleted, and with those of the last minutes that is many: let them go ahead with `keepstone sync confirm`, or bring the files back with `keepstone sync undelete`",
             view.step.deletes_to_confirm
         );
         return (Phase::Waiting, message);

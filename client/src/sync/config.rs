@@ -43,6 +43,8 @@ pub struct SyncConfig {
     pub limits: Limits,
     /// When deletes wait for a confirmation.
     pub delete_guard: DeleteGuard,
+    /// What becomes of deletes that wait for a confirmation, the first time that some do.
+    pub on_deletes: Option<OnDeletes>,
     /// Time from one scan of everything to the next.
     pub scan_interval: Duration,
 }
@@ -60,6 +62,7 @@ impl SyncConfig {
             name: None,
             limits: Limits::default(),
             delete_guard: DeleteGuard::default(),
+            on_deletes: None,
             scan_interval: SCAN_INTERVAL_DEFAULT,
         }
     }
@@ -85,6 +88,15 @@ pub struct Limits {
     pub up: Rate,
     /// From the server.
     pub down: Rate,
+}
+
+/// What was decided beforehand of deletes that wait for a confirmation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OnDeletes {
+    /// Those that were shown as this go ahead; others wait on.
+    Confirm(String),
+    /// They are undone.
+    BringBack,
 }
 
 /// More deletes at once than either of the two wait for a confirmation.

@@ -5,7 +5,10 @@
 //! was carried out a while ago counts as well.
 //!
 //! Invariants:
-//! - A confirmation is of a number, shrinks as those are carried out, and is never more than what still waits.
+//! - A confirmation is of just those deletes that were shown: if they are others by now, it counts for nothing.
+//! - What is confirmed is a number from then on, which shrinks as those are carried out, and is never more than what
+//!   still waits.
+//! - What was carried out counts over restarts too: it is kept in the state, with the time of day.
 //! - What was confirmed does not count against what comes later.
 
 use std::collections::VecDeque;
@@ -14,6 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::config::DeleteGuard;
+use super::status::DELETES_ALL;
 
 /// So few deletes never wait: of the last two files, one is half.
 const FEW_DELETES_MAX: u64 = 10;
@@ -29,7 +33,7 @@ const STEPS_MAX: usize = 61;
 pub(crate) struct Counts {
     /// Deletes that are not carried out yet.
     pub(crate) pending: u64,
-    /// Deletes that were carried out since the state was opened.
+    /// Deletes that were carried out in the life of the state.
     pub(crate) carried_out: u64,
     /// Files that both sides agreed on, those that wait to be deleted among them.
     pub(crate) known: u64,
@@ -48,13 +52,73 @@ struct Step {
 pub(crate) struct Guard {
     limits: DeleteGuard,
     confirmed: u64,
+    /// What somebody was shown and has confirmed, until it is compared with what waits.
+    shown: Option<String>,
     carried_out: u64,
     steps: VecDeque<Step>,
+    /// It is otherwise than it was last kept.
+    changed: bool,
 }
+
+/// Bytes of a number as it is kept.
+const NUMBER_BYTES: usize = 8;
 
 impl Guard {
     pub(crate) fn new(limits: DeleteGuard) -> Self {
         Self { limits, ..Self::default() }
+    }
+
+    /// As it was kept, at `now_ms` by the time of day. What cannot be read is taken for nothing: then only what comes
+    /// from now on counts.
+    pub(crate) fn restored(self, kept: &[u8], now: Instant, now_ms: u64) -> Self {
+        let numbers: Vec<u64> = kept
+            .chunks_exact(NUMBER_BYTES)
+            .filter_map(|bytes| bytes.try_into().ok().map(u64::from_be_bytes))
+            .collect();
+        let Some((carried_out, steps)) = numbers.split_first() else { return self };
+        let step_of = |step: &[u64]| {
+            let [began_ms, carried_out, known_max] = *step else { return None };
+            // A clock that was set back makes it no younger than now.
+            let age = Duration::from_millis(now_ms.saturating_sub(began_ms)).min(WINDOW);
+            Some(Step { began: now.checked_sub(age)?, carried_out, known_max })
+        };
+        let steps = steps.chunks_exact(3).take(STEPS_MAX).filter_map(step_of).collect();
+        Self { carried_out: *carried_out, steps, ..self }
+    }
+
+    /// What is to be kept for [`Self::restored`], if that has changed.
+    pub(crate) fn to_keep(&mut self, now: Instant, now_ms: u64) -> Option<Vec<u8>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let mut kept = self.carried_out.to_be_bytes().to_vec();
+        for step in &self.steps {
+            let age = now.saturating_duration_since(step.began).as_millis();
+            let began_ms = now_ms.saturating_sub(u64::try_from(age).unwrap_or(u64::MAX));
+            for number in [began_ms, step.carried_out, step.known_max] {
+                kept.extend(number.to_be_bytes());
+            }
+        }
+        Some(kept)
+    }
+
+    /// Somebody wants those deletes carried out that were shown as `shown`.
+    pub(crate) fn confirm_shown(&mut self, shown: String) {
+        self.shown = Some(shown);
+    }
+
+    /// Whether it was confirmed that the folder is meant to be empty. That counts once.
+    pub(crate) fn takes_all(&mut self) -> bool {
+        self.shown.take_if(|shown| shown == DELETES_ALL).is_some()
+    }
+
+    /// Compares what was confirmed with what waits: if it is that, it may go ahead. Says whether it may.
+    pub(crate) fn take_confirmation(&mut self, waiting: &str, pending: u64) -> bool {
+        let is_it = self.shown.take().is_some_and(|shown| shown == waiting);
+        if is_it {
+            self.confirm(pending);
+        }
+        is_it
     }
 
     /// Somebody wants so many deletes carried out.
@@ -80,6 +144,7 @@ impl Guard {
 
     fn take_in(&mut self, counts: Counts, now: Instant) {
         let carried_out = counts.carried_out.saturating_sub(self.carried_out);
+        self.changed |= carried_out > 0;
         self.carried_out = counts.carried_out;
         let left = self.confirmed.min(counts.pending);
         let covered = carried_out.min(self.confirmed - left);
@@ -178,6 +243,44 @@ mod tests {
             assert_eq!(guard.judge(counts(0, gone, 6), now), 0);
             assert_eq!(guard.judge(counts(1, gone, 6), now), 0, "{gone}");
         }
+    }
+
+    #[test]
+    fn what_was_carried_out_counts_after_a_restart_until_its_time_is_over() {
+        let limits = DeleteGuard { count_max: 1_000, percent_max: 50 };
+        let (now, now_ms) = (Instant::now() + 2 * WINDOW, 1_800_000_000_000);
+        let mut guard = Guard::new(limits);
+        assert_eq!(guard.judge(counts(30, 0, 100), now), 0);
+        assert!(guard.to_keep(now, now_ms).is_none(), "nothing was carried out yet");
+        assert_eq!(guard.judge(counts(0, 30, 70), now), 0);
+        let kept = guard.to_keep(now, now_ms).unwrap();
+        assert!(guard.to_keep(now, now_ms).is_none());
+        for (later_ms, waits) in [(1_000, true), (0, true), (700_000, false)] {
+            let mut guard = Guard::new(limits).restored(&kept, now, now_ms + later_ms);
+            assert_eq!(guard.judge(counts(30, 30, 70), now) > 0, waits, "after {later_ms} ms");
+        }
+        // The clock was set back by a day.
+        let mut guard = Guard::new(limits).restored(&kept, now, now_ms - 86_400_000);
+        assert_eq!(guard.judge(counts(30, 30, 70), now), 30);
+        // What was carried out and not judged any more before the end counts as well.
+        let mut guard = Guard::new(limits).restored(&kept, now, now_ms);
+        assert_eq!(guard.judge(counts(0, 1_030, 70), now), 0);
+        assert_eq!(guard.judge(counts(1, 1_030, 69), now), 1);
+        assert_eq!(Guard::new(limits).restored(&[1, 2, 3], now, now_ms).judge(counts(5, 0, 100), now), 0);
+    }
+
+    #[test]
+    fn only_what_was_shown_is_confirmed() {
+        let now = Instant::now();
+        let mut guard = Guard::default();
+        assert_eq!(guard.judge(counts(2_000, 0, 3_000), now), 2_000);
+        guard.confirm_shown("2000-a".to_owned());
+        assert!(!guard.take_confirmation("2000-b", 2_000), "as many, but others");
+        assert!(!guard.take_confirmation("2000-a", 2_000), "it counts once");
+        guard.confirm_shown("2000-b".to_owned());
+        assert!(guard.take_confirmation("2000-b", 2_000));
+        assert_eq!(guard.judge(counts(2_000, 0, 3_000), now), 0);
+        assert_eq!(guard.judge(counts(2_001, 0, 3_000), now), 2_001);
     }
 
     #[test]

@@ -39,11 +39,32 @@ pub enum ExcludeError {
     },
 }
 
+/// Why deletes are neither confirmed nor undone.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeletesError {
+    /// The session has ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+    /// There are none.
+    #[error("no deletes wait to be confirmed")]
+    None,
+    /// They are not those that were shown.
+    #[error("other deletes wait by now than those that were shown")]
+    Others {
+        /// As they are to be shown now.
+        waiting: String,
+    },
+    /// The state failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// What a session is told.
 #[derive(Debug)]
 pub(crate) enum Command {
     Pause(bool),
-    ConfirmDeletes(u64),
+    ConfirmDeletes { shown: String, done: oneshot::Sender<Result<u64, DeletesError>> },
+    Undelete { done: oneshot::Sender<Result<u64, DeletesError>> },
     SetLimits(Limits),
     SetExcluded { path: String, excluded: bool, done: oneshot::Sender<Result<(), ExcludeError>> },
     Rescan,
@@ -112,12 +133,25 @@ impl Handle {
         self.tell(Command::Pause(false)).await
     }
 
-    /// Lets so many deletes go ahead, as the status said that wait for it: if there are more by now, all wait on.
+    /// Lets the deletes go ahead that a status showed as `shown` (`Status::deletes_shown`). Gives how many.
     ///
     /// # Errors
-    /// If the session has ended.
-    pub async fn confirm_deletes(&self, deletes: u64) -> Result<(), Ended> {
-        self.tell(Command::ConfirmDeletes(deletes)).await
+    /// If none wait, or others do by now; or the session has ended.
+    pub async fn confirm_deletes(&self, shown: &str) -> Result<u64, DeletesError> {
+        let (done, answer) = oneshot::channel();
+        self.tell(Command::ConfirmDeletes { shown: shown.to_owned(), done }).await?;
+        answer.await.unwrap_or_else(|_dropped| Err(self.ended().into()))
+    }
+
+    /// Undoes the deletes that wait to be confirmed: what is gone on one side comes back from the other. Gives how many
+    /// files.
+    ///
+    /// # Errors
+    /// If none wait, or the session has ended.
+    pub async fn undelete(&self) -> Result<u64, DeletesError> {
+        let (done, answer) = oneshot::channel();
+        self.tell(Command::Undelete { done }).await?;
+        answer.await.unwrap_or_else(|_dropped| Err(self.ended().into()))
     }
 
     /// Sets the bandwidth limits, at once and for what is under way too. They are not remembered.

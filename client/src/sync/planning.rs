@@ -20,6 +20,8 @@ use crate::state::trees::{DirtyNodes, Side, SideTree, SyncedTree};
 const OPERATIONS_MIN: usize = 2_000;
 /// Of a large dirty set, this share is planned at once, so that it is looked at a bounded number of times.
 const DIRTY_SHARE: usize = 8;
+/// What deletes were carried out lately, as [`Guard::to_keep`] gives it.
+pub(super) const GUARD: &str = "delete_guard";
 /// Remembered as 0 once both sides have agreed on everything.
 const FIRST_SYNC: &str = "first_sync";
 /// Rounds in which only the state changes.
@@ -36,6 +38,8 @@ pub(crate) struct PlanInput {
     pub(crate) now: Instant,
     /// Nothing may be deleted, for a reason of its own: the disk is not known whole.
     pub(crate) withheld: bool,
+    /// The time of day.
+    pub(crate) now_ms: u64,
     /// Nodes whose paths are wanted, with why they wait.
     pub(crate) named: Vec<(NodeId, String)>,
     /// Local files that were compared with earlier versions already.
@@ -55,8 +59,9 @@ pub(crate) struct PlanStep {
     pub(crate) agreed_count: u64,
     /// There is more to plan at once.
     pub(crate) more: bool,
-    /// Deletes that wait for a confirmation.
+    /// Deletes that wait for a confirmation, and what tells just these.
     pub(crate) deletes_to_confirm: u64,
+    pub(crate) deletes_shown: String,
     /// The server's tree is coming in: nothing was planned.
     pub(crate) torn: bool,
     /// Given back.
@@ -98,6 +103,9 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         }
         break;
     }
+    if let Some(kept) = input.guard.to_keep(input.now, input.now_ms) {
+        state.set_bytes(GUARD, &kept)?;
+    }
     (step.compared, step.guard) = (input.compared, input.guard);
     Ok(step)
 }
@@ -130,6 +138,13 @@ fn look(
         known: state.synced_files_count()?,
     };
     step.deletes_to_confirm = input.guard.judge(counts, input.now);
+    step.deletes_shown.clear();
+    if step.deletes_to_confirm > 0 {
+        step.deletes_shown = state.deletes_shown()?;
+        if input.guard.take_confirmation(&step.deletes_shown, step.deletes_to_confirm) {
+            step.deletes_to_confirm = input.guard.judge(counts, input.now);
+        }
+    }
     let withheld = input.withheld || step.deletes_to_confirm > 0;
     input.rules.deletes = if withheld { Deletes::Withheld } else { Deletes::Allowed };
     input.rules.operations_max = OPERATIONS_MIN.max(dirty.len() / DIRTY_SHARE);

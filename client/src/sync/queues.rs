@@ -10,6 +10,7 @@ use super::execute::{compare, download_small, local, remote, upload_small};
 use super::task::{
     CompareTask, DownloadTask, LocalTask, LocalWork, RemoteTask, SMALL_FILE_BYTES_MAX, Task, UploadTask,
 };
+use crate::local::rel::Rel;
 use crate::planner::model::NodeId;
 
 /// Kinds of work that have a queue of their own.
@@ -79,6 +80,27 @@ impl Portion {
             Self::Compare(tasks) => tasks.iter().map(|task| task.node).collect(),
             Self::UploadLarge(task) => vec![task.node],
             Self::DownloadLarge(task) => vec![task.node],
+        }
+    }
+}
+
+impl Portion {
+    /// Where its work is on this disk, or comes to.
+    pub(crate) fn local_places(&self) -> Vec<(NodeId, Rel)> {
+        fn of_local(task: &LocalTask) -> Vec<(NodeId, Rel)> {
+            let mut places = vec![(task.node, task.rel.clone())];
+            if let LocalWork::Move { to, .. } = &task.work {
+                places.push((task.node, to.clone()));
+            }
+            places
+        }
+        match self {
+            Self::Remote(_) | Self::Compare(_) => Vec::new(),
+            Self::Local(tasks) => tasks.iter().flat_map(of_local).collect(),
+            Self::UploadSmall(tasks) => tasks.iter().map(|task| (task.node, task.rel.clone())).collect(),
+            Self::DownloadSmall(tasks) => tasks.iter().map(|task| (task.node, task.rel.clone())).collect(),
+            Self::UploadLarge(task) => vec![(task.node, task.rel.clone())],
+            Self::DownloadLarge(task) => vec![(task.node, task.rel.clone())],
         }
     }
 }

@@ -6,10 +6,12 @@
 //! - Nothing is planned before the disk was scanned whole and the server's tree is known whole; nothing is deleted
 //!   while either is in doubt, or the deletes are so many that they wait for a confirmation.
 
+mod deletes;
 mod hear;
 mod quiet;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -17,8 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::board::Board;
-use super::config::DeleteGuard;
+use super::board::{Board, now_ms};
+use super::config::{DeleteGuard, OnDeletes};
 use super::execute::{compare, download_large, download_small, local, remote, upload_large, upload_small};
 use super::follower::{CheckNow, FollowerEvent};
 use super::guard::Guard;
@@ -28,8 +30,10 @@ use super::queues::{Lane, Portion, Queues};
 use super::scanner::{ScanEvent, ScanRequest};
 use super::shared::Shared;
 use super::status::Quiet;
-use super::task::Ended;
+use super::task::{End, Ended};
 use super::waits::Waits;
+use crate::local::blocker::Blocker;
+use crate::local::rel::Rel;
 use crate::memory;
 use crate::path::RemotePath;
 use crate::planner::Rules;
@@ -62,6 +66,8 @@ pub(crate) struct Run {
     channels: Channels,
     board: Board,
     guard: Guard,
+    /// What waits to be confirmed is to be undone instead, once it is known.
+    brings_back: bool,
     remote_path: RemotePath,
     rules: Box<dyn Fn() -> Rules + Send>,
     queues: Queues,
@@ -79,10 +85,12 @@ pub(crate) struct Run {
     online: bool,
     offline_since: Instant,
     paused: bool,
-    /// The server's tree is known whole; the disk was scanned whole, once; the last whole scan left nothing out.
+    /// The server's tree is known whole; the disk was scanned whole, once; the last whole scan did not fail.
     remote_known: bool,
     scanned: bool,
     complete: bool,
+    /// Folders that the last scans could not read.
+    unread: BTreeMap<Rel, NodeId>,
     unquiet: usize,
     /// Everything is to be scanned once the scanner takes requests again.
     scan_owed: bool,
@@ -105,6 +113,8 @@ pub(crate) enum RunEnd {
     Failed(String),
     /// The state is damaged: begin anew with a new one.
     Damaged,
+    /// The folder is on another disk than the one that is open: begin anew with that.
+    Remounted,
 }
 
 enum Event {
@@ -123,17 +133,23 @@ impl Run {
         stop: CancellationToken,
         channels: Channels,
         board: Board,
-        guard: DeleteGuard,
+        (guard, waiting): (DeleteGuard, Option<OnDeletes>),
         remote_path: RemotePath,
         rules: Box<dyn Fn() -> Rules + Send>,
     ) -> Self {
         let now = Instant::now();
+        let mut guard = Guard::new(guard);
+        let brings_back = waiting == Some(OnDeletes::BringBack);
+        if let Some(OnDeletes::Confirm(shown)) = waiting {
+            guard.confirm_shown(shown);
+        }
         Self {
             shared,
             stop,
             channels,
             board,
-            guard: Guard::new(guard),
+            guard,
+            brings_back,
             remote_path,
             rules,
             queues: Queues::default(),
@@ -152,6 +168,7 @@ impl Run {
             remote_known: false,
             scanned: false,
             complete: false,
+            unread: BTreeMap::new(),
             unquiet: 0,
             scan_owed: false,
             trouble: None,
@@ -166,6 +183,7 @@ impl Run {
     /// Runs until it is told to stop, or cannot go on; all tasks have ended then. Gives the commands' receiver back.
     pub(crate) async fn run(mut self) -> (RunEnd, mpsc::Receiver<Command>, Board) {
         self.show_excluded().await;
+        self.restore_guard().await;
         let end = loop {
             if let Some(end) = self.plan_if_due().await {
                 break end;
@@ -250,10 +268,11 @@ impl Run {
         let busy = self.busy.iter().copied().chain(waiting.iter().map(|(node, _why)| *node)).collect();
         let input = PlanInput {
             busy,
-            rules: (self.rules)(),
+            rules: Rules { unread: self.unread.values().copied().collect(), ..(self.rules)() },
             guard: std::mem::take(&mut self.guard),
             now,
             withheld: !self.complete,
+            now_ms: now_ms(),
             named: waiting,
             compared: std::mem::take(&mut self.compared),
             remote_path: self.remote_path.clone(),
@@ -284,7 +303,11 @@ impl Run {
         if step.dirty.is_empty() && std::mem::take(&mut self.dirty_max) > DIRTY_LARGE {
             drop(tokio::task::spawn_blocking(memory::give_back_free));
         }
+        let waits = step.deletes_to_confirm > 0;
         self.last = step;
+        if waits && std::mem::take(&mut self.brings_back) {
+            drop(self.bring_back(false).await);
+        }
         if failed.is_empty() { None } else { self.take_ended(failed.into_iter()).await }
     }
 
@@ -317,6 +340,7 @@ impl Run {
             trouble: self.trouble.clone(),
             at_rest: self.is_at_rest(),
             running: !self.running.is_empty(),
+            deletes_shown: self.deletes_shown(),
             step: &self.last,
         };
         self.board.publish(&view, &self.shared);
@@ -325,6 +349,36 @@ impl Run {
 }
 
 async fn carry_out(shared: &Shared, portion: Portion) -> Vec<Ended> {
+    let places = portion.local_places();
+    let ended = perform(shared, portion).await;
+    name_blockers(shared, places, ended).await
+}
+
+/// Looks what is in the way of those that the disk was not ready for.
+async fn name_blockers(shared: &Shared, places: Vec<(NodeId, Rel)>, mut ended: Vec<Ended>) -> Vec<Ended> {
+    let refused = |ended: &Ended| matches!(ended.end, End::LocalChanged);
+    let nodes: HashSet<NodeId> =
+        ended.iter().filter(|ended| refused(ended)).map(|ended| ended.node).collect();
+    if nodes.is_empty() {
+        return ended;
+    }
+    let (root, index, rules) = (shared.root.clone(), shared.index.clone(), shared.rules.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = places.into_iter().filter(|(node, _rel)| nodes.contains(node));
+        let found = places.filter_map(|(node, rel)| Some((node, root.blocker(&rel, &*index, &rules)?)));
+        let found: HashMap<NodeId, Blocker> = found.collect();
+        // What could not be asked for is known when it is tried again.
+        index.check().map(|()| found).unwrap_or_default()
+    });
+    let mut found = looked.await.unwrap_or_default();
+    for ended in ended.iter_mut().filter(|ended| refused(ended)) {
+        ended.blocker = found.remove(&ended.node);
+    }
+    ended
+}
+
+async fn perform(shared: &Shared, portion: Portion) -> Vec<Ended> {
     match portion {
         Portion::Remote(tasks) => remote::run(shared, tasks).await,
         Portion::Local(tasks) => local::run(shared, tasks).await,

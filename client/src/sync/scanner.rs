@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::board::is_within;
 use super::effects::Effects;
 use super::state_thread::StateThread;
 use super::status::Waiting;
@@ -37,8 +38,8 @@ const FOLDERS_MAX: usize = 2_000;
 /// What was not quiet, or not believed, is looked at again after this, then ever later.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
-/// Before the next scan of everything, when something could not be read.
-const INCOMPLETE_INTERVAL: Duration = Duration::from_secs(60);
+/// Before the next scan of everything, when something could not be read; then twice as long, and so on.
+pub(crate) const INCOMPLETE_INTERVAL: Duration = Duration::from_secs(60);
 /// Between scans of everything where nothing tells of changes.
 const UNWATCHED_INTERVAL: Duration = Duration::from_secs(60);
 /// A root that is not what it was is looked at again after this.
@@ -67,6 +68,8 @@ pub(crate) struct LeftOut {
 pub(crate) enum LeftOutKind {
     /// It cannot be kept in sync at all.
     Meant,
+    /// It is on another file system, with whatever files are there.
+    Elsewhere,
     /// It could not be read.
     Unread,
     /// A file that is being written.
@@ -80,9 +83,10 @@ pub(crate) enum ScanEvent {
     Applied {
         /// Nodes that are otherwise now.
         changed: Vec<NodeId>,
-        /// Whether it was of everything, and nothing was left out.
+        /// Whether it was of everything.
         whole: bool,
-        complete: bool,
+        /// Known folders that could not be read.
+        unread: BTreeMap<Rel, NodeId>,
         /// What was looked at.
         scope: Scope,
         /// Left out there, and why.
@@ -92,6 +96,8 @@ pub(crate) enum ScanEvent {
     },
     /// The root is not what it was: nothing may be deleted, or done here at all.
     Trouble(String),
+    /// The root is on another disk than the one that is open.
+    Remounted,
     /// The scan could not be made this time.
     Failed(String),
     /// Whether all of the folder is watched; if not, why.
@@ -120,8 +126,19 @@ pub(crate) struct Scanner {
     /// What the last scan of everything could not read, and whether some of it can be read again.
     pub(crate) unread: HashSet<String>,
     pub(crate) watch_anew: bool,
+    /// Before everything is scanned again for what could not be read.
+    pub(crate) incomplete_wait: Duration,
     /// When it may be tried to watch anew: one that ends at once is not begun again at once.
     pub(crate) watch_not_before: Instant,
+}
+
+/// What a scan came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Looked {
+    All,
+    /// Something could not be read.
+    NotAll,
+    Failed,
 }
 
 /// What is to be scanned.
@@ -209,13 +226,14 @@ impl Scanner {
             if let Some((scope, times)) = pending.take(Instant::now()) {
                 let Some(owned) = index.take() else { return };
                 let whole = scope == Scope::Whole;
-                let (returned, complete) = self.scan(owned, scope, &times, &mut pending).await;
+                let (returned, looked) = self.scan(owned, scope, &times, &mut pending).await;
                 index = returned;
-                if whole && complete {
+                if whole && looked != Looked::Failed {
                     self.watch_again(&mut pending).await;
-                    next_whole = Instant::now() + self.interval();
-                } else if whole {
-                    next_whole = Instant::now() + INCOMPLETE_INTERVAL;
+                }
+                if whole {
+                    let wait = self.next_interval(looked);
+                    next_whole = Instant::now() + wait;
                 }
                 continue;
             }
@@ -302,6 +320,17 @@ impl Scanner {
         }
     }
 
+    /// From a scan of everything that came to this to the next: what cannot be read is looked for ever more rarely.
+    fn next_interval(&mut self, looked: Looked) -> Duration {
+        if looked == Looked::All {
+            self.incomplete_wait = INCOMPLETE_INTERVAL;
+            return self.interval();
+        }
+        let wait = self.incomplete_wait.min(self.interval().max(INCOMPLETE_INTERVAL));
+        self.incomplete_wait = wait.saturating_mul(2);
+        wait
+    }
+
     /// From one scan of everything to the next.
     fn interval(&self) -> Duration {
         let watched = self.watcher.is_some() && !self.limited;
@@ -366,7 +395,7 @@ impl Scanner {
         scope: Scope,
         times: &BTreeMap<Rel, u32>,
         pending: &mut Pending,
-    ) -> (Option<ScanIndex>, bool) {
+    ) -> (Option<ScanIndex>, Looked) {
         let under_way = self.effects.begin_scan();
         let (root, rules, stop) = (self.root.clone(), self.rules.clone(), self.stop.clone());
         let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
@@ -385,17 +414,17 @@ impl Scanner {
         });
         let Ok((index, scope, result)) = work.await else {
             drop(self.events.send(ScanEvent::State("the scan panicked".to_owned())).await);
-            return (None, false);
+            return (None, Looked::Failed);
         };
         if let Err(error) = index.check() {
             drop(self.events.send(ScanEvent::State(error.to_string())).await);
-            return (Some(index), false);
+            return (Some(index), Looked::Failed);
         }
         let found = match result {
             Ok(found) => found,
             Err(error) => {
                 self.failed(error, pending).await;
-                return (Some(index), false);
+                return (Some(index), Looked::Failed);
             }
         };
         // What has not been quiet for long is not waited for.
@@ -405,10 +434,13 @@ impl Scanner {
         for folder in found.again {
             pending.add_later(folder, times, Instant::now());
         }
-        let complete = found.complete;
+        let looked = if found.complete { Looked::All } else { Looked::NotAll };
         if whole {
             self.compare_unread(&found.skipped);
+        } else {
+            self.look_for_readable(&scope, pending).await;
         }
+        let unread = found.unread;
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
@@ -418,12 +450,12 @@ impl Scanner {
                 }
                 let skipped = left_out(found.skipped, found.counts.skipped);
                 let changed = applied.changed;
-                let event = ScanEvent::Applied { changed, whole, complete, scope, skipped, unquiet };
+                let event = ScanEvent::Applied { changed, whole, unread, scope, skipped, unquiet };
                 drop(self.events.send(event).await);
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
         }
-        (Some(index), complete)
+        (Some(index), looked)
     }
 
     /// A folder that could not be read could not be watched either: once it can be read, all is to be watched anew.
@@ -432,6 +464,25 @@ impl Scanner {
         let unread: HashSet<String> = unread.map(|skipped| skipped.path.clone()).collect();
         self.watch_anew |= self.unread.iter().any(|path| !unread.contains(path));
         self.unread = unread;
+    }
+
+    /// Where a folder that could not be read was just looked at, it may be readable by now: then all is looked at again.
+    async fn look_for_readable(&mut self, scope: &Scope, pending: &mut Pending) {
+        let near = self.unread.iter().filter(|path| is_within(path, scope, true));
+        let near: Vec<Rel> = near.filter_map(|path| Rel::parse(path).ok()).collect();
+        if near.is_empty() {
+            return;
+        }
+        let root = self.root.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            near.into_iter().filter(|rel| root.can_be_listed(rel)).collect::<Vec<Rel>>()
+        });
+        for rel in work.await.unwrap_or_default() {
+            self.unread.remove(rel.as_str());
+            // Nothing watches what is in it.
+            self.watch_anew = true;
+            pending.whole = true;
+        }
     }
 
     async fn apply(
@@ -457,6 +508,7 @@ impl Scanner {
             ScanError::Root(RootError::Io { .. }) | ScanError::Disk(_) => {
                 ScanEvent::Failed(error.to_string())
             }
+            ScanError::Root(RootError::Remounted(_)) => ScanEvent::Remounted,
             ScanError::Root(_) => ScanEvent::Trouble(error.to_string()),
         };
         // Of single folders too: nothing is deleted until a scan of everything was complete.
@@ -484,9 +536,8 @@ fn shown(skipped: Skipped) -> LeftOut {
     let kind = match &skipped.why {
         Why::Unreadable | Why::Io(_) => LeftOutKind::Unread,
         Why::StillChanging => LeftOutKind::Changing,
-        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::MountPoint | Why::OtherRoot => {
-            LeftOutKind::Meant
-        }
+        Why::MountPoint => LeftOutKind::Elsewhere,
+        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::OtherRoot => LeftOutKind::Meant,
     };
     LeftOut { waiting: Waiting { path: skipped.path, why: skipped.why.to_string() }, kind }
 }

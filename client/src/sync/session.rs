@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::board::Board;
-use super::config::SyncConfig;
+use super::config::{Expected, SyncConfig};
 use super::effects::Effects;
 use super::execute::download_large::Parts;
 use super::follower::Follower;
@@ -22,7 +22,7 @@ use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
 use super::opening::open_root;
 use super::recover::recover;
 use super::run::{Channels, Run, RunEnd};
-use super::scanner::Scanner;
+use super::scanner::{INCOMPLETE_INTERVAL, Scanner};
 use super::shared::{Counters, Shared};
 use super::state_thread::StateThread;
 use super::status::{Phase, Status, Traffic};
@@ -151,6 +151,7 @@ fn first_status(config: &SyncConfig) -> Status {
         waiting: Vec::new(),
         skipped: Vec::new(),
         deletes_to_confirm: 0,
+        deletes_shown: String::new(),
         transfers: Vec::new(),
         up: Traffic::default(),
         down: Traffic::default(),
@@ -169,7 +170,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(self, mut opened: Opened, mut board: Board, mut commands: mpsc::Receiver<Command>) {
+    async fn keep(mut self, mut opened: Opened, mut board: Board, mut commands: mpsc::Receiver<Command>) {
         let mut rebuilds = 0;
         let message = loop {
             if let Some((reason, aside)) = &opened.rebuilt {
@@ -188,6 +189,14 @@ impl Keeper {
                     break "the state is damaged again and again: check the disk".to_owned();
                 }
                 RunEnd::Damaged => rebuilds += 1,
+                RunEnd::Remounted => {
+                    board.session("the folder is there again as another disk: it is opened anew".to_owned());
+                    match self.reopen().await {
+                        Ok(anew) => opened = anew,
+                        Err(reason) => break reason,
+                    }
+                    continue;
+                }
             }
             let (config, root) = (self.config.clone(), self.root.clone());
             let reopened = tokio::task::spawn_blocking(move || {
@@ -202,6 +211,17 @@ impl Keeper {
             }
         };
         board.stopped(&message);
+    }
+
+    /// Opens the folder and its state anew, once nothing uses the old ones.
+    async fn reopen(&mut self) -> Result<Opened, String> {
+        self.root.let_go();
+        let config = SyncConfig { expected: Expected::Root(self.root.id()), ..self.config.clone() };
+        let opening = tokio::task::spawn_blocking(move || open(&config)).await;
+        let (root, opened) =
+            opening.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        self.root = Arc::new(root);
+        Ok(opened)
     }
 
     async fn run_once(
@@ -279,7 +299,8 @@ impl Keeper {
         ];
         let channels = Channels { commands, follower, checks, scanner, scans };
         let rules = self.rules().await;
-        let (guard, remote_path) = (self.config.delete_guard, self.config.remote_path.clone());
+        let guard = (self.config.delete_guard, self.config.on_deletes.clone());
+        let remote_path = self.config.remote_path.clone();
         let run = Run::new(shared, stop.clone(), channels, board, guard, remote_path, rules);
         let ran = run.run().await;
         stop.cancel();
@@ -349,6 +370,7 @@ impl Keeper {
             limited: false,
             unread: HashSet::new(),
             watch_anew: false,
+            incomplete_wait: INCOMPLETE_INTERVAL,
             watch_not_before: tokio::time::Instant::now(),
         };
         tokio::spawn(scanner.run())
@@ -380,6 +402,7 @@ impl Keeper {
             date: today(),
             names,
             deletes: Deletes::Allowed,
+            unread: std::collections::BTreeSet::new(),
             operations_max: 0,
         })
     }

@@ -9,6 +9,9 @@ use super::config::Limits;
 /// Files listed as waiting, at most; the rest is counted.
 pub const WAITING_LISTED_MAX: usize = 1_000;
 
+/// What confirms that a folder is meant to be empty.
+pub const DELETES_ALL: &str = "all";
+
 /// A session as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
@@ -38,6 +41,9 @@ pub struct Status {
     pub skipped: Vec<Waiting>,
     /// Deletes that wait for a confirmation; 0 = none.
     pub deletes_to_confirm: u64,
+    /// What tells just these from others, for who confirms them; [`DELETES_ALL`] for a folder that is empty and was
+    /// not; else empty.
+    pub deletes_shown: String,
     /// Transfers under way.
     pub transfers: Vec<Transfer>,
     /// To the server, since the start.

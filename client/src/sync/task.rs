@@ -8,6 +8,7 @@ use proto::v1;
 
 use super::status::Done;
 use crate::call_error::CallError;
+use crate::local::blocker::Blocker;
 use crate::local::disk::DiskError;
 use crate::local::model::{LocalRecord, Stamp};
 use crate::local::rel::Rel;
@@ -117,6 +118,8 @@ impl Task {
 pub(crate) struct Ended {
     pub(crate) node: NodeId,
     pub(crate) end: End,
+    /// What keeps it from being done, if no scan ever takes that in.
+    pub(crate) blocker: Option<Blocker>,
     /// For the log.
     pub(crate) line: Option<Line>,
 }
@@ -152,6 +155,8 @@ pub(crate) enum Again {
     Soon,
     /// Once the gateway answers again.
     Online,
+    /// Once what is in the way has gone; looked for at intervals, for not all that goes is noticed.
+    Unblocked,
     /// After a long time, or when the file changes: somebody must do something about it.
     Later,
     /// Never: the session ends.
@@ -167,6 +172,7 @@ impl Again {
         match self {
             Self::Soon => doubled(250, 60_000),
             Self::Online => doubled(500, 30_000),
+            Self::Unblocked => doubled(2_000, 60_000),
             Self::Later => doubled(15_000, 600_000),
             Self::Never => Duration::MAX,
         }
@@ -176,19 +182,19 @@ impl Again {
 impl Ended {
     pub(crate) fn done(node: NodeId, what: Done, path: &str, detail: impl Into<String>) -> Self {
         let line = Line { what, path: path.to_owned(), detail: detail.into() };
-        Self { node, end: End::Done, line: Some(line) }
+        Self { node, end: End::Done, blocker: None, line: Some(line) }
     }
 
     pub(crate) fn quietly(node: NodeId, end: End) -> Self {
-        Self { node, end, line: None }
+        Self { node, end, blocker: None, line: None }
     }
 
     pub(crate) fn failed(node: NodeId, reason: impl Into<String>, again: Again) -> Self {
-        Self { node, end: End::Failed { reason: reason.into(), again }, line: None }
+        Self::quietly(node, End::Failed { reason: reason.into(), again })
     }
 
     pub(crate) fn call(node: NodeId, error: &CallError) -> Self {
-        Self { node, end: End::of_call(error), line: None }
+        Self::quietly(node, End::of_call(error))
     }
 }
 
@@ -222,9 +228,10 @@ impl End {
         let failed = |again| Self::Failed { reason: error.to_string(), again };
         match error {
             DiskError::Changed(_) | DiskError::Vanished(_) | DiskError::Exists(_) => Self::LocalChanged,
-            DiskError::NoSpace(_) | DiskError::Denied(_) | DiskError::NotSupported { .. } => {
-                failed(Again::Later)
-            }
+            DiskError::NoSpace(_)
+            | DiskError::Denied(_)
+            | DiskError::NotSupported { .. }
+            | DiskError::NotMovable(_) => failed(Again::Later),
             DiskError::Io { .. } => failed(Again::Soon),
         }
     }

@@ -1,4 +1,4 @@
-//! `sync add`, `remove`, `pause`, `resume`, `confirm`, `rescan`, `exclude`, `include`, `limits`: by the daemon if one
+//! `sync add`, `remove`, `pause`, `resume`, `confirm`, `undelete`, `rescan`, `exclude`, `include`, `limits`: by the daemon if one
 //! runs; what is only noted in the configuration is noted there without one.
 
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::reach::{self, roots};
 use super::{absolute, directory, existing_directory, utf8};
-use crate::args::{Global, SyncAdd, SyncBelow, SyncFolder, SyncLimits, SyncSome};
+use crate::args::{Global, SyncAdd, SyncBelow, SyncConfirm, SyncFolder, SyncLimits, SyncSome};
 use crate::output::Output;
 use crate::table::{Side, Table};
 
@@ -32,6 +32,9 @@ async fn edit<T: Send + 'static>(
 
 pub(crate) async fn add(global: &Global, arguments: SyncAdd, output: &Output) -> anyhow::Result<ExitCode> {
     let directory = existing_directory(&arguments.directory)?;
+    if arguments.again {
+        return mark_again(directory, arguments.state, output).await;
+    }
     let remote = RemotePath::parse(&arguments.remote)?;
     let state = arguments.state.as_deref().map(absolute).transpose()?;
     let profile = global.profile.as_deref().map(absolute).transpose()?;
@@ -59,6 +62,18 @@ pub(crate) async fn add(global: &Global, arguments: SyncAdd, output: &Output) ->
     output.print(&document, || {
         let hint = if running { String::new() } else { format!("\n{NOT_RUNNING}") };
         format!("{} is kept in sync with {remote}{hint}", directory.display())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Marks a folder again that was kept in sync. Whoever keeps it goes on by itself.
+async fn mark_again(directory: PathBuf, state: Option<PathBuf>, output: &Output) -> anyhow::Result<ExitCode> {
+    let paths = Paths::from_environment()?;
+    let state = state.as_deref().map(absolute).transpose()?;
+    let marked = directory.clone();
+    tokio::task::spawn_blocking(move || known::mark_again(&paths, &marked, state.as_deref())).await??;
+    output.print(&json!({ "directory": directory, "marked": true }), || {
+        format!("{} is marked again; it is kept in sync as before", directory.display())
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -112,14 +127,26 @@ pub(crate) async fn pause(arguments: &SyncSome, paused: bool, output: &Output) -
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) async fn confirm(arguments: &SyncFolder, output: &Output) -> anyhow::Result<ExitCode> {
+pub(crate) async fn confirm(arguments: SyncConfirm, output: &Output) -> anyhow::Result<ExitCode> {
     let directory = directory(&arguments.directory)?;
     let mut api = reach::require(Some(&directory)).await?;
-    let request = wire::ConfirmRequest { directory: utf8(&directory)? };
+    let shown = arguments.shown.unwrap_or_default();
+    let request = wire::ConfirmRequest { directory: utf8(&directory)?, shown };
     let answer = api.confirm(request).await.map_err(Refused::from)?.into_inner();
     output.print(&json!({ "directory": directory, "deletes": answer.deletes }), || match answer.deletes {
         0 => "No deletes wait to be confirmed".to_owned(),
         count => format!("{} may go ahead", crate::format::count(count, "delete")),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn undelete(arguments: &SyncFolder, output: &Output) -> anyhow::Result<ExitCode> {
+    let directory = directory(&arguments.directory)?;
+    let mut api = reach::require(Some(&directory)).await?;
+    let request = wire::UndeleteRequest { directory: utf8(&directory)? };
+    let files = api.undelete(request).await.map_err(Refused::from)?.into_inner().files;
+    output.print(&json!({ "directory": directory, "files": files }), || {
+        format!("{} undone; the files come back", crate::format::count(files, "delete"))
     })?;
     Ok(ExitCode::SUCCESS)
 }

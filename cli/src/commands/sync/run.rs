@@ -13,7 +13,7 @@ use client::daemon::paths::Paths;
 use client::daemon::server::{self, RunSocket};
 use client::path::RemotePath;
 use client::profile::Profile;
-use client::sync::config::{DeleteGuard, Expected, SyncConfig};
+use client::sync::config::{DeleteGuard, Expected, OnDeletes, SyncConfig};
 use client::sync::handle::{Ended, Handle};
 use client::sync::session::Session;
 use client::sync::status::{LogEntry, Quiet, Status};
@@ -70,6 +70,8 @@ fn configure(global: &Global, arguments: &SyncRun) -> anyhow::Result<SyncConfig>
     config.limits.down = arguments.limits.down.unwrap_or_default();
     config.delete_guard =
         DeleteGuard { count_max: arguments.deletes_max, percent_max: arguments.deletes_percent_max };
+    let confirmed = arguments.confirm.clone().map(OnDeletes::Confirm);
+    config.on_deletes = if arguments.undelete { Some(OnDeletes::BringBack) } else { confirmed };
     config.scan_interval = Duration::from_secs(arguments.scan_minutes.max(1).saturating_mul(60));
     Ok(config)
 }
@@ -153,6 +155,13 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
                     .replace("entrys", "entries")
             })?;
             if quiet.agreed {
+                for left_out in &status.skipped {
+                    eprintln!(
+                        "keepstone: not kept in sync: {}: {}",
+                        shown(&left_out.path),
+                        shown(&left_out.why)
+                    );
+                }
                 return Ok(ExitCode::SUCCESS);
             }
             for waiting in &quiet.waiting {
@@ -160,10 +169,10 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
             }
             if status.deletes_to_confirm > 0 {
                 eprintln!(
-                    "keepstone: {} wait: if they are meant, run it without --once and `keepstone sync confirm {}`, or \
-                     raise --deletes-max or --deletes-percent-max",
+                    "keepstone: {} wait: if they are meant, run it again with --confirm {}, or raise --deletes-max or \
+                     --deletes-percent-max; to bring the files back, with --undelete",
                     format::count(status.deletes_to_confirm, "delete"),
-                    status.root.display()
+                    status.deletes_shown
                 );
             }
             if quiet.waiting.is_empty() {

@@ -126,9 +126,11 @@ pub(crate) fn folder_text(status: &Status, metered: bool) -> String {
     }
     if status.deletes_to_confirm > 0 {
         text.push_str(&format!(
-            "  {} wait: if they are meant, `keepstone sync confirm {}`\n",
+            "  {} wait: if they are meant, `keepstone sync confirm {root} {}`; to bring the files back, \
+             `keepstone sync undelete {root}`\n",
             format::count(status.deletes_to_confirm, "delete"),
-            status.root.display()
+            status.deletes_shown,
+            root = status.root.display()
         ));
     }
     for transfer in status.transfers.iter().take(LISTED_MAX) {
@@ -221,6 +223,7 @@ mod tests {
                 .collect(),
             skipped: vec![Waiting { path: "bad\nname".to_owned(), why: "a socket".to_owned() }],
             deletes_to_confirm: 1200,
+            deletes_shown: "1200-00c0ffee".to_owned(),
             transfers: vec![Transfer {
                 path: "big".to_owned(),
                 direction: Direction::Up,
@@ -241,7 +244,8 @@ mod tests {
             "/r with /docs: waiting\n",
             "5 in sync, 30 to do, 30 of them waiting",
             "(limit 1M)",
-            "1200 deletes wait: if they are meant, `keepstone sync confirm /r`",
+            "1200 deletes wait: if they are meant, `keepstone sync confirm /r 1200-00c0ffee`",
+            "`keepstone sync undelete /r`",
             "up big: 1.00 KiB of 2.00 KiB",
             "waiting: f0: no room",
             "waiting: and 10 more",

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::RootId;
+use crate::local::beneath::Home;
 
 /// Its name in the state's folder.
 pub(super) const FILE: &str = "root";
@@ -29,6 +30,13 @@ pub(super) struct Marker {
     pub(super) device: u64,
 }
 
+impl Marker {
+    /// Of a root in a folder that is open. Blocks.
+    pub(super) fn here(id: RootId, folder: BorrowedFd<'_>, home: &Home) -> Self {
+        Self { id, file_system: file_system_of(folder), device: home.device() }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Text {
     format: u32,
@@ -46,8 +54,17 @@ pub(super) enum ReadError {
 }
 
 /// The number that a file system has for itself; 0 if it has none. Blocks.
-pub(super) fn file_system_of(fd: BorrowedFd<'_>) -> u64 {
+fn file_system_of(fd: BorrowedFd<'_>) -> u64 {
     rustix::fs::fstatvfs(fd).map_or(0, |stat| stat.f_fsid)
+}
+
+/// Kinds of file systems on which an object has another inode number each time that the system reads it in.
+const INODES_CHANGE: [u64; 2] = [0x4d44, 0x2011_bab0];
+
+/// Whether objects keep their inode numbers. FAT and exFAT have none on disk. Blocks.
+pub(super) fn keeps_inodes(fd: BorrowedFd<'_>) -> bool {
+    let kind = rustix::fs::fstatfs(fd).map_or(0, |stat| u64::try_from(stat.f_type).unwrap_or(0));
+    !INODES_CHANGE.contains(&kind)
 }
 
 /// Reads the marker in the state's folder. Blocks.

@@ -108,19 +108,44 @@ fn a_root_that_is_no_more_what_it_was_is_noticed() {
 }
 
 #[test]
-fn another_file_system_needs_to_be_accepted() {
+fn the_marker_decides_whatever_numbers_the_disk_has() {
     let dir = folder();
     let root = Root::create(dir.path(), None, &[]).unwrap();
-    let path = dir.path().join(".keepstone");
-    let folder = File::open(&path).unwrap();
-    let made =
-        Marker { id: root.id(), file_system: marker::file_system_of(root.fd()), device: root.device() };
+    let folder = File::open(dir.path().join(".keepstone")).unwrap();
+    let made = Marker::here(root.id(), root.fd(), &root.home());
     drop(root);
-    let write = |marker| marker::write(folder.as_fd(), &marker).unwrap();
-    write(Marker { device: made.device + 1, ..made });
-    drop(Root::open(dir.path(), None).unwrap());
-    write(Marker { device: made.device + 1, file_system: made.file_system ^ 1, ..made });
-    assert!(matches!(Root::open(dir.path(), None), Err(RootError::OtherFileSystem(_))));
-    assert_eq!(Root::create(dir.path(), None, &[]).unwrap().id(), made.id);
-    drop(Root::open(dir.path(), None).unwrap());
+    let other = Marker { device: made.device + 1, file_system: made.file_system ^ 1, ..made };
+    marker::write(folder.as_fd(), &other).unwrap();
+    let root = Root::open(dir.path(), None).unwrap();
+    assert_eq!(root.id(), made.id);
+    assert_eq!(marker::read(folder.as_fd()).unwrap().unwrap(), made, "it has the numbers of now");
+}
+
+#[test]
+fn a_root_that_is_another_disk_by_now_is_to_be_opened_anew() {
+    let outer = folder();
+    let dir = outer.path().join("root");
+    std::fs::create_dir(&dir).unwrap();
+    let root = Root::create(&dir, None, &[]).unwrap();
+    std::fs::rename(&dir, outer.path().join("aside")).unwrap();
+    std::fs::create_dir_all(dir.join(".keepstone")).unwrap();
+    std::fs::copy(outer.path().join("aside/.keepstone/root"), dir.join(".keepstone/root")).unwrap();
+    assert!(matches!(root.check(false), Err(RootError::Remounted(_))));
+    root.let_go();
+    assert_eq!(Root::open(&dir, None).unwrap().id(), root.id());
+}
+
+#[test]
+fn a_folder_is_marked_again_unless_it_is_empty_or_another() {
+    let dir = folder();
+    let root = Root::create(dir.path(), None, &[]).unwrap();
+    let id = root.id();
+    Root::mark_again(dir.path(), id).unwrap();
+    assert!(matches!(Root::mark_again(dir.path(), RootId([9; 16])), Err(RootError::OtherRoot(_))));
+    std::fs::remove_file(dir.path().join(".keepstone/root")).unwrap();
+    assert!(matches!(Root::mark_again(dir.path(), id), Err(RootError::Empty(_))), "as an empty mount point");
+    assert!(matches!(root.check(false), Err(RootError::MarkerMissing(_))));
+    std::fs::write(dir.path().join("f"), "").unwrap();
+    Root::mark_again(dir.path(), id).unwrap();
+    root.check(true).unwrap();
 }

@@ -263,18 +263,15 @@ fn vanished_files(walk: &Walk<'_>) -> Vec<(NodeId, FileContent)> {
 impl Walk<'_> {
     /// Says what is gone, if that can be said, and ends the scan.
     pub(super) fn finish(mut self) -> Result<Scan, ScanError> {
-        if !self.vanished.is_empty() && self.result.complete {
+        if !self.vanished.is_empty() {
             let changed = self.changed_since_listed();
             if !changed.is_empty() {
                 self.unsettled = true;
                 self.result.again.extend(changed);
             }
         }
-        let gone: Vec<NodeId> = if self.unsettled || !self.result.complete {
-            self.replaced()
-        } else {
-            self.vanished.keys().copied().collect()
-        };
+        let gone: Vec<NodeId> =
+            if self.unsettled { self.replaced() } else { self.vanished.keys().copied().collect() };
         self.result.updates.extend(gone.into_iter().map(LocalUpdate::Gone));
         if self.unsettled {
             let folders = self.vanished.values().filter_map(|record| self.path_of(record)?.parent());
@@ -312,7 +309,7 @@ impl Walk<'_> {
             match folder.fresh {
                 None => Ok(true),
                 // Its times do not tell whether it changed: what is in it does.
-                Some(before) => Ok::<_, Errno>(fingerprint(&list(fd.as_fd(), self.root.device())?) == before),
+                Some(before) => Ok::<_, Errno>(fingerprint(&list(fd.as_fd(), &self.root.home())?) == before),
             }
         };
         let changed = self.listed.iter().filter(|folder| is_as_it_was(folder) != Ok(true));

@@ -194,28 +194,33 @@ impl<'a> Walk<'a> {
                 self.result.again.push(ScopeFolder { folder, deep: false });
                 return Ok(());
             }
-            Err(errno) => return self.unlisted(&job.rel, errno),
+            Err(errno) => return self.unlisted(&job, errno),
         };
         let fresh = is_fresh(&object.stamp, now_ns());
-        match list(fd.as_fd(), self.root.device()) {
+        match list(fd.as_fd(), &self.root.home()) {
             Ok(entries) => {
                 self.result.counts.folders += 1;
                 let fresh = fresh.then(|| fingerprint(&entries));
                 self.listed.push(Listed { rel: job.rel.clone(), stamp: object.stamp, fresh });
                 self.sort(&job, &fd, entries)
             }
-            Err(errno) => self.unlisted(&job.rel, errno),
+            Err(errno) => self.unlisted(&job, errno),
         }
     }
 
     /// A known folder cannot be listed: what is in it stays as it was known.
-    fn unlisted(&mut self, rel: &Rel, errno: Errno) -> Result<(), ScanError> {
-        if rel.is_root() {
-            return Err(DiskError::of(rel, errno).into());
+    fn unlisted(&mut self, job: &Job, errno: Errno) -> Result<(), ScanError> {
+        if job.rel.is_root() {
+            return Err(DiskError::of(&job.rel, errno).into());
         }
-        self.result.complete = false;
-        self.skip(rel.to_string(), why_of(errno));
+        self.unread(job, why_of(errno));
         Ok(())
+    }
+
+    fn unread(&mut self, job: &Job, why: Why) {
+        self.result.complete = false;
+        self.result.unread.insert(job.rel.clone(), job.node);
+        self.skip(job.rel.to_string(), why);
     }
 
     pub(super) fn skip(&mut self, path: String, why: Why) {
@@ -227,16 +232,15 @@ impl<'a> Walk<'a> {
 
     /// The rules in a known folder cannot be read, for one above it cannot be opened: what is in it stays as it was
     /// known.
-    fn unruled(&mut self, rel: &Rel, error: DiskError) {
+    fn unruled(&mut self, job: &Job, error: DiskError) {
         if let DiskError::Vanished(_) | DiskError::Changed(_) = error {
             // It was there a moment ago.
             self.unsettled = true;
-            let folder = rel.parent().unwrap_or_default();
+            let folder = job.rel.parent().unwrap_or_default();
             self.result.again.push(ScopeFolder { folder, deep: false });
             return;
         }
-        self.result.complete = false;
-        self.skip(rel.to_string(), why_of_disk(error));
+        self.unread(job, why_of_disk(error));
     }
 
     fn level(&self, job: &Job, fd: &OwnedFd, has_rules: bool) -> Result<Level, DiskError> {
@@ -267,7 +271,7 @@ impl<'a> Walk<'a> {
         let level = match self.level(job, fd, rules.is_some()) {
             Ok(level) => level,
             Err(error) => {
-                self.unruled(&job.rel, error);
+                self.unruled(job, error);
                 return Ok(());
             }
         };
@@ -289,6 +293,9 @@ impl<'a> Walk<'a> {
             };
             match object.kind {
                 ObjectKind::Special => self.skip(rel.to_string(), Why::Special),
+                ObjectKind::MountPoint if known.is_none() && level.is_ignored(name, true) => {
+                    self.result.counts.ignored += 1;
+                }
                 ObjectKind::MountPoint => self.skip(rel.to_string(), Why::MountPoint),
                 kind if known.is_none() && level.is_ignored(name, kind == ObjectKind::Folder) => {
                     self.result.counts.ignored += 1;
@@ -443,6 +450,9 @@ impl<'a> Walk<'a> {
 
     /// The node that a folder was, if it was one elsewhere and is not there any more.
     fn mover(&mut self, folder: &Pending) -> Option<LocalRecord> {
+        if !self.root.keeps_inodes() {
+            return None;
+        }
         let identity = folder.object.stamp.identity;
         let record = self.index.by_identity(identity)?;
         if record.kind != Kind::Folder || record.node == ROOT || self.visited.contains(&record.node) {
@@ -465,7 +475,7 @@ impl<'a> Walk<'a> {
             return record.stamp.mtime_ns == folder.object.stamp.mtime_ns;
         }
         let Ok(fd) = self.root.open_folder(&folder.rel) else { return false };
-        list(fd.as_fd(), self.root.device())
+        list(fd.as_fd(), &self.root.home())
             .is_ok_and(|entries| entries.iter().any(|entry| known.contains(&entry.object.stamp.identity)))
     }
 

@@ -83,7 +83,7 @@ fn movers(walk: &mut Walk<'_>, found: Vec<Found>) -> (Vec<Found>, HashMap<usize,
         let identity = file.object.stamp.identity;
         // One inode may have several names (hard links): first those that are known to be gone.
         let record = match (vanished.get(&identity), displaced.get(&identity)) {
-            _ if file.previous.is_some() => None,
+            _ if file.previous.is_some() || !walk.root.keeps_inodes() => None,
             (Some(node), _) => walk.vanished.get(node).cloned(),
             (None, Some(known)) => Some(known.clone()),
             (None, None) => walk.index.by_identity(identity),

@@ -99,7 +99,7 @@ impl FolderCheck<'_> {
     }
 
     fn list(&self, fd: &OwnedFd, rel: &Rel) -> Result<Vec<Entry>, TrashFolderError> {
-        list(fd.as_fd(), self.root.device()).map_err(|errno| DiskError::of(rel, errno).into())
+        list(fd.as_fd(), &self.root.home()).map_err(|errno| DiskError::of(rel, errno).into())
     }
 }
 

@@ -110,7 +110,7 @@ impl Root {
         }
         let mut removed = Ok(0);
         for name in go {
-            let this = remove_folder(trash.as_fd(), OsStr::new(&name), self.device()).map_err(|errno| {
+            let this = remove_folder(trash.as_fd(), OsStr::new(&name), &self.home()).map_err(|errno| {
                 let place = Rel::root().join(&name).unwrap_or_default();
                 if errno == Errno::XDEV {
                     tracing::warn!(day = name, "another file system is mounted in the trash: unmount it");

@@ -7,39 +7,39 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::child;
-use crate::local::beneath;
+use crate::local::beneath::{self, Home};
 use crate::local::disk::{ObjectKind, object_of};
 use crate::local::list::{Entry, list};
 
 /// Folders on one path that are removed.
 const DEPTH_MAX: usize = 4_096;
 
-/// Removes the folder `name` in another one, and all below it, also what its owner made unwritable. `device`: of the
-/// file system that it is on. What can be removed is removed also if something cannot. Blocks.
+/// Removes the folder `name` in another one, and all below it, also what its owner made unwritable. `home`: where
+/// it is. What can be removed is removed also if something cannot. Blocks.
 ///
 /// # Errors
 /// XDEV if another file system is mounted below it, INVAL if it is too deep, else what the system says of the first
 /// thing that could not be removed.
-pub(super) fn remove_folder(parent: BorrowedFd<'_>, name: &OsStr, device: u64) -> Result<(), Errno> {
-    remove_folder_at(parent, name, device, 0)
+pub(super) fn remove_folder(parent: BorrowedFd<'_>, name: &OsStr, home: &Home) -> Result<(), Errno> {
+    remove_folder_at(parent, name, home, 0)
 }
 
-fn remove_folder_at(parent: BorrowedFd<'_>, name: &OsStr, device: u64, depth: usize) -> Result<(), Errno> {
+fn remove_folder_at(parent: BorrowedFd<'_>, name: &OsStr, home: &Home, depth: usize) -> Result<(), Errno> {
     if depth > DEPTH_MAX {
         return Err(Errno::INVAL);
     }
     make_writable(parent, name);
     let fd = child(parent, name)?;
     // Something may have been mounted there since it was listed.
-    let opened = object_of(&beneath::stat_at(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?, device);
+    let opened = object_of(&beneath::stat_at(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)?, home);
     if opened.kind != ObjectKind::Folder {
         return Err(Errno::XDEV);
     }
     let mut removed = Ok(());
-    for Entry { name, object } in list(fd.as_fd(), device)? {
+    for Entry { name, object } in list(fd.as_fd(), home)? {
         let this = match object.kind {
             ObjectKind::MountPoint => Err(Errno::XDEV),
-            ObjectKind::Folder => remove_folder_at(fd.as_fd(), &name, device, depth + 1),
+            ObjectKind::Folder => remove_folder_at(fd.as_fd(), &name, home, depth + 1),
             ObjectKind::File | ObjectKind::Symlink | ObjectKind::Special => {
                 rustix::fs::unlinkat(&fd, &name, AtFlags::empty())
             }

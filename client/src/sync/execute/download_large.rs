@@ -137,6 +137,11 @@ pub(crate) fn temporary_key(node: NodeId, content: &ContentId) -> u128 {
 }
 
 async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<Ended, End> {
+    let (root, here) = (shared.root.clone(), task.clone());
+    // Room is looked at once it is known what of it is on this device.
+    let free =
+        tokio::task::spawn_blocking(move || root.check_target(&here.rel, here.replaces.as_ref())).await;
+    free.unwrap_or(Ok(())).map_err(|error| End::of_disk(&error))?;
     let call = |error: CallError| End::of_call(&error);
     let (_entry, entries) = shared.api.manifest(task.entry, task.version).await.map_err(call)?;
     if ContentId::of(&entries) != task.content.content {

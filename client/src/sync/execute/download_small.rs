@@ -37,17 +37,25 @@ const WRITERS: usize = 8;
 
 /// Fetches the files and records what came of them.
 pub(crate) async fn run(shared: &Shared, tasks: Vec<DownloadTask>) -> Vec<Ended> {
+    let (tasks, refused) = split_refused(shared, tasks).await;
+    if tasks.is_empty() {
+        return refused;
+    }
     let answers = tokio::select! {
         answers = receive(shared, &tasks) => answers,
         () = shared.stop.cancelled() => {
-            return tasks.iter().map(|task| Ended::quietly(task.node, End::Stopped)).collect();
+            let stopped = tasks.iter().map(|task| Ended::quietly(task.node, End::Stopped));
+            return refused.into_iter().chain(stopped).collect();
         }
     };
-    let mut ended = Vec::with_capacity(tasks.len());
     let answers = match answers {
         Ok(answers) => answers,
-        Err(error) => return tasks.iter().map(|task| Ended::call(task.node, &error)).collect(),
+        Err(error) => {
+            let failed = tasks.iter().map(|task| Ended::call(task.node, &error));
+            return refused.into_iter().chain(failed).collect();
+        }
     };
+    let mut ended = refused;
     let mut received = Vec::with_capacity(tasks.len());
     for (task, answer) in tasks.into_iter().zip(answers) {
         match answer {
@@ -82,6 +90,32 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<DownloadTask>) -> Vec<Ended>
     let ended = record(shared, outcomes, ended).await;
     drop(effect);
     ended
+}
+
+/// Takes out those that the disk would refuse: they are not fetched.
+async fn split_refused(shared: &Shared, tasks: Vec<DownloadTask>) -> (Vec<DownloadTask>, Vec<Ended>) {
+    let nodes: Vec<NodeId> = tasks.iter().map(|task| task.node).collect();
+    let root = shared.root.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let (mut taken, mut refused) = (Vec::with_capacity(tasks.len()), Vec::new());
+        let mut room = root.free_bytes();
+        for task in tasks {
+            match check_disk(&root, &task, &mut room) {
+                Ok(()) => taken.push(task),
+                Err(error) => refused.push(Ended::quietly(task.node, End::of_disk(&error))),
+            }
+        }
+        (taken, refused)
+    });
+    let panicked = |node| Ended::failed(node, "a look at the disk panicked", Again::Later);
+    work.await.unwrap_or_else(|_panic| (Vec::new(), nodes.into_iter().map(panicked).collect()))
+}
+
+/// Looks whether the disk would take the file; `room` is what is left for others. Blocks.
+fn check_disk(root: &Root, task: &DownloadTask, room: &mut u64) -> Result<(), DiskError> {
+    root.check_target(&task.rel, task.replaces.as_ref())?;
+    *room = room.checked_sub(task.content.size).ok_or_else(|| DiskError::NoSpace(task.rel.clone()))?;
+    Ok(())
 }
 
 /// What a file in its place comes to.

@@ -1,14 +1,16 @@
 //! What the loop makes of what it hears: commands, news of both sides, and how tasks ended.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Event, Run, RunEnd};
+use crate::local::rel::Rel;
+use crate::local::scan::Scope;
 use crate::planner::model::{Kind, NodeId, ROOT};
 use crate::state::trees::Side;
+use crate::sync::board::is_within;
 use crate::sync::config::Limits;
 use crate::sync::follower::FollowerEvent;
 use crate::sync::handle::{Command, ExcludeError};
@@ -17,13 +19,22 @@ use crate::sync::status::Done;
 use crate::sync::task::{Again, End, Ended, Line};
 use crate::sync::waits::Until;
 
+/// Things in the way that are looked at after one scan; more are found again at their time.
+const BLOCKERS_LOOKED_AT_MAX: usize = 1_000;
+
+/// Whether a scan of this scope has looked into a folder.
+fn looks_into(scope: &Scope, folder: &Rel) -> bool {
+    let Scope::Folders(folders) = scope else { return true };
+    folders.iter().any(|looked| looked.folder == *folder || (looked.deep && folder.is_within(&looked.folder)))
+}
+
 impl Run {
     pub(super) async fn handle(&mut self, event: Event) -> Option<RunEnd> {
         match event {
             Event::Command(Some(command)) => return self.command(command).await,
             Event::Command(None) => return Some(RunEnd::Stopped),
             Event::Follower(Some(event)) => return self.follower(event),
-            Event::Scan(Some(event)) => return self.scan(event),
+            Event::Scan(Some(event)) => return self.scan(event).await,
             Event::Stop => return Some(RunEnd::Stopped),
             // They end by themselves when all is stopped.
             Event::Follower(None) | Event::Scan(None) if self.stop.is_cancelled() => {
@@ -50,17 +61,13 @@ impl Run {
         match command {
             Command::Pause(true) => self.pause(),
             Command::Pause(false) => self.resume(),
-            Command::ConfirmDeletes(deletes) => {
-                self.guard.confirm(deletes);
-                self.disturb();
-                let root = self.shared.root.clone();
-                let is_empty = tokio::task::spawn_blocking(move || root.is_empty()).await;
-                if matches!(is_empty, Ok(Ok(true))) {
-                    // All that was in it is meant to go, however much that was.
-                    self.guard.confirm(u64::MAX);
-                    self.shared.empty_confirmed.store(true, Ordering::Relaxed);
-                    self.request_scan(ScanRequest::Whole);
-                }
+            Command::ConfirmDeletes { shown, done } => {
+                let confirmed = self.confirm_deletes(shown).await;
+                drop(done.send(confirmed));
+            }
+            Command::Undelete { done } => {
+                let undone = self.undelete().await;
+                drop(done.send(undone));
             }
             Command::SetLimits(limits) => self.set_limits(limits),
             Command::SetExcluded { path, excluded, done } => {
@@ -138,7 +145,7 @@ impl Run {
     }
 
     /// Something happened that may change what is to be done.
-    fn disturb(&mut self) {
+    pub(super) fn disturb(&mut self) {
         self.want_plan = true;
         self.disturbed = true;
     }
@@ -164,6 +171,7 @@ impl Run {
             FollowerEvent::Whole(count) => {
                 self.waits.wake(Some(Until::RemoteNews), Instant::now());
                 if count > 0 {
+                    self.waits.remote_news(Instant::now());
                     self.disturb();
                 } else {
                     self.want_plan = true;
@@ -174,18 +182,24 @@ impl Run {
         None
     }
 
-    fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
+    async fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
         match event {
-            ScanEvent::Applied { changed, whole, complete, scope, skipped, unquiet } => {
+            ScanEvent::Applied { changed, whole, unread, scope, skipped, unquiet } => {
                 self.trouble = None;
                 self.unquiet = unquiet;
                 if whole {
                     self.scanned = true;
-                    self.complete = complete;
+                    self.complete = true;
                 }
+                self.unread.retain(|folder, _node| !looks_into(&scope, folder));
+                self.unread.extend(unread);
+                let now = Instant::now();
+                let unblocked = self.unblocked(&scope).await;
                 self.board.skipped(skipped, &scope);
-                changed.iter().for_each(|node| self.waits.forget(*node));
-                let woken = self.waits.wake(Some(Until::Scanned), Instant::now());
+                let mut woken = self.waits.wake(Some(Until::Scanned), now);
+                for node in changed.iter().chain(&unblocked) {
+                    woken |= self.waits.news(*node, now);
+                }
                 if whole || woken || !changed.is_empty() {
                     self.disturb();
                 }
@@ -198,7 +212,11 @@ impl Run {
                 for node in self.queues.clear() {
                     self.busy.remove(&node);
                 }
+                if self.is_emptied() {
+                    self.found_emptied().await;
+                }
             }
+            ScanEvent::Remounted => return Some(RunEnd::Remounted),
             ScanEvent::Failed(reason) => {
                 self.complete = false;
                 self.board.line(Line { what: Done::Failed, path: String::new(), detail: reason });
@@ -253,6 +271,8 @@ impl Run {
                 return Some(RunEnd::Failed(reason.clone()));
             }
             match &ended.end {
+                // No scan takes in what is in the way.
+                End::LocalChanged if ended.blocker.is_some() => {}
                 End::LocalChanged => rescan.push(ended.node),
                 End::RemoteChanged => check = true,
                 End::Compared => {
@@ -260,11 +280,12 @@ impl Run {
                 }
                 _ => {}
             }
-            let fresh = self.waits.ended(ended.node, &ended.end, now);
-            if let End::Failed { reason, .. } = &ended.end
-                && fresh
-            {
-                self.board.failed(ended.node, reason.clone());
+            if self.waits.ended(&ended, now) {
+                match (&ended.end, &ended.blocker) {
+                    (End::Failed { reason, .. }, _) => self.board.failed(ended.node, reason.clone()),
+                    (_, Some(blocker)) => self.board.failed(ended.node, blocker.to_string()),
+                    _ => {}
+                }
             }
             if let Some(line) = ended.line {
                 self.board.line(line);
@@ -280,6 +301,22 @@ impl Run {
             drop(self.channels.checks.try_send(answer));
         }
         None
+    }
+
+    /// Those that wait for what a scan has just looked at, and that is not there any more as it was.
+    async fn unblocked(&mut self, scope: &Scope) -> Vec<NodeId> {
+        let mut blockers = self.waits.blockers();
+        blockers.retain(|(_node, blocker)| is_within(blocker.rel.as_str(), scope, true));
+        blockers.truncate(BLOCKERS_LOOKED_AT_MAX);
+        if blockers.is_empty() {
+            return Vec::new();
+        }
+        let root = self.shared.root.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            blockers.retain(|(_node, blocker)| !root.is_blocked_by(blocker));
+            blockers.into_iter().map(|(node, _blocker)| node).collect()
+        });
+        looked.await.unwrap_or_default()
     }
 
     /// Has the folders looked at that nodes are in, or are to come to.

@@ -57,9 +57,12 @@ impl Run {
             return;
         }
         let unread = self.board.unread();
-        let agreed = !stuck && self.complete && self.last.dirty.is_empty() && unread.is_empty();
+        let left_out = self.board.left_out_data();
+        let all_read = self.complete && unread.is_empty() && left_out.is_empty();
+        let agreed = !stuck && all_read && self.last.dirty.is_empty();
         let mut waiting = self.last.waiting.clone();
         waiting.extend(unread);
+        waiting.extend(left_out);
         self.looked_for_unread = false;
         if stuck || !self.complete {
             let why = match (&self.trouble, self.online, self.paused) {
