@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::cluster::Health;
 use engine::ids::{DiskId, Epoch, NodeId, VolumeId};
@@ -27,6 +27,9 @@ use crate::writer::Authority;
 
 /// From one beat to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long after its start a node that no beat has reached anybody of may keep it to itself.
+const START_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// A metadata node that takes longer is passed over.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -77,6 +80,8 @@ pub(crate) struct Heart {
     /// Where the last beat succeeded.
     leader: Option<MetaAddress>,
     healthy: Option<bool>,
+    /// When it began to beat.
+    began: Instant,
     out_of_turn: mpsc::Receiver<oneshot::Sender<()>>,
     stopping: bool,
 }
@@ -130,6 +135,7 @@ impl Heart {
             slots,
             leader: None,
             healthy: None,
+            began: Instant::now(),
             out_of_turn,
             stopping: false,
         };
@@ -191,8 +197,13 @@ impl Heart {
         self.note(false, &format!("no metadata node takes heartbeats; last: {reason}"));
     }
 
-    /// Says so when beats begin to fail or to succeed, not with each.
+    /// Says so when beats begin to fail or to succeed, not with each. Where all nodes of a cluster start at once, or
+    /// it is still to be initialised, the first beats fail: that is told only if it lasts.
     fn note(&mut self, healthy: bool, text: &str) {
+        if !healthy && self.healthy.is_none() && !self.stopping && self.began.elapsed() < START_TIME_MAX {
+            tracing::info!(node = self.node, "not in the cluster yet: {text}");
+            return;
+        }
         if self.healthy.replace(healthy) == Some(healthy) {
             tracing::debug!(node = self.node, "{text}");
         } else if healthy {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,15 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// # Errors
 /// On IO errors.
 pub fn file_digest(path: &Path) -> anyhow::Result<[u8; 32]> {
-    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    digest_of(&mut File::open(path).with_context(|| format!("open {}", path.display()))?)
+}
+
+/// The SHA-256 of an open file's bytes, from its beginning.
+///
+/// # Errors
+/// On IO errors.
+pub fn digest_of(file: &mut File) -> anyhow::Result<[u8; 32]> {
+    file.rewind()?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {

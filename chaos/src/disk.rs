@@ -203,11 +203,12 @@ impl Drop for Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skip::skipped;
 
     #[test]
     fn a_power_cut_loses_what_was_not_synced_and_nothing_else() {
         if let Some(why) = unavailable() {
-            eprintln!("skipped: {why}");
+            skipped(why).unwrap();
             return;
         }
         let scratch = tempfile::tempdir().unwrap();
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn a_small_disk_fills_up() {
         if let Some(why) = unavailable() {
-            eprintln!("skipped: {why}");
+            skipped(why).unwrap();
             return;
         }
         let scratch = tempfile::tempdir().unwrap();

@@ -182,11 +182,12 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::skip::skipped;
 
     #[test]
     fn writes_and_reads_fail_while_they_are_told_to() {
         if let Some(why) = unavailable() {
-            eprintln!("skipped: {why}");
+            skipped(why).unwrap();
             return;
         }
         let scratch = tempfile::tempdir().unwrap();

@@ -1,27 +1,23 @@
 //! Several devices of one account, and the two assertions of synchronisation: after quiet all of them and the server
-//! are the same, and no content that was saved is lost.
+//! are the same, and what users saved and did not give up themselves is live on each ([`crate::contents`]).
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use crate::client::Client;
 use crate::cluster::{Cluster, Options};
-use crate::compare::file_digest;
+use crate::contents::Contents;
 use crate::device::{Device, SETTLE_DEADLINE};
-use crate::snapshot::{Item, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::wait::wait_for;
 
 /// How often all devices are run to an end until nothing changes any more.
 const ROUNDS_MAX: usize = 8;
-/// Digests shown of lost contents.
+/// Lost files that are shown.
 const LOST_SHOWN_MAX: usize = 10;
-
-type Digest = [u8; 32];
 
 static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
 
@@ -39,40 +35,6 @@ pub fn shared_cluster() -> anyhow::Result<Arc<Cluster>> {
     Ok(cluster)
 }
 
-/// Contents that users saved, and those of them that users overwrote or deleted themselves.
-#[derive(Debug, Default)]
-pub struct Contents {
-    saved: Mutex<BTreeMap<Digest, String>>,
-}
-
-impl Contents {
-    fn saved(&self) -> MutexGuard<'_, BTreeMap<Digest, String>> {
-        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A user has saved a file.
-    pub fn save(&self, digest: Digest, what: &str) {
-        self.saved().insert(digest, what.to_owned());
-    }
-
-    /// A user is about to overwrite or delete what is at `path`, all of it.
-    pub fn give_up(&self, path: &Path) {
-        for entry in walkdir::WalkDir::new(path).into_iter().flatten() {
-            if entry.file_type().is_file()
-                && let Ok(digest) = file_digest(entry.path())
-            {
-                self.saved().remove(&digest);
-            }
-        }
-    }
-
-    /// How many must be somewhere.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.saved().len()
-    }
-}
-
 /// Devices of one account.
 #[derive(Debug)]
 pub struct Group {
@@ -83,6 +45,8 @@ pub struct Group {
     pub devices: Vec<Device>,
     /// What was saved.
     pub contents: Contents,
+    /// How names end that are ignored on these devices, and are not compared.
+    pub ignored: Vec<String>,
     email: String,
 }
 
@@ -108,7 +72,14 @@ impl Group {
             .take(count)
             .map(|name| Device::new(&cluster, &email, PASSWORD, name))
             .collect::<anyhow::Result<_>>()?;
-        Ok(Self { cluster: Some(cluster), client, devices, contents: Contents::default(), email })
+        Ok(Self {
+            cluster: Some(cluster),
+            client,
+            devices,
+            contents: Contents::default(),
+            ignored: Vec::new(),
+            email,
+        })
     }
 
     /// As [`Self::new`], and all devices run and agree.
@@ -172,7 +143,7 @@ impl Group {
                 }
             }
             let snapshots: Vec<Snapshot> =
-                self.devices.iter().map(Device::snapshot).collect::<anyhow::Result<_>>()?;
+                self.devices.iter().map(|device| self.snapshot(device)).collect::<anyhow::Result<_>>()?;
             let Some(first) = snapshots.first() else { return Ok(None) };
             for other in &snapshots[1..] {
                 let found = first.differences(other);
@@ -199,8 +170,8 @@ impl Group {
                 device.once_agreed()?;
             }
             let snapshots: Vec<Snapshot> =
-                self.devices.iter().map(Device::snapshot).collect::<anyhow::Result<_>>()?;
-            let same = snapshots.windows(2).all(|pair| pair[0] == pair[1]);
+                self.devices.iter().map(|device| self.snapshot(device)).collect::<anyhow::Result<_>>()?;
+            let same = snapshots.windows(2).all(|pair| pair[0].differences(&pair[1]).is_empty());
             if same && snapshots == before {
                 let agreed = snapshots.into_iter().next().context("no devices")?;
                 self.assert_server(&agreed)?;
@@ -210,7 +181,7 @@ impl Group {
         }
         for pair in self.devices.windows(2) {
             let which = format!("{} and {}", pair[0].name, pair[1].name);
-            pair[0].snapshot()?.assert_same(&pair[1].snapshot()?, &which)?;
+            self.snapshot(&pair[0])?.assert_same(&self.snapshot(&pair[1])?, &which)?;
         }
         anyhow::bail!("the devices did not come to an end in {ROUNDS_MAX} rounds")
     }
@@ -221,46 +192,39 @@ impl Group {
             fs::remove_dir_all(&back)?;
         }
         self.client.get("/", &back)?;
-        expected.assert_same(&Snapshot::take(&back)?, "the devices and the server")
+        let server = Snapshot::take(&back)?;
+        let is_ignored = |path: &&&str| {
+            path.split('/').any(|name| self.ignored.iter().any(|end| name.ends_with(end.as_str())))
+        };
+        let paths = server.paths();
+        let sent: Vec<_> = paths.iter().filter(is_ignored).collect();
+        ensure!(sent.is_empty(), "ignored, and sent to the server: {sent:?}");
+        expected.assert_same(&server, "the devices and the server")
     }
 
-    /// Fails if a content that a user saved, and did not give up, is nowhere: not current, no version, in no trash.
+    /// Fails if something that a user saved, and did not give up, is not live on every device, whatever trash or earlier
+    /// version it may be in; or if something that stays on its device did not.
     ///
     /// # Errors
-    /// If one is lost.
+    /// If something is not there.
     pub fn assert_nothing_lost(&self) -> anyhow::Result<()> {
-        let mut missing = self.contents.saved().clone();
-        let total = missing.len();
         for device in &self.devices {
-            // With the local trash, which is below the state.
-            find_in_folder(&mut missing, &device.root)?;
+            let missing = self.contents.missing(&device.name, &self.snapshot(device)?);
+            let (count, total) = (missing.len(), self.contents.count());
+            let shown: Vec<&String> = missing.iter().take(LOST_SHOWN_MAX).collect();
+            ensure!(
+                missing.is_empty(),
+                "{count} of {total} files are not live on {}: {shown:?}",
+                device.name
+            );
         }
-        if !missing.is_empty() {
-            self.find_in_versions(&mut missing)?;
-        }
-        if !missing.is_empty() {
-            self.bring_back_trash()?;
-            self.find_in_versions(&mut missing)?;
-        }
-        let lost: Vec<&String> = missing.values().take(LOST_SHOWN_MAX).collect();
-        ensure!(lost.is_empty(), "lost {} of {total} contents: {lost:?}", missing.len());
         Ok(())
     }
 
-    fn find_in_versions(&self, missing: &mut BTreeMap<Digest, String>) -> anyhow::Result<()> {
-        let listing = self.client.json(&["ls", "-R", "/"])?;
-        for entry in listing["entries"].as_array().context("no entries")? {
-            if entry["kind"] != "file" || missing.is_empty() {
-                continue;
-            }
-            let path = entry["path"].as_str().context("no path")?;
-            for version in self.versions(path)? {
-                let scratch = self.cluster()?.scratch("version")?.join(&self.email);
-                fs::write(&scratch, self.client.cat_version(path, version)?)?;
-                missing.remove(&file_digest(&scratch)?);
-            }
-        }
-        Ok(())
+    /// A device's folder as a value, without what is ignored.
+    fn snapshot(&self, device: &Device) -> anyhow::Result<Snapshot> {
+        let is_ignored = |name: &str| self.ignored.iter().any(|end| name.ends_with(end.as_str()));
+        Ok(device.snapshot()?.without(&is_ignored))
     }
 
     /// The numbers of a file's versions.
@@ -271,17 +235,6 @@ impl Group {
         let history = self.client.json(&["history", path])?;
         let versions = history["versions"].as_array().context("no versions")?;
         Ok(versions.iter().filter_map(|version| version["version"].as_u64()).collect())
-    }
-
-    fn bring_back_trash(&self) -> anyhow::Result<()> {
-        let trash = self.client.json(&["trash", "ls"])?;
-        self.client.ok(&["mkdir", "-p", "/from-trash"])?;
-        for item in trash["items"].as_array().context("no items")? {
-            let id = item["trash_id"].as_u64().context("no id")?;
-            let to = format!("/from-trash/{id}");
-            self.client.ok(&["trash", "restore", &id.to_string(), "--to", &to])?;
-        }
-        Ok(())
     }
 
     /// The two assertions, and the end.
@@ -308,29 +261,6 @@ impl Group {
         }
         Ok(())
     }
-}
-
-fn find_in_folder(missing: &mut BTreeMap<Digest, String>, root: &Path) -> anyhow::Result<()> {
-    for entry in walkdir::WalkDir::new(root) {
-        let entry = entry?;
-        if entry.file_type().is_file() && !missing.is_empty() {
-            missing.remove(&file_digest(entry.path())?);
-        }
-    }
-    Ok(())
-}
-
-/// The digests of all files in a snapshot.
-#[must_use]
-pub fn digests(snapshot: &Snapshot) -> BTreeSet<Digest> {
-    snapshot
-        .items
-        .values()
-        .filter_map(|item| match item {
-            Item::File { digest, .. } => Some(*digest),
-            Item::Folder { .. } | Item::Symlink(_) => None,
-        })
-        .collect()
 }
 
 /// A number in a device's status.

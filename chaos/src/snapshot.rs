@@ -1,9 +1,11 @@
 //! A synced folder as a value: what is where, with everything that synchronisation keeps. Two folders are the same if
 //! their snapshots are.
 //!
-//! Left out is what is not kept: the sync client's own `.keepstone`, times of folders, times and bits of symlinks.
+//! Left out is what is not kept: the sync client's own `.keepstone`, times of folders, times and bits of symlinks,
+//! special files, names that are not UTF-8, and what a test leaves out by name. A folder that holds such a thing is
+//! compared as the folder it is where both have it; where only one has it, the thing keeps it there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -43,6 +45,10 @@ pub enum Item {
 pub struct Snapshot {
     /// Relative paths, with slashes.
     pub items: BTreeMap<String, Item>,
+    /// Of files that were left out by name.
+    pub left_out: BTreeSet<[u8; 32]>,
+    /// Folders below which something was left out.
+    keeping: BTreeSet<String>,
 }
 
 impl Snapshot {
@@ -51,7 +57,7 @@ impl Snapshot {
     /// # Errors
     /// On IO errors.
     pub fn take(root: &Path) -> anyhow::Result<Self> {
-        let mut items = BTreeMap::new();
+        let (mut items, mut keeping) = (BTreeMap::new(), BTreeSet::new());
         let walk = walkdir::WalkDir::new(root).min_depth(1);
         let walk =
             walk.into_iter().filter_entry(|entry| entry.depth() != 1 || entry.file_name() != OWN_FOLDER);
@@ -61,15 +67,39 @@ impl Snapshot {
                 Err(error) if is_gone(error.io_error()) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let path = entry.path().strip_prefix(root)?.to_string_lossy().into_owned();
+            let below = entry.path().strip_prefix(root)?;
+            let Some(path) = below.to_str().map(str::to_owned) else {
+                keep(&mut keeping, &below.to_string_lossy());
+                continue;
+            };
             match item(entry.path()) {
                 Ok(Some(item)) => drop(items.insert(path, item)),
-                Ok(None) => {}
+                Ok(None) => keep(&mut keeping, &path),
                 Err(error) if is_gone(error.downcast_ref()) => {}
                 Err(error) => return Err(error).with_context(|| path.clone()),
             }
         }
-        Ok(Self { items })
+        Ok(Self { items, left_out: BTreeSet::new(), keeping })
+    }
+
+    /// Without what has such a name, and all below it.
+    #[must_use]
+    pub fn without(mut self, is_left_out: &dyn Fn(&str) -> bool) -> Self {
+        let (out, items) = self.items.into_iter().partition(|(path, _)| path.split('/').any(is_left_out));
+        self.items = items;
+        let out: BTreeMap<String, Item> = out;
+        for (path, item) in out {
+            keep(&mut self.keeping, &path);
+            if let Item::File { digest, .. } = item {
+                self.left_out.insert(digest);
+            }
+        }
+        self
+    }
+
+    /// Whether a path that the other one lacks is there only for what was left out.
+    fn is_kept_here(&self, path: &str) -> bool {
+        matches!(self.items.get(path), Some(Item::Folder { .. })) && self.keeping.contains(path)
     }
 
     /// How another one differs, one line each, at most [`DIFFERENCES_SHOWN_MAX`].
@@ -78,6 +108,7 @@ impl Snapshot {
         let mut found = Vec::new();
         for (path, item) in &self.items {
             match other.items.get(path) {
+                None if self.is_kept_here(path) => {}
                 None => found.push(format!("only on the left: {path}")),
                 Some(theirs) if theirs != item => {
                     found.push(format!("{path}: {} and {}", short(item), short(theirs)));
@@ -85,7 +116,8 @@ impl Snapshot {
                 Some(_same) => {}
             }
         }
-        let right = other.items.keys().filter(|path| !self.items.contains_key(*path));
+        let only = |path: &&String| !self.items.contains_key(*path) && !other.is_kept_here(path);
+        let right = other.items.keys().filter(only);
         found.extend(right.map(|path| format!("only on the right: {path}")));
         found.truncate(DIFFERENCES_SHOWN_MAX);
         found
@@ -112,6 +144,11 @@ impl Snapshot {
     pub fn paths(&self) -> Vec<&str> {
         self.items.keys().map(String::as_str).collect()
     }
+}
+
+/// Notes all folders above a path.
+fn keep(keeping: &mut BTreeSet<String>, path: &str) {
+    keeping.extend(path.match_indices('/').map(|(at, _)| path[..at].to_owned()));
 }
 
 fn is_gone(error: Option<&std::io::Error>) -> bool {

@@ -16,17 +16,17 @@ pub(crate) use cluster::{
     ClusterBootstrap, ClusterCommand, ClusterInit, Member, RoleArguments, StorageArguments, Up,
 };
 pub(crate) use files::{
-    Cat, Cp, Get, History, Ls, Mkdir, Mv, Put, Restore, Rm, Stat, TrashCommand, TrashPurge, TrashRestore,
-    VersionsCommand, VersionsRm,
+    Cat, Cp, Get, History, Ls, Mkdir, Mv, Put, Restore, Rm, Stat, TrashCommand, TrashName, TrashPurge,
+    TrashRestore, VersionsCommand, VersionsRm,
 };
 pub(crate) use sync::{
     SyncAdd, SyncBelow, SyncCommand, SyncConfirm, SyncDaemon, SyncFolder, SyncLimits, SyncLog, SyncRun,
     SyncSome, SyncUnit,
 };
 
-/// Keepstone: a cloud file store on your own disk servers.
+/// Keeps your files on your own disk servers, in sync between your devices, with all earlier versions.
 #[derive(Debug, Parser)]
-#[command(name = "keepstone", version, about, propagate_version = true, max_term_width = 100)]
+#[command(name = "keepstone", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -164,6 +164,12 @@ mod tests {
     }
 
     #[test]
+    fn the_help_says_what_it_is_for() {
+        let help = Arguments::command().render_help().to_string();
+        assert!(help.starts_with("Keeps your files"), "{help}");
+    }
+
+    #[test]
     fn sizes_are_read_as_people_write_them() {
         assert_eq!(parse_size("0"), Ok(0));
         assert_eq!(parse_size("20G"), Ok(20 << 30));
@@ -185,6 +191,13 @@ mod tests {
             &["keepstone", "versions", "rm", "/a", "--keep", "0"],
             &["keepstone", "versions", "rm", "/a", "--keep", "1", "--version", "7"],
             &["keepstone", "versions", "rm", "/a", "--before", "yesterday"],
+            &["keepstone", "trash", "restore", "docs"],
+            &["keepstone", "trash", "restore", "/docs/../x"],
+            &["keepstone", "trash", "purge"],
+            &["keepstone", "trash", "purge", "0"],
+            &["keepstone", "trash", "purge", "7", "--all"],
+            &["keepstone", "ls", "-0", "-l"],
+            &["keepstone", "ls", "-0", "--json"],
             &["keepstone", "admin", "account", "quota", "a@b", "0"],
             &["keepstone", "meta"],
             &["keepstone", "sync"],
@@ -197,6 +210,9 @@ mod tests {
         for good in [
             &["keepstone", "versions", "rm", "/a", "--version", "7", "8"][..],
             &["keepstone", "versions", "rm", "/a", "--before", "2026-01-31"],
+            &["keepstone", "trash", "restore", "7", "--to", "/x"],
+            &["keepstone", "trash", "purge", "/docs/report.txt"],
+            &["keepstone", "ls", "-R0", "/"],
             &["keepstone", "admin", "account", "quota", "a@b", "none"],
             &["keepstone", "admin", "account", "quota", "a@b"],
         ] {

@@ -10,6 +10,7 @@ pub(crate) mod sync;
 pub(crate) mod transfer;
 pub(crate) mod trash;
 pub(crate) mod versions;
+mod write_through;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

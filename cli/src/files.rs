@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use client::private_file::replaceable;
 
 /// For the owner only.
 pub(crate) const PRIVATE: u32 = 0o600;
@@ -12,7 +13,9 @@ pub(crate) const PRIVATE: u32 = 0o600;
 pub(crate) const PUBLIC: u32 = 0o644;
 
 /// Writes `bytes` to `path` in one step: after a crash it holds the old bytes or the new.
+/// Only a file is replaced, as by a profile's [`replaceable`].
 pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+    let path = &replaceable(path).with_context(|| format!("cannot write {}", path.display()))?;
     let directory = path.parent().context("a file without a directory")?;
     let name = path.file_name().context("a file without a name")?.to_string_lossy();
     let temporary = directory.join(format!(".{name}.{}", std::process::id()));

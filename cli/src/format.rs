@@ -148,9 +148,14 @@ pub(crate) fn cutter(cutter: v1::Cutter) -> &'static str {
     }
 }
 
-/// `1 file`, `2 files`.
+/// `1 file`, `2 files`: of a word that takes an `s`.
 pub(crate) fn count(number: u64, word: &str) -> String {
-    if number == 1 { format!("1 {word}") } else { format!("{number} {word}s") }
+    count_of(number, word, &format!("{word}s"))
+}
+
+/// `1 entry`, `2 entries`.
+pub(crate) fn count_of(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 #[cfg(test)]
@@ -175,6 +180,13 @@ mod tests {
         assert_eq!(mode(v1::EntryKind::Folder, 0o1777), "drwxrwxrwt");
         assert_eq!(mode(v1::EntryKind::File, 0o4611), "-rwS--x--x");
         assert_eq!(mode(v1::EntryKind::Symlink, 0o777), "lrwxrwxrwx");
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "file")), ["0 files", "1 file", "2 files"]);
+        assert_eq!(count_of(1, "entry", "entries"), "1 entry");
+        assert_eq!(count_of(2, "entry", "entries"), "2 entries");
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Exit codes: 0 done, 1 failed in part or whole (what and why is on standard error, and in the JSON document),
 //! 2 usage. Standard output carries results only: with `--json`, exactly one JSON document.
 
+// What people read goes through `output`, which escapes it.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod bootstrap;
 mod commands;
@@ -16,6 +19,7 @@ mod output;
 mod pki;
 mod progress;
 mod role;
+mod shown;
 mod shutdown;
 mod table;
 mod target;
@@ -34,7 +38,7 @@ const ROLE_WORKERS: usize = 3;
 const CLIENT_WORKERS: usize = 2;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| output::usage(&error));
     let output = Output::new(arguments.global.json);
     let is_role = arguments.command.is_role();
     let speaks = match &arguments.command {

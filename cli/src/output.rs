@@ -1,11 +1,18 @@
 //! What a command says: results on standard output, for people or as one JSON document; failures on standard error.
+//!
+//! Invariants:
+//! - Nothing else in this crate writes to standard output or standard error, but for logs and progress bars.
+//! - What people read is plain text: whatever a name holds, no character of it does anything to a terminal.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use client::call_error::CallError;
 use client::report::Failure;
 use serde_json::{Value, json};
+
+use crate::shown::{shown, shown_lines};
 
 /// Failures listed for people; the JSON document has them all.
 const FAILURES_SHOWN_MAX: usize = 50;
@@ -14,6 +21,52 @@ const FAILURES_SHOWN_MAX: usize = 50;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     json: bool,
+}
+
+/// Ends the process with what the command line's parser says: help, the version, or what is wrong with the arguments,
+/// which may be names that a shell found.
+pub(crate) fn usage(error: &clap::Error) -> ! {
+    let text = error.render().to_string();
+    if shown_lines(&text) == text {
+        error.exit();
+    }
+    drop(write!(std::io::stderr().lock(), "{}", shown_lines(&text)));
+    std::process::exit(error.exit_code());
+}
+
+/// A failure that the end of another process's log explains.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}; the end of its log, {}:", path.display())]
+pub(crate) struct LogEnd {
+    what: String,
+    path: PathBuf,
+    lines: Vec<String>,
+}
+
+impl LogEnd {
+    /// With the last `lines_max` lines of the log at `path`; none if it cannot be read. Blocks.
+    pub(crate) fn of(what: String, path: &Path, lines_max: usize) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let lines = lines[lines.len().saturating_sub(lines_max)..].to_vec();
+        Self { what, path: path.to_owned(), lines }
+    }
+}
+
+/// Tells people of something that went wrong, on one line of standard error.
+pub(crate) fn complain(text: &str) {
+    tell(&format!("keepstone: {text}"));
+}
+
+/// Tells people something besides results, on one line of standard error. That nobody can read it is no failure.
+pub(crate) fn tell(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{}", shown(text)));
+}
+
+/// Shows how far something is, over what was shown before; nothing ends that line.
+pub(crate) fn tell_progress(text: &str) {
+    drop(write!(std::io::stderr().lock(), "\r{}  ", shown(text)));
 }
 
 /// Whether an error is that nobody reads standard output any more.
@@ -34,7 +87,8 @@ impl Output {
         self.json
     }
 
-    /// Prints the document with `--json`, else the text that `text` makes.
+    /// Prints the document with `--json`, else the text that `text` makes. Names in it are for the caller to escape,
+    /// by [`shown`] or as cells of a table: here a line end in a name cannot be told from that of a line.
     pub(crate) fn print(self, document: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         if self.json {
@@ -43,7 +97,7 @@ impl Output {
         } else {
             let text = text();
             if !text.is_empty() {
-                out.write_all(text.as_bytes())?;
+                out.write_all(shown_lines(&text).as_bytes())?;
                 if !text.ends_with('\n') {
                     out.write_all(b"\n")?;
                 }
@@ -51,6 +105,24 @@ impl Output {
         }
         out.flush()?;
         Ok(())
+    }
+
+    /// As [`Self::print`], for what is not text for people: each byte as it is, and nothing after it.
+    pub(crate) fn print_exactly(self, document: &Value, bytes: &[u8]) -> anyhow::Result<()> {
+        if self.json {
+            return self.print(document, String::new);
+        }
+        let mut out = std::io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()?;
+        Ok(())
+    }
+
+    /// One line of a listing that goes on while the command runs. That nobody reads it is no failure.
+    pub(crate) fn line(self, line: &str) {
+        if !self.json {
+            drop(writeln!(std::io::stdout().lock(), "{}", shown(line)));
+        }
     }
 
     /// Reports that the whole command failed.
@@ -63,14 +135,19 @@ impl Output {
                 message = format!("{message}: {cause}");
             }
         }
+        let log = error.downcast_ref::<LogEnd>();
         if self.json {
             let reason = error.chain().find_map(|cause| cause.downcast_ref::<CallError>());
             let reason = reason.map_or("failed", CallError::reason);
-            let document = json!({ "error": { "reason": reason, "message": message } });
+            let mut document = json!({ "error": { "reason": reason, "message": message } });
+            if let Some(log) = log {
+                document["error"]["log"] = json!(log.lines);
+            }
             // A closed standard output leaves the exit code and standard error.
             drop(self.print(&document, String::new));
         }
-        eprintln!("keepstone: {message}");
+        complain(&message);
+        log.iter().flat_map(|log| &log.lines).for_each(|line| tell(&format!("  {line}")));
         ExitCode::FAILURE
     }
 
@@ -78,14 +155,14 @@ impl Output {
     pub(crate) fn failures(self, failures: &[Failure]) -> ExitCode {
         for Failure { path, reason } in failures.iter().take(FAILURES_SHOWN_MAX) {
             if path.is_empty() {
-                eprintln!("keepstone: {reason}");
+                complain(reason);
             } else {
-                eprintln!("keepstone: {path}: {reason}");
+                complain(&format!("{path}: {reason}"));
             }
         }
         if failures.len() > FAILURES_SHOWN_MAX {
             let more = failures.len() - FAILURES_SHOWN_MAX;
-            eprintln!("keepstone: and {more} more failed; --json lists them all");
+            complain(&format!("and {more} more failed; --json lists them all"));
         }
         if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }

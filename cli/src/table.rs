@@ -1,4 +1,6 @@
-//! Columns that line up.
+//! Columns that line up. Whatever a cell holds, it stays one cell on one line.
+
+use crate::shown::shown;
 
 /// Which side a column's cells keep to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +27,7 @@ impl Table {
     /// Adds a row, one cell per column.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.sides.len());
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| shown(cell).into_owned()).collect());
     }
 
     /// All rows, one per line; nothing at the ends of lines.
@@ -58,6 +60,13 @@ mod tests {
         table.row(vec!["\u{e4}".to_owned(), "1000".to_owned(), String::new()]);
         table.row(vec!["longer".to_owned(), "5".to_owned(), "y".to_owned()]);
         assert_eq!(table.render(), "name    size  x\n\u{e4}       1000\nlonger     5  y\n");
+    }
+
+    #[test]
+    fn a_cell_cannot_make_lines_of_its_own() {
+        let mut table = Table::new(&[("", Side::Left), ("", Side::Left)]);
+        table.row(vec!["a\n-rw 0".to_owned(), "b\u{1b}[1A".to_owned()]);
+        assert_eq!(table.render(), "a\\n-rw 0  b\\u{1b}[1A\n");
     }
 
     #[test]

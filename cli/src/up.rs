@@ -29,7 +29,8 @@ use self::layout::{Layout, Lock};
 use self::parameters::{Changes, Parameters};
 use self::processes::RoleProcesses;
 use crate::args::Up;
-use crate::output::Output;
+use crate::output::{Output, tell};
+use crate::shown::shown_argument;
 use crate::shutdown::StopSignals;
 
 /// The roles of the cluster, running.
@@ -90,7 +91,7 @@ fn prepare(layout: &Layout, arguments: &Up) -> anyhow::Result<Parameters> {
             Ok(parameters)
         }
         None => {
-            eprintln!("making a new cluster in {}", layout.root().display());
+            tell(&format!("making a new cluster in {}", layout.root().display()));
             generate::generate(layout, &changes)
         }
     }
@@ -128,7 +129,7 @@ fn announce(layout: &Layout, endpoint: &str, output: &Output) -> anyhow::Result<
         let export = if default {
             String::new()
         } else {
-            format!("  export KEEPSTONE_PROFILE='{}'\n", profile.display())
+            format!("  export KEEPSTONE_PROFILE={}\n", shown_argument(&profile))
         };
         format!(
             "ready {endpoint}\n\n\

@@ -1,6 +1,10 @@
 //! Gets trees: makes folders and symlinks as they are listed, small files many at a time, large ones as streams.
 //!
+//! A call that is repeated completes what an earlier one began: files that are there with the same content are not got
+//! again.
+//!
 //! Invariants:
+//! - Once it is told to stop, nothing new is begun, and of what is unfinished nothing is left.
 //! - A file gets its name only once it is whole, verified against the version's content id, and synced.
 //! - Nothing outside the targets is written, whatever the server says: names are checked, symlinks not followed.
 //! - Folders get their permission bits and times last, deepest first, when nothing will change in them any more.
@@ -21,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::place::Placed;
+use self::place::{FileAt, Placed};
 pub use self::stream::DownloadStream;
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
@@ -101,6 +105,14 @@ impl Context {
         self.fail(&job.remote, reason);
     }
 
+    /// A file is there already.
+    fn there(&self, size: u64) {
+        let mut report = self.report();
+        report.files += 1;
+        report.unchanged += 1;
+        report.bytes += size;
+    }
+
     pub(crate) fn placed(&self, job: &FileJob, size: u64) {
         if job.size <= SMALL_FILE_BYTES_MAX {
             self.progress.advanced(job.size);
@@ -114,20 +126,23 @@ impl Context {
 
 /// Gets all of `sources`, each to exactly its local name.
 ///
-/// What fails is in the report, and the rest goes on, unless the gateway is gone for good. Not cancel safe: dropped
-/// halfway, some files are in place (each whole), and folders may lack their permission bits and times.
+/// What fails is in the report, and the rest goes on, unless the gateway is gone for good, or `stop` is cancelled: then
+/// what is unfinished is deleted, and the report says that it was stopped. Not cancel safe: dropped halfway, some files
+/// are in place (each whole), unfinished ones may be left for the next call to delete, and folders may lack their
+/// permission bits and times.
 pub async fn download(
     api: &ApiClient,
     sources: Vec<DownloadSource>,
     options: DownloadOptions,
     progress: Arc<dyn Progress>,
+    stop: &CancellationToken,
 ) -> DownloadReport {
     let context = Arc::new(Context {
         api: api.clone(),
         options,
         progress,
         report: Mutex::default(),
-        stop: CancellationToken::new(),
+        stop: stop.child_token(),
     });
     let mut work = Work {
         context: context.clone(),
@@ -148,6 +163,9 @@ pub async fn download(
         work.joined(joined);
     }
     work.finish_folders().await;
+    if stop.is_cancelled() {
+        context.fail("", "stopped before everything was got; the same call completes it");
+    }
     std::mem::take(&mut *context.report())
 }
 
@@ -181,6 +199,7 @@ impl Work {
         let placed = opened.unwrap_or_else(|error| Err(format!("opening the target panicked: {error}")));
         match placed {
             Ok(Target::File(job)) => self.take_file(job).await,
+            Ok(Target::There { size }) => context.there(size),
             Ok(Target::Symlink) => context.report().symlinks += 1,
             Ok(Target::Folder { root, attributes }) => self.get_tree(root, remote, attributes).await,
             Err(reason) => context.fail(&remote, reason),
@@ -211,9 +230,14 @@ impl Work {
     async fn get_folder(&mut self, folder: &FinishedFolder) -> Result<Vec<FinishedFolder>, String> {
         let context = self.context.clone();
         let (root, relative) = (folder.root.clone(), folder.relative.clone());
-        let local = blocking(move || root.open_below(&relative))
-            .await?
-            .map_err(|error| format!("cannot be opened here: {error}"))?;
+        let opened = blocking(move || {
+            let local = root.open_below(&relative)?;
+            if let Err(error) = local.remove_unfinished(None) {
+                tracing::debug!(%error, "unfinished files are not looked for");
+            }
+            Ok::<_, std::io::Error>(local)
+        });
+        let local = opened.await?.map_err(|error| format!("cannot be opened here: {error}"))?;
         let mut subfolders = Vec::new();
         let mut after = String::new();
         loop {
@@ -234,6 +258,7 @@ impl Work {
             for placed in placed {
                 match placed {
                     Placed::File(job) => self.take_file(job).await,
+                    Placed::There { size } => context.there(size),
                     Placed::Symlink => context.report().symlinks += 1,
                     Placed::Failed { remote, reason } => context.fail(remote, reason),
                     Placed::Folder { relative, remote, mode, mtime_ns } => subfolders.push(FinishedFolder {
@@ -251,6 +276,9 @@ impl Work {
     }
 
     async fn take_file(&mut self, job: FileJob) {
+        if self.context.stop.is_cancelled() {
+            return;
+        }
         self.context.progress.planned(1, job.size);
         if job.size > SMALL_FILE_BYTES_MAX {
             let context = self.context.clone();
@@ -332,6 +360,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// What a source turns out to be.
 enum Target {
     File(FileJob),
+    There { size: u64 },
     Symlink,
     Folder { root: Arc<LocalFolder>, attributes: Option<(u32, i64)> },
 }
@@ -352,7 +381,13 @@ fn open_target(source: &DownloadSource, entry: &v1::Entry, overwrite: bool) -> R
     let path = source.folder.join(name);
     match entry.kind() {
         v1::EntryKind::File => {
-            place::check_free(&folder, name, overwrite)?;
+            if let Err(error) = folder.remove_unfinished(Some(name)) {
+                tracing::debug!(%error, "unfinished files are not looked for");
+            }
+            match place::look_at_file(&folder, name, entry, overwrite)? {
+                FileAt::Free => {}
+                FileAt::There => return Ok(Target::There { size: entry.size }),
+            }
             let job = FileJob { folder, name: name.clone(), remote: source.remote.clone(), size: entry.size };
             Ok(Target::File(job))
         }

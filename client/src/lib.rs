@@ -13,7 +13,7 @@ pub mod local_folder;
 mod memory;
 pub mod path;
 pub mod planner;
-mod private_file;
+pub mod private_file;
 pub mod profile;
 pub mod progress;
 pub mod report;

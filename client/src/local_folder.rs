@@ -1,7 +1,9 @@
 //! A local folder, and how things are put into it so that a crash leaves them whole or not there at all.
 //!
-//! A file is written to a temporary name in its folder, synced, given its permission bits and time, and renamed. After
-//! a crash before the rename there is a file `.NAME.keepstone-XXXX` to be deleted, and nothing else has changed.
+//! A file is written without a name where the file system can do that (O_TMPFILE), else under a temporary name in its
+//! folder, which is held by a lock; it is synced, given its permission bits and time, and linked or renamed. After a
+//! crash before that, nothing is there, or a file `.NAME.keepstone-XXXXXXXX` that nobody holds, which the next to work
+//! in the folder deletes; and nothing else has changed.
 //!
 //! Invariants:
 //! - All is done relative to an open folder, and no symlink below it is ever followed: whatever names a server gives
@@ -11,16 +13,23 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT,
+};
 use rustix::io::Errno;
 
 /// Bytes of a file's own name kept in its temporary one, which must not get too long.
 const TEMPORARY_NAME_BYTES_MAX: usize = 200;
+/// What comes after it, before the digits.
+const TEMPORARY_SUFFIX: &[u8] = b".keepstone-";
+const TEMPORARY_DIGITS: usize = 8;
+/// Where Linux has a process's open files by number.
+const OPEN_FILES: &str = "/proc/self/fd";
 /// Temporary names tried before giving up.
 const TEMPORARY_TRIES_MAX: usize = 16;
 
@@ -35,8 +44,48 @@ pub struct LocalFolder {
 pub enum LocalKind {
     /// A folder.
     Folder,
-    /// Anything else.
-    Other,
+    /// A regular file.
+    File,
+    /// A symlink.
+    Symlink,
+    /// A device, pipe or socket, in words.
+    Special(&'static str),
+}
+
+impl LocalKind {
+    fn of(file_type: FileType) -> Self {
+        match file_type {
+            FileType::Directory => Self::Folder,
+            FileType::RegularFile => Self::File,
+            FileType::Symlink => Self::Symlink,
+            FileType::Fifo => Self::Special("a named pipe"),
+            FileType::Socket => Self::Special("a socket"),
+            _ => Self::Special("a device"),
+        }
+    }
+
+    /// The kind in words.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Folder => "a folder",
+            Self::File => "a file",
+            Self::Symlink => "a symlink",
+            Self::Special(word) => word,
+        }
+    }
+}
+
+/// Whether a name is one that an unfinished file has while it is got: `.NAME.keepstone-` and 8 hex digits. Such files
+/// are nobody's content: they are neither put nor synchronised.
+#[must_use]
+pub fn is_unfinished_name(name: &[u8]) -> bool {
+    let Some(at) = name.len().checked_sub(TEMPORARY_SUFFIX.len() + TEMPORARY_DIGITS) else { return false };
+    let (front, digits) = name.split_at(at + TEMPORARY_SUFFIX.len());
+    front.starts_with(b".")
+        && front.len() > 1 + TEMPORARY_SUFFIX.len()
+        && front.ends_with(TEMPORARY_SUFFIX)
+        && digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn times(mtime_ns: i64) -> Timestamps {
@@ -92,7 +141,64 @@ impl LocalFolder {
         match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) if self.kind(name)? == Some(LocalKind::Folder) => Ok(()),
-            Err(Errno::EXIST) => Err(io::Error::other("something else is there, and no folder")),
+            Err(Errno::EXIST) => {
+                let what = self.kind(name)?.map_or("something else", LocalKind::word);
+                Err(io::Error::other(format!("{what} is there, and no folder")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the regular file `name`, to be read. Blocks.
+    ///
+    /// # Errors
+    /// If it is something else, or cannot be opened.
+    pub fn open_file(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.fd, name, flags, Mode::empty())?);
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+    }
+
+    /// Where the symlink `name` points. Blocks.
+    ///
+    /// # Errors
+    /// If it is none, or cannot be read.
+    pub fn symlink_target(&self, name: &OsStr) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.fd, name, Vec::new())?.into_bytes())
+    }
+
+    /// Deletes unfinished files that nobody is writing any more: of the file `name` only, if one is given. Blocks.
+    ///
+    /// # Errors
+    /// If the folder cannot be listed; what cannot be deleted is left.
+    pub fn remove_unfinished(&self, name: Option<&OsStr>) -> io::Result<()> {
+        let front = name.map(|name| temporary_front(name.as_bytes()));
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let found = entry.file_name().to_bytes();
+            let ours = is_unfinished_name(found)
+                && front.as_ref().is_none_or(|front| {
+                    found.strip_prefix(&front[..]).is_some_and(|digits| digits.len() == TEMPORARY_DIGITS)
+                });
+            if ours && let Err(error) = self.remove_if_unheld(OsStr::from_bytes(found)) {
+                tracing::debug!(%error, "an unfinished file is left");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever writes a file holds it by a lock, which ends with the process, however that ends.
+    fn remove_if_unheld(&self, temporary: &OsStr) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, temporary, flags, Mode::empty())?;
+        // Of whatever else has such a name, somebody else takes care; a file with a second name is in use.
+        let stat = rustix::fs::fstat(&fd)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
+            return Ok(());
+        }
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(rustix::fs::unlinkat(&self.fd, temporary, AtFlags::empty())?),
+            Err(Errno::WOULDBLOCK) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -103,10 +209,7 @@ impl LocalFolder {
     /// If that cannot be told.
     pub fn kind(&self, name: &OsStr) -> io::Result<Option<LocalKind>> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                Ok(Some(LocalKind::Folder))
-            }
-            Ok(_) => Ok(Some(LocalKind::Other)),
+            Ok(stat) => Ok(Some(LocalKind::of(FileType::from_raw_mode(stat.st_mode)))),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -145,17 +248,33 @@ impl LocalFolder {
     /// # Errors
     /// If it cannot be made.
     pub fn begin_file(self: &Arc<Self>, name: &OsStr) -> io::Result<TemporaryFile> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (temporary, fd) = self.with_temporary_name(name, |temporary| {
-            rustix::fs::openat(&self.fd, temporary, flags, Mode::RUSR | Mode::WUSR)
-        })?;
-        Ok(TemporaryFile {
+        let begun = |fd, temporary| TemporaryFile {
             folder: self.clone(),
             file: File::from(fd),
             name: name.to_owned(),
             temporary,
-            placed: false,
-        })
+        };
+        let mode = Mode::RUSR | Mode::WUSR;
+        let nameless = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        if Path::new(OPEN_FILES).exists() {
+            match rustix::fs::openat(&self.fd, ".", nameless, mode) {
+                Ok(fd) => return Ok(begun(fd, None)),
+                // What kernels and file systems say that do not have it; if it is something else, the next call says so.
+                Err(error) => tracing::trace!(%error, "no nameless file"),
+            }
+        }
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (temporary, fd) = self.with_temporary_name(name, |temporary| {
+            let fd = rustix::fs::openat(&self.fd, temporary, flags, mode)?;
+            // Somebody who takes it for left behind, in the moment before it is held, deletes it: then another name.
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if rustix::fs::fstat(&fd)?.st_nlink == 0 => Err(Errno::EXIST),
+                Err(Errno::WOULDBLOCK) => Err(Errno::EXIST),
+                // A file system without locks: nobody will take it for left behind there.
+                Ok(()) | Err(_) => Ok(fd),
+            }
+        })?;
+        Ok(begun(fd, Some(temporary)))
     }
 
     /// Gives the folder its permission bits and time, and makes its entries durable. Blocks.
@@ -182,13 +301,11 @@ impl LocalFolder {
         name: &OsStr,
         make: impl Fn(&OsStr) -> rustix::io::Result<T>,
     ) -> io::Result<(OsString, T)> {
-        let name = name.as_bytes();
-        let kept = &name[..name.len().min(TEMPORARY_NAME_BYTES_MAX)];
+        let front = temporary_front(name.as_bytes());
         for _ in 0..TEMPORARY_TRIES_MAX {
             let mut random = [0; 4];
             getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-            let suffix = format!(".keepstone-{}", hex::encode(random));
-            let temporary = OsString::from_vec([b".", kept, suffix.as_bytes()].concat());
+            let temporary = OsString::from_vec([&front[..], hex::encode(random).as_bytes()].concat());
             match make(&temporary) {
                 Ok(made) => return Ok((temporary, made)),
                 Err(Errno::EXIST) => {}
@@ -219,14 +336,19 @@ impl LocalFolder {
     }
 }
 
-/// A file being written under a temporary name. Dropped before it is placed, it is deleted.
+/// What the temporary names of `name` have before their digits.
+fn temporary_front(name: &[u8]) -> Vec<u8> {
+    [b".", &name[..name.len().min(TEMPORARY_NAME_BYTES_MAX)], TEMPORARY_SUFFIX].concat()
+}
+
+/// A file being written without a name, or under a temporary one. Dropped before it is placed, it is gone.
 #[derive(Debug)]
 pub struct TemporaryFile {
     folder: Arc<LocalFolder>,
     file: File,
     name: OsString,
-    temporary: OsString,
-    placed: bool,
+    /// None while it has no name.
+    temporary: Option<OsString>,
 }
 
 impl TemporaryFile {
@@ -243,11 +365,38 @@ impl TemporaryFile {
     /// Gives it its name. Blocks.
     ///
     /// # Errors
-    /// ALREADY EXISTS if something is there and `overwrite` is not set; if a folder is there.
+    /// ALREADY EXISTS if something is there and `overwrite` is not set; if what is there is no regular file.
     pub fn place(mut self, overwrite: bool) -> io::Result<()> {
-        self.folder.rename(&self.temporary, &self.name, overwrite)?;
-        self.placed = true;
+        if self.temporary.is_none() {
+            let linked = self.link(&self.name);
+            match linked {
+                Err(error) if overwrite && error.kind() == io::ErrorKind::AlreadyExists => {}
+                done => return done,
+            }
+            let folder = self.folder.clone();
+            let link = |temporary: &OsStr| {
+                self.link(temporary).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            };
+            self.temporary = Some(folder.with_temporary_name(&self.name, link)?.0);
+        }
+        if overwrite
+            && let Some(kind) = self.folder.kind(&self.name)?
+            && kind != LocalKind::File
+        {
+            return Err(io::Error::other(format!("{} is there", kind.word())));
+        }
+        if let Some(temporary) = &self.temporary {
+            self.folder.rename(temporary, &self.name, overwrite)?;
+            self.temporary = None;
+        }
         Ok(())
+    }
+
+    /// Gives a file without a name one that is free.
+    fn link(&self, name: &OsStr) -> io::Result<()> {
+        // By way of /proc: naming the descriptor itself is for the privileged.
+        let path = format!("{OPEN_FILES}/{}", self.file.as_raw_fd());
+        Ok(rustix::fs::linkat(rustix::fs::CWD, path, &self.folder.fd, name, AtFlags::SYMLINK_FOLLOW)?)
     }
 }
 
@@ -263,8 +412,8 @@ impl io::Write for TemporaryFile {
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        if !self.placed {
-            self.folder.remove_temporary(&self.temporary);
+        if let Some(temporary) = &self.temporary {
+            self.folder.remove_temporary(temporary);
         }
     }
 }
@@ -334,8 +483,62 @@ mod tests {
         assert!(folder.open_child(OsStr::new("link")).is_err());
         assert!(folder.make_child(OsStr::new("link")).is_err());
         assert!(folder.open_below("link/x").is_err());
-        put(&folder, "link", b"file now", true).unwrap();
+        assert!(put(&folder, "link", b"file now", true).is_err());
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        assert!(directory.path().join("link").is_symlink());
+    }
+
+    #[test]
+    fn nothing_but_a_file_is_replaced_by_one() {
+        let (directory, folder) = folder();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("socket")).unwrap();
+        for name in ["pipe", "socket"] {
+            let error = put(&folder, name, b"x", true).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn unfinished_files_are_known_by_their_names() {
+        for name in [".f.keepstone-01ab23cd", "..hidden.keepstone-00000000"] {
+            assert!(is_unfinished_name(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "f.keepstone-01ab23cd",
+            ".f.keepstone-01AB23CD",
+            ".f.keepstone-01ab23c",
+            ".keepstone-01ab23cd",
+            "",
+            "f",
+        ] {
+            assert!(!is_unfinished_name(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_unfinished_files_that_nobody_holds_are_removed() {
+        let (directory, folder) = folder();
+        let at = |name: &str| directory.path().join(name);
+        for name in
+            [".f.keepstone-01ab23cd", ".g.keepstone-01ab23cd", ".h.keepstone-01ab23cd", "f", ".f.keepstone-x"]
+        {
+            std::fs::write(at(name), "half").unwrap();
+        }
+        std::fs::hard_link(at(".h.keepstone-01ab23cd"), at("second name")).unwrap();
+        let held = File::open(at(".g.keepstone-01ab23cd")).unwrap();
+        rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+        folder.remove_unfinished(Some(OsStr::new("other"))).unwrap();
+        assert!(at(".f.keepstone-01ab23cd").exists());
+        folder.remove_unfinished(None).unwrap();
+        assert!(!at(".f.keepstone-01ab23cd").exists());
+        assert!(at(".g.keepstone-01ab23cd").exists() && at(".h.keepstone-01ab23cd").exists());
+        drop(held);
+        folder.remove_unfinished(Some(OsStr::new("g"))).unwrap();
+        assert!(!at(".g.keepstone-01ab23cd").exists());
+        assert!(at("f").exists() && at(".f.keepstone-x").exists());
     }
 
     #[test]

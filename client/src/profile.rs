@@ -1,5 +1,8 @@
 //! A profile: where a gateway is, who vouches for it, and the token of this device. A TOML file, mode 0600.
 //!
+//! It holds the CA's certificates themselves, so that it can be copied to another place or machine as it is. Older
+//! profiles name a file with them instead, which must lie where it lay, and still do.
+//!
 //! Invariants:
 //! - The file is replaced as a whole, and is never readable by others, not even for a moment.
 
@@ -13,14 +16,64 @@ use crate::private_file;
 /// Largest profile or CA file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// What a PEM text has and no path would.
+const PEM_MARK: &str = "-----BEGIN ";
+
+/// The certificates of a cluster's CA: in a profile either PEM text or a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Ca {
+    /// PEM text.
+    Pem(String),
+    /// A PEM file, absolute or relative to the profile's directory.
+    File(PathBuf),
+}
+
+impl From<String> for Ca {
+    fn from(text: String) -> Self {
+        if text.contains(PEM_MARK) { Self::Pem(text) } else { Self::File(text.into()) }
+    }
+}
+
+impl From<Ca> for String {
+    fn from(ca: Ca) -> Self {
+        match ca {
+            Ca::Pem(text) => text,
+            Ca::File(path) => path.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+impl Ca {
+    /// The certificates in a PEM file, to be kept in a profile. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot be read, or there are none in it.
+    pub fn read(path: &Path) -> Result<Self, ProfileError> {
+        let bytes = read_ca(path)?;
+        match String::from_utf8(bytes) {
+            Ok(text) if text.contains(PEM_MARK) => Ok(Self::Pem(text)),
+            Ok(_) | Err(_) => Err(ProfileError::NoCertificates { path: path.to_owned() }),
+        }
+    }
+}
+
+fn read_ca(path: &Path) -> Result<Vec<u8>, ProfileError> {
+    read_bounded(path).map_err(|source| ProfileError::Io {
+        what: "read the CA certificate",
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// The profile's keys.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// `https://HOST:PORT`.
     pub endpoint: String,
-    /// PEM file of the cluster's CA, absolute or relative to the profile's directory.
-    pub ca: PathBuf,
+    /// Who vouches for the gateway.
+    pub ca: Ca,
     /// The device's token.
     pub token: String,
     /// The account's id, in hex.
@@ -61,6 +114,23 @@ pub enum ProfileError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// The profile names its CA's file by where it was made, and is not there any more.
+    #[error(
+        "{} has been moved or copied without the CA certificate that it names, {}: copy that too, or sign in anew \
+         with `keepstone login`, whose profiles hold it", path.display(), ca.display()
+    )]
+    CaLeftBehind {
+        /// The profile.
+        path: PathBuf,
+        /// The file, as it is named.
+        ca: PathBuf,
+    },
+    /// A file that should hold a CA's certificates has none.
+    #[error("{} holds no certificate (in PEM)", path.display())]
+    NoCertificates {
+        /// The file.
+        path: PathBuf,
     },
     /// Not TOML, or a key is missing or unknown.
     #[error("{} is not a profile: {reason}", path.display())]
@@ -108,17 +178,26 @@ impl Profile {
         private_file::replace(path, text.as_bytes()).map_err(io)
     }
 
-    /// Reads the CA's certificates and gives all that a connection needs. `path` is the profile's own.
+    /// Gives all that a connection needs; reads the CA's certificates if they are in a file. `path` is the profile's
+    /// own.
     ///
     /// # Errors
     /// If the CA's file cannot be read.
     pub fn connect_options(&self, path: &Path) -> Result<ConnectOptions, ProfileError> {
-        let ca = path.parent().unwrap_or(Path::new("")).join(&self.ca);
-        let ca_pem = read_bounded(&ca).map_err(|source| ProfileError::Io {
-            what: "read the CA certificate",
-            path: ca,
-            source,
-        })?;
+        let ca_pem = match &self.ca {
+            Ca::Pem(text) => text.clone().into_bytes(),
+            Ca::File(file) => {
+                let at = path.parent().unwrap_or(Path::new("")).join(file);
+                match read_ca(&at) {
+                    Err(ProfileError::Io { source, .. })
+                        if file.is_relative() && source.kind() == std::io::ErrorKind::NotFound =>
+                    {
+                        return Err(ProfileError::CaLeftBehind { path: path.to_owned(), ca: file.clone() });
+                    }
+                    read => read?,
+                }
+            }
+        };
         Ok(ConnectOptions { endpoint: self.endpoint.clone(), ca_pem, token: Some(self.token.clone()) })
     }
 }
@@ -129,10 +208,12 @@ mod tests {
 
     use super::*;
 
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
     fn profile() -> Profile {
         Profile {
             endpoint: "https://127.0.0.1:7420".to_owned(),
-            ca: "pki/ca.pem".into(),
+            ca: Ca::Pem(PEM.to_owned()),
             token: "ks1_secret".to_owned(),
             account: "00".repeat(16),
             device: "00".repeat(8),
@@ -151,12 +232,34 @@ mod tests {
     }
 
     #[test]
-    fn the_ca_is_found_beside_the_profile() {
+    fn a_profile_that_is_copied_has_its_ca() {
+        let (made, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let pem = made.path().join("ca.pem");
+        std::fs::write(&pem, PEM).unwrap();
+        let profile = Profile { ca: Ca::read(&pem).unwrap(), ..profile() };
+        profile.save(&made.path().join("profile.toml")).unwrap();
+        let copy = copied.path().join("p.toml");
+        std::fs::copy(made.path().join("profile.toml"), &copy).unwrap();
+        drop(made);
+        let options = Profile::load(&copy).unwrap().connect_options(&copy).unwrap();
+        assert_eq!(options.ca_pem, PEM.as_bytes());
+        std::fs::write(&copy, "no certificate").unwrap();
+        assert!(matches!(Ca::read(&copy), Err(ProfileError::NoCertificates { .. })));
+    }
+
+    #[test]
+    fn the_ca_of_an_old_profile_is_found_beside_it() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("pki")).unwrap();
         std::fs::write(directory.path().join("pki/ca.pem"), "PEM").unwrap();
-        let options = profile().connect_options(&directory.path().join("profile.toml")).unwrap();
-        assert_eq!(options.ca_pem, b"PEM");
+        let path = directory.path().join("profile.toml");
+        let old = "endpoint = \"https://h:1\"\nca = \"pki/ca.pem\"\ntoken = \"t\"\naccount = \"a\"\ndevice = \"d\"\n";
+        std::fs::write(&path, old).unwrap();
+        let profile = Profile::load(&path).unwrap();
+        assert_eq!(profile.connect_options(&path).unwrap().ca_pem, b"PEM");
+        let elsewhere = tempfile::tempdir().unwrap().path().join("profile.toml");
+        let error = profile.connect_options(&elsewhere).unwrap_err();
+        assert!(error.to_string().contains("pki/ca.pem: copy that too"), "{error}");
     }
 
     #[test]

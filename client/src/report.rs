@@ -14,11 +14,13 @@ pub struct Failure {
 /// What a put did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct UploadReport {
-    /// Files committed.
+    /// Files committed, or found to be there already.
     pub files: u64,
+    /// Of them, those that were there already with the same content: nothing was sent, and no version made.
+    pub unchanged: u64,
     /// Folders made, or found.
     pub folders: u64,
-    /// Symlinks made.
+    /// Symlinks made, or found.
     pub symlinks: u64,
     /// Bytes of the files committed.
     pub bytes: u64,
@@ -37,6 +39,8 @@ pub struct UploadReport {
 pub struct DownloadReport {
     /// Files in place.
     pub files: u64,
+    /// Of them, those that were there already with the same content.
+    pub unchanged: u64,
     /// Folders made, or found.
     pub folders: u64,
     /// Symlinks made.

@@ -7,6 +7,7 @@
 //! Invariants:
 //! - A file is committed whole, as it was at one moment, against the version that was there when it was looked up:
 //!   nothing half-written is ever under its name, and nobody's newer version is replaced unseen.
+//! - What is on the server already as it is here is put by doing nothing (`unchanged`).
 //! - Memory is bounded whatever the trees: units under way, bytes in flight and listings held all have a bound.
 
 mod batch;
@@ -16,6 +17,7 @@ pub(crate) mod read;
 mod remote;
 pub(crate) mod session;
 mod small;
+mod unchanged;
 mod walk;
 
 use std::path::PathBuf;

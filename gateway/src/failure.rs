@@ -123,7 +123,12 @@ impl Failure {
     }
 
     fn from_unreachable(error: &MetaError) -> Self {
-        if matches!(error, MetaError::Unavailable { .. } | MetaError::NoCluster) {
+        if matches!(error, MetaError::NoCluster) {
+            // Whoever asks is told what to do; here nothing is wrong.
+            tracing::debug!("asked before the cluster was initialised");
+            return Self::unavailable(error.to_string());
+        }
+        if matches!(error, MetaError::Unavailable { .. }) {
             tracing::warn!(error = %error, "metadata unavailable");
             return Self::unavailable("the metadata cluster does not answer; try again in a moment");
         }

@@ -14,6 +14,7 @@ use chaos::compare::assert_same;
 use chaos::disk::{Mount, unavailable};
 use chaos::serial::serial;
 use chaos::size::seed;
+use chaos::skip::skipped;
 use chaos::tree;
 use chaos::wait::wait_for;
 
@@ -220,8 +221,7 @@ fn a_file_that_grows_or_vanishes_while_it_is_put_is_reported() -> Result<()> {
 #[test]
 fn a_full_disk_refuses_writes_and_serves_reads() -> Result<()> {
     if let Some(why) = unavailable() {
-        eprintln!("skipped: small disks need root ({why})");
-        return Ok(());
+        return skipped(&format!("small disks need root ({why})"));
     }
     let _serial = serial();
     let directory = tempfile::tempdir()?;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use chaos::client::Client;
 use chaos::cluster::{Cluster, Options, RoleName};
 use chaos::serial::serial;
+use chaos::skip::skipped;
 use chaos::wait::wait_for;
 
 /// How soon all must work again.
@@ -78,8 +79,7 @@ fn restart(cluster: &mut Cluster, roles: &[RoleName], environment: &[(&str, Stri
 fn a_leader_whose_clock_is_ahead_stops_no_write_then_or_later() -> Result<()> {
     let _serial = serial();
     let Some(library) = faketime() else {
-        eprintln!("skipped: libfaketime is not installed (deploy/check-toolchain --tests installs it)");
-        return Ok(());
+        return skipped("libfaketime is not installed (deploy/check-toolchain --tests installs it)");
     };
     let mut cluster = Cluster::start(&Options::default())?;
     let client = cluster.client()?;
@@ -104,8 +104,7 @@ fn a_leader_whose_clock_is_ahead_stops_no_write_then_or_later() -> Result<()> {
 fn clocks_that_were_all_ahead_for_one_write_stop_none_afterwards() -> Result<()> {
     let _serial = serial();
     let Some(library) = faketime() else {
-        eprintln!("skipped: libfaketime is not installed (deploy/check-toolchain --tests installs it)");
-        return Ok(());
+        return skipped("libfaketime is not installed (deploy/check-toolchain --tests installs it)");
     };
     let mut cluster = Cluster::start(&Options::default())?;
     let client = cluster.client()?;

@@ -16,6 +16,7 @@ use chaos::faulty::{FaultyDisk, unavailable};
 use chaos::ledger::Ledger;
 use chaos::serial::serial;
 use chaos::size::seed;
+use chaos::skip::skipped;
 use chaos::tree::{self, Shape};
 use chaos::wait::wait_for;
 use chaos::workload::Uploader;
@@ -110,8 +111,7 @@ fn unfence(role: &RoleInfo) -> Result<String> {
 #[test]
 fn a_storage_disk_that_takes_no_writes_is_fenced_and_nothing_is_lost() -> Result<()> {
     if let Some(why) = unavailable() {
-        eprintln!("skipped: failing disks need root, nbdkit, nbdfuse and xfsprogs ({why})");
-        return Ok(());
+        return skipped(&format!("failing disks need root, nbdkit, nbdfuse and xfsprogs ({why})"));
     }
     let _serial = serial();
     let directory = tempfile::tempdir()?;
@@ -169,8 +169,7 @@ fn a_storage_disk_that_takes_no_writes_is_fenced_and_nothing_is_lost() -> Result
 #[test]
 fn a_storage_disk_that_cannot_be_read_is_read_around() -> Result<()> {
     if let Some(why) = unavailable() {
-        eprintln!("skipped: failing disks need root, nbdkit, nbdfuse and xfsprogs ({why})");
-        return Ok(());
+        return skipped(&format!("failing disks need root, nbdkit, nbdfuse and xfsprogs ({why})"));
     }
     let _serial = serial();
     let directory = tempfile::tempdir()?;
@@ -194,8 +193,7 @@ fn a_storage_disk_that_cannot_be_read_is_read_around() -> Result<()> {
 #[test]
 fn a_metadata_disk_that_takes_no_writes_stops_its_replica_only() -> Result<()> {
     if let Some(why) = unavailable() {
-        eprintln!("skipped: failing disks need root, nbdkit, nbdfuse and xfsprogs ({why})");
-        return Ok(());
+        return skipped(&format!("failing disks need root, nbdkit, nbdfuse and xfsprogs ({why})"));
     }
     let _serial = serial();
     let directory = tempfile::tempdir()?;
@@ -242,8 +240,7 @@ fn leave(directory: &Path, free_bytes: u64) -> Result<()> {
 #[test]
 fn full_metadata_disks_refuse_writes_and_lose_nothing() -> Result<()> {
     if let Some(why) = chaos::disk::unavailable() {
-        eprintln!("skipped: small disks need root ({why})");
-        return Ok(());
+        return skipped(&format!("small disks need root ({why})"));
     }
     let _serial = serial();
     let directory = tempfile::tempdir()?;

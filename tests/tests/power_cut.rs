@@ -11,6 +11,7 @@ use chaos::disk::{Mount, XFS_BYTES_MIN, unavailable};
 use chaos::ledger::Ledger;
 use chaos::serial::serial;
 use chaos::size::{Size, seed};
+use chaos::skip::skipped;
 use chaos::workload::Uploader;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
@@ -24,8 +25,7 @@ const DISK_BYTES: u64 = 8 * XFS_BYTES_MIN;
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_fails() -> Result<()> {
     if let Some(why) = unavailable() {
-        eprintln!("skipped: power cuts need root and xfsprogs ({why})");
-        return Ok(());
+        return skipped(&format!("power cuts need root and xfsprogs ({why})"));
     }
     let _serial = serial();
     let mut random = SmallRng::seed_from_u64(seed("power_cut"));

@@ -10,6 +10,7 @@ use chaos::cluster::{Cluster, Options};
 use chaos::disk::{Mount, free_bytes_of};
 use chaos::serial::serial;
 use chaos::size::{Size, seed};
+use chaos::skip::skipped;
 use chaos::tree;
 use chaos::wait::wait_for;
 use serde_json::Value;
@@ -138,8 +139,7 @@ fn told(admin: &Client) -> Result<(String, String)> {
 #[test]
 fn within_the_reserve_of_all_metadata_disks_what_makes_room_works_and_the_state_is_told() -> Result<()> {
     if let Some(why) = chaos::disk::unavailable() {
-        eprintln!("skipped: small disks need root ({why})");
-        return Ok(());
+        return skipped(&format!("small disks need root ({why})"));
     }
     let _serial = serial();
     let directory = tempfile::tempdir()?;

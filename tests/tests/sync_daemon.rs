@@ -299,8 +299,15 @@ fn run_says_what_it_does_and_ends_as_it_should() -> Result<()> {
     let own: Vec<_> = fs::read_dir(a.state())?
         .map(|entry| entry.map(|entry| entry.file_name()))
         .collect::<Result<_, _>>()?;
-    ensure!(!own.iter().any(|name| name.to_string_lossy().contains("sqlite")), "{own:?}");
-    ensure!(a.home().join("state").read_dir()?.next().is_some(), "no state");
+    let is_state = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("state.db");
+    ensure!(!own.iter().any(is_state), "{own:?}");
+    let state: Vec<_> = a
+        .home()
+        .join("state")
+        .read_dir()?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()?;
+    ensure!(state.iter().any(is_state), "no state in {state:?}");
 
     // A second one on the same folder is refused; a signal ends the first with 0.
     b.start()?;

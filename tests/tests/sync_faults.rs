@@ -17,6 +17,7 @@ use chaos::group::{Group, number};
 use chaos::netns::Namespace;
 use chaos::proxy::{Network, Proxy};
 use chaos::size::seed;
+use chaos::skip::skipped;
 use chaos::tree::write_random;
 use chaos::wait::wait_for;
 
@@ -68,8 +69,7 @@ fn a_network_that_is_cut_is_waited_for() -> Result<()> {
 #[test]
 fn a_cable_that_is_pulled_is_waited_for() -> Result<()> {
     let Some(namespace) = Namespace::new()? else {
-        eprintln!("skipped: no network namespaces here");
-        return Ok(());
+        return skipped("no network namespaces here");
     };
     let options = Options { host: Some(namespace.host.clone()), ..Options::default() };
     let mut group = Group::on(Arc::new(Cluster::start(&options)?), "cable", 2)?;
@@ -139,8 +139,7 @@ fn a_device_that_stood_still_goes_on() -> Result<()> {
 #[test]
 fn a_full_disk_is_said_and_what_fits_arrives() -> Result<()> {
     if let Some(why) = unavailable() {
-        eprintln!("skipped: {why}");
-        return Ok(());
+        return skipped(why);
     }
     let mut group = Group::new("full", 2)?;
     let point = group.devices[1].home().join("small");
@@ -171,8 +170,7 @@ fn a_full_disk_is_said_and_what_fits_arrives() -> Result<()> {
 #[test]
 fn a_folder_that_cannot_be_read_deletes_nothing() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: not root");
-        return Ok(());
+        return skipped("not root");
     }
     let mut group = Group::new("denied", 2)?;
     group.devices[0].become_user(OTHER_USER)?;
@@ -352,7 +350,9 @@ fn a_root_that_is_not_what_it_was_deletes_nothing() -> Result<()> {
     assert_refused(&group, a, "a root that is missing")?;
     fs::create_dir(&a.root)?;
     assert_refused(&group, a, "a root that is empty")?;
-    if unavailable().is_none() {
+    if let Some(why) = unavailable() {
+        skipped(why)?;
+    } else {
         let _other = Mount::tmpfs(MIB, &a.root)?;
         assert_refused(&group, a, "another file system")?;
     }

@@ -1,12 +1,14 @@
 //! Several people at work in one tree, at random, while daemons and the gateway are killed, stand still, or are cut off.
-//! After quiet: all devices and the server are the same, and no content that was saved is lost.
+//! After quiet: all devices and the server are the same, and what a user saved and did not give up is live on each.
+//!
+//! A run is a quarter of a minute of this. `KEEPSTONE_SIZE=full` makes 500 of them, `KEEPSTONE_RUNS` as many as it says.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use chaos::cluster::{Cluster, Options};
-use chaos::edits::Editor;
+use chaos::edits::{Editor, IGNORED_END, Kinds};
 use chaos::gateway::Gateway;
 use chaos::group::Group;
 use chaos::proxy::{Network, Proxy};
@@ -56,7 +58,8 @@ fn nothing_is_lost_and_all_end_the_same_whatever_breaks() -> Result<()> {
     let mut random = SmallRng::seed_from_u64(seed);
     let cluster = Arc::new(Cluster::start(&Options::default())?);
     let mut gateway = Gateway::of(&cluster)?;
-    for round in 0..Size::chosen().pick(1, 20, 400) {
+    let runs = std::env::var("KEEPSTONE_RUNS").ok().and_then(|text| text.parse().ok());
+    for round in 0..runs.unwrap_or(Size::chosen().pick(2, 500, 2_000)) {
         let mut group = Group::on(Arc::clone(&cluster), &format!("random-{round}"), DEVICES)?;
         let target = cluster.endpoint.strip_prefix("https://").context("no https endpoint")?.to_owned();
         let proxy = Proxy::start("127.0.0.1", &target)?;
@@ -65,8 +68,9 @@ fn nothing_is_lost_and_all_end_the_same_whatever_breaks() -> Result<()> {
             // These users delete most of what they have, time and again, and mean it.
             device.arguments = ["--deletes-percent-max", "100"].map(Into::into).to_vec();
         }
+        ignore(&mut group)?;
         group.start()?;
-        let lasts = Duration::from_secs(Size::chosen().pick(15, 30, 60));
+        let lasts = Duration::from_secs(Size::chosen().pick(12, 12, 60));
         let steps = work(&mut group, &mut gateway, &proxy, lasts, &mut random)
             .with_context(|| format!("round {round}"))?;
         let contents = group.contents.count();
@@ -76,10 +80,41 @@ fn nothing_is_lost_and_all_end_the_same_whatever_breaks() -> Result<()> {
             agreed.paths().len(),
             agreed.conflicted().len()
         );
-        ensure!(steps > 50 && contents > 20, "only {steps} steps, {contents} contents");
+        ensure!(steps > 50 && contents > 10, "only {steps} steps, {contents} contents");
     }
     drop(gateway);
     Arc::into_inner(cluster).context("the cluster is still used")?.finish()
+}
+
+/// All devices learn what is ignored before anybody makes such a file.
+fn ignore(group: &mut Group) -> Result<()> {
+    group.ignored = vec![IGNORED_END.to_owned()];
+    let Some(first) = group.devices.first() else { return Ok(()) };
+    first.write(".keepstoneignore", format!("*{IGNORED_END}\n"))?;
+    group.devices.iter().try_for_each(|device| device.once_agreed().map(drop))
+}
+
+#[test]
+fn a_wrong_delete_is_found_though_trash_and_versions_have_it() -> Result<()> {
+    for replace in [false, true] {
+        let mut group = Group::new(&format!("wrong-{replace}"), 2)?;
+        let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
+        a.write("kept", "a user saved this")?;
+        group.contents.save(&a.path("kept"), "kept");
+        a.once_agreed()?;
+        b.once_agreed()?;
+        // What a client would do that went wrong: the server has it in its trash, or as an earlier version.
+        if replace {
+            b.write("kept", "nobody wrote this")?
+        } else {
+            std::fs::remove_file(b.path("kept"))?
+        }
+        group.converge()?;
+        let error = group.assert_nothing_lost().err().context("a wrong delete was not found")?;
+        ensure!(error.to_string().contains("kept"), "{error:#}");
+        group.end()?;
+    }
+    Ok(())
 }
 
 /// All users at work while this thread breaks things; gives how much they did.
@@ -92,13 +127,14 @@ fn work(
 ) -> Result<usize> {
     let contents = std::mem::take(&mut group.contents);
     let until = Instant::now() + lasts;
+    let kinds = Kinds::chosen();
     let steps = std::thread::scope(|scope| -> Result<usize> {
         let mut users = Vec::new();
         for device in &group.devices {
             let (root, name) = (device.root.clone(), device.name.clone());
             let seeds = SmallRng::seed_from_u64(random.random());
             let mut pace = SmallRng::seed_from_u64(random.random());
-            let mut editor = Editor::new(&root, &contents, &name, seeds);
+            let mut editor = Editor::new(&root, &contents, &name, seeds, kinds);
             users.push(scope.spawn(move || -> Result<usize> {
                 let mut steps = 0;
                 while Instant::now() < until {
@@ -109,6 +145,7 @@ fn work(
                     }
                     std::thread::sleep(Duration::from_millis(pace.random_range(10..700)));
                 }
+                editor.tidy_up()?;
                 Ok(steps)
             }));
         }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use chaos::client::Client;
+use chaos::contents::digests;
 use chaos::device::{Device, SETTLE_DEADLINE};
-use chaos::group::{Group, digests};
+use chaos::group::Group;
 use chaos::size::{Size, seed};
 use chaos::tree::write_random;
 use chaos::wait::wait_for;

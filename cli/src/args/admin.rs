@@ -33,8 +33,9 @@ pub(crate) enum DevicesCommand {
     Ls,
     /// Take a device's token out of use, at once.
     Revoke {
-        /// Its id, as `keepstone devices ls` shows it.
-        id: String,
+        /// Its id or name, as `keepstone devices ls` shows them.
+        #[arg(value_name = "ID|NAME")]
+        device: String,
     },
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use client::path::RemotePath;
 
 #[derive(Debug, Args)]
 pub(crate) struct Put {
@@ -19,10 +20,11 @@ pub(crate) struct Get {
     /// A file or folder of the account's tree; `/` is all of it.
     #[arg(value_name = "REMOTE")]
     pub(crate) source: String,
-    /// Where to. An existing folder or a trailing `/` mean "into it".
+    /// Where to. An existing folder or a trailing `/` mean "into it". A single file may go to standard output (`-`),
+    /// a pipe or a device.
     #[arg(value_name = "LOCAL")]
     pub(crate) target: PathBuf,
-    /// Replace local files that are there already.
+    /// Replace local files that are there already, if they differ; nothing else is ever replaced.
     #[arg(long)]
     pub(crate) overwrite: bool,
 }
@@ -47,6 +49,9 @@ pub(crate) struct Ls {
     /// Folders below as well.
     #[arg(short = 'R', long)]
     pub(crate) recursive: bool,
+    /// Names exactly as they are, each with a NUL after it, for programs; with -R whole paths.
+    #[arg(short = '0', long, conflicts_with_all = ["long", "json"])]
+    pub(crate) null: bool,
 }
 
 #[derive(Debug, Args)]
@@ -155,8 +160,9 @@ pub(crate) enum TrashCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct TrashRestore {
-    /// Its id, as `keepstone trash ls` shows it.
-    pub(crate) id: u64,
+    /// Its id, as `keepstone trash ls` shows it, or where it was, such as /docs/report.txt.
+    #[arg(value_name = "ID|PATH")]
+    pub(crate) item: TrashName,
     /// Where to, if not where it was.
     #[arg(long, value_name = "REMOTE")]
     pub(crate) to: Option<String>,
@@ -164,10 +170,37 @@ pub(crate) struct TrashRestore {
 
 #[derive(Debug, Args)]
 pub(crate) struct TrashPurge {
-    /// Its id, as `keepstone trash ls` shows it.
-    #[arg(required_unless_present = "all")]
-    pub(crate) id: Option<u64>,
+    /// Its id, as `keepstone trash ls` shows it, or where it was, such as /docs/report.txt.
+    #[arg(required_unless_present = "all", value_name = "ID|PATH")]
+    pub(crate) item: Option<TrashName>,
     /// Everything in the trash.
-    #[arg(long, conflicts_with = "id")]
+    #[arg(long, conflicts_with = "item")]
     pub(crate) all: bool,
+}
+
+/// What somebody calls a thing in the trash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TrashName {
+    /// By its number, which is never 0: on the wire that means all of it.
+    Id(u64),
+    /// By where it was.
+    Path(RemotePath),
+}
+
+impl std::str::FromStr for TrashName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return RemotePath::parse(text).map(Self::Path).map_err(|error| error.to_string());
+        }
+        match text.parse() {
+            Ok(0) => Err("there is no item 0; ids begin at 1".to_owned()),
+            Ok(id) => Ok(Self::Id(id)),
+            Err(_not_a_number) => {
+                Err("write an id, as `keepstone trash ls` shows it, or a path that begins with `/`"
+                    .to_owned())
+            }
+        }
+    }
 }

@@ -2,24 +2,23 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use bytes::Bytes;
 use client::connection::{ApiClient, ConnectOptions, normalize_endpoint};
-use client::profile::Profile;
+use client::profile::{Ca, Profile};
+use proto::v1;
 use serde_json::json;
 
 use super::{connect, profile_path, read_password};
 use crate::args::{DevicesCommand, Global, Login};
 use crate::format;
 use crate::output::Output;
+use crate::shown::{shown, shown_path};
 use crate::table::{Side, Table};
 
 pub(crate) async fn login(global: &Global, arguments: Login, output: &Output) -> anyhow::Result<ExitCode> {
-    let ca = std::fs::canonicalize(&arguments.ca)
-        .with_context(|| format!("cannot read the CA certificate {}", arguments.ca.display()))?;
-    let ca_pem =
-        std::fs::read(&ca).with_context(|| format!("cannot read the CA certificate {}", ca.display()))?;
+    let ca = Ca::read(&arguments.ca)?;
     let endpoint = normalize_endpoint(&arguments.endpoint);
+    let ca_pem = String::from(ca.clone()).into_bytes();
     let options = ConnectOptions { endpoint: endpoint.clone(), ca_pem, token: None };
     let api = ApiClient::connect(&options).await?;
     let password = read_password(arguments.password_stdin, false).await?;
@@ -46,7 +45,7 @@ pub(crate) async fn login(global: &Global, arguments: Login, output: &Output) ->
         "device": profile.device, "device_name": device_name,
     });
     output.print(&document, || {
-        format!("Signed in as {}; the profile is {}", arguments.email, path.display())
+        format!("Signed in as {}; the profile is {}", shown(&arguments.email), shown_path(&path))
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -91,12 +90,31 @@ pub(crate) async fn devices(
 ) -> anyhow::Result<ExitCode> {
     match command {
         DevicesCommand::Ls => list_devices(global, output).await,
-        DevicesCommand::Revoke { id } => {
-            let device = hex::decode(&id)
-                .with_context(|| format!("{id:?} is not a device's id; `keepstone devices ls` shows them"))?;
-            connect(global).await?.revoke_device(Bytes::from(device)).await?;
+        DevicesCommand::Revoke { device } => {
+            let api = connect(global).await?;
+            let id = device_called(&api.list_devices().await?, &device)?;
+            api.revoke_device(id.clone()).await?;
+            let id = hex::encode(id);
             output.print(&json!({ "revoked": id }), || format!("Revoked {id}"))?;
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The id of the device that is called so by its id or its name. Several may have one name: of these only one that is
+/// still in use is meant, if there is just one.
+fn device_called(devices: &[v1::Device], called: &str) -> anyhow::Result<Bytes> {
+    if let Some(device) = devices.iter().find(|device| hex::encode(&device.device) == called.to_lowercase()) {
+        return Ok(device.device.clone());
+    }
+    let named: Vec<_> = devices.iter().filter(|device| device.name == called).collect();
+    let active: Vec<_> = named.iter().copied().filter(|device| device.revoked_ms == 0).collect();
+    match (&active[..], &named[..]) {
+        ([device], _) | ([], [device]) => Ok(device.device.clone()),
+        (_, []) => anyhow::bail!("no device is called {called:?}; `keepstone devices ls` shows them"),
+        _ => {
+            let ids: Vec<String> = named.iter().map(|device| hex::encode(&device.device)).collect();
+            anyhow::bail!("several devices are called {called:?}: name one by its id: {}", ids.join(", "))
         }
     }
 }
@@ -128,4 +146,33 @@ async fn list_devices(global: &Global, output: &Output) -> anyhow::Result<ExitCo
         table.render()
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_found_by_id_and_by_name() {
+        let device = |id: u8, name: &str, revoked_ms| v1::Device {
+            device: Bytes::copy_from_slice(&[id; 8]),
+            name: name.to_owned(),
+            revoked_ms,
+            ..v1::Device::default()
+        };
+        let devices = [
+            device(1, "laptop", 0),
+            device(2, "laptop", 5),
+            device(3, "phone", 0),
+            device(4, "phone", 0),
+            device(5, "tv", 5),
+        ];
+        let called = |name: &str| device_called(&devices, name).map(|id| id[0]);
+        assert_eq!(called("0202020202020202").unwrap(), 2);
+        assert_eq!(called("laptop").unwrap(), 1, "the other one is revoked");
+        assert_eq!(called("tv").unwrap(), 5);
+        let error = called("phone").unwrap_err().to_string();
+        assert!(error.contains("0303030303030303") && error.contains("0404040404040404"), "{error}");
+        assert!(called("0909090909090909").is_err());
+    }
 }

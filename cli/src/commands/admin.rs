@@ -17,7 +17,8 @@ use crate::args::{
     StatusArguments,
 };
 use crate::format;
-use crate::output::Output;
+use crate::output::{Output, complain, tell, tell_progress};
+use crate::shown::shown;
 use crate::table::{Side, Table};
 
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
@@ -48,7 +49,9 @@ async fn create_account(
         admin: arguments.admin,
     };
     let account = hex::encode(api.create_account(new).await?);
-    output.print(&json!({ "account": account, "email": email }), || format!("Made {email} ({account})"))?;
+    output.print(&json!({ "account": account, "email": email }), || {
+        format!("Made {} ({account})", shown(&email))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -67,7 +70,7 @@ async fn account_quota(
             0 => "no limit".to_owned(),
             quota => format::size(quota),
         };
-        format!("{}: {} used, quota {quota}", told.email, format::size(told.used_bytes))
+        format!("{}: {} used, quota {quota}", shown(&told.email), format::size(told.used_bytes))
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -135,7 +138,7 @@ fn json_status(status: &v1::StatusResponse) -> Value {
 fn text_status(status: &v1::StatusResponse) -> String {
     let mut text = format!("health  {}\n", status.health);
     for problem in &status.problems {
-        text.push_str(&format!("  - {problem}\n"));
+        text.push_str(&format!("  - {}\n", shown(problem)));
     }
     let mut summary = Table::new(&[("", Side::Left), ("", Side::Left)]);
     let mut row = |name: &str, value: String| summary.row(vec![name.to_owned(), value]);
@@ -181,17 +184,18 @@ fn text_status(status: &v1::StatusResponse) -> String {
 
 async fn scrub(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
     let mut stream = connect(global).await?.scrub().await?;
-    let shown = !output.is_json() && std::io::stderr().is_terminal();
+    let watched = !output.is_json() && std::io::stderr().is_terminal();
     let mut last = None;
     while let Some(news) = stream.next().await? {
-        if shown {
+        if watched {
             let bytes = format::size(news.bytes_checked);
-            eprint!("\r{} of {}, {bytes} checked  ", news.nodes_done, format::count(news.nodes, "node"));
+            let nodes = format::count(news.nodes, "node");
+            tell_progress(&format!("{} of {nodes}, {bytes} checked", news.nodes_done));
         }
         last = Some(news);
     }
-    if shown {
-        eprintln!();
+    if watched {
+        tell("");
     }
     let last =
         last.filter(|last| last.done).context("the scrub was broken off before its end; begin it again")?;
@@ -209,7 +213,7 @@ async fn scrub(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
         )
     })?;
     for failed in &last.failed {
-        eprintln!("keepstone: {failed}");
+        complain(failed);
     }
     Ok(if last.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

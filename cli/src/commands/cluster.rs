@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use client::profile::Profile;
+use client::profile::{Ca, Profile};
 use engine::code::Code;
 use engine::ids::{ClusterId, NodeId};
 use gateway::config::Limits;
@@ -26,6 +26,7 @@ use crate::config::{self, TlsSection};
 use crate::files::{PUBLIC, make_directory, write_whole};
 use crate::output::Output;
 use crate::pki::{self, Authority};
+use crate::shown::{shown, shown_argument, shown_path};
 
 pub(crate) async fn run(command: ClusterCommand, output: &Output) -> anyhow::Result<ExitCode> {
     match command {
@@ -124,7 +125,7 @@ fn init(arguments: &ClusterInit, output: &Output) -> anyhow::Result<ExitCode> {
              3. keepstone cluster bootstrap --config {} --email YOU@EXAMPLE.ORG\n\n\
              Keep pki/ca.key and pki/cluster.key where no server is: with the first others can join the cluster,\n\
              and without the second encrypted disks cannot be read.\n",
-            out.display(),
+            shown_path(out),
             cluster_toml.display()
         )
     })?;
@@ -267,7 +268,7 @@ async fn run_bootstrap(arguments: ClusterBootstrap, output: &Output) -> anyhow::
     let path = arguments.out.unwrap_or_else(|| directory.join("profile.toml"));
     let profile = Profile {
         endpoint: file.endpoint,
-        ca,
+        ca: Ca::read(&ca)?,
         token: admin.token,
         account: admin.account.to_string(),
         device: admin.device.to_string(),
@@ -281,9 +282,9 @@ async fn run_bootstrap(arguments: ClusterBootstrap, output: &Output) -> anyhow::
         format!(
             "The cluster is initialised. The administrator is {}, the profile {}.\n\
              Next: keepstone --profile {} admin status",
-            arguments.email,
-            path.display(),
-            path.display()
+            shown(&arguments.email),
+            shown_path(&path),
+            shown_argument(&path)
         )
     })?;
     Ok(ExitCode::SUCCESS)

@@ -12,6 +12,7 @@ use super::connect;
 use crate::args::{Global, Ls, Stat};
 use crate::format::{self, json_entry};
 use crate::output::Output;
+use crate::shown::shown;
 use crate::table::{Side, Table};
 
 pub(crate) async fn ls(global: &Global, arguments: &Ls, output: &Output) -> anyhow::Result<ExitCode> {
@@ -20,7 +21,11 @@ pub(crate) async fn ls(global: &Global, arguments: &Ls, output: &Output) -> anyh
     let entry = api.get_entry(&path).await?;
     if entry.kind() != v1::EntryKind::Folder {
         let document = json!({ "path": path.as_str(), "entries": [json_entry(&entry, Some(path.as_str()))] });
-        output.print(&document, || lines(std::slice::from_ref(&entry), arguments.long))?;
+        if arguments.null {
+            output.print_exactly(&document, &[entry.name.as_bytes(), b"\0"].concat())?;
+        } else {
+            output.print(&document, || lines(std::slice::from_ref(&entry), arguments.long))?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut pending = vec![path.clone()];
@@ -37,10 +42,16 @@ pub(crate) async fn ls(global: &Global, arguments: &Ls, output: &Output) -> anyh
             for entry in &entries {
                 rows.push(json_entry(entry, Some(folder.join(&entry.name)?.as_str())));
             }
+        } else if arguments.null {
+            output.print_exactly(&json!(null), &exact(&entries, arguments.recursive.then_some(&folder))?)?;
         } else {
             // Folder by folder as they come: a long listing begins at once.
             let separator = if first { "" } else { "\n" };
-            let title = if arguments.recursive { format!("{separator}{folder}:\n") } else { String::new() };
+            let title = if arguments.recursive {
+                format!("{separator}{}:\n", shown(folder.as_str()))
+            } else {
+                String::new()
+            };
             output.print(&json!(null), || format!("{title}{}", lines(&entries, arguments.long)))?;
         }
         first = false;
@@ -63,12 +74,25 @@ async fn list_all(api: &ApiClient, folder: &RemotePath) -> anyhow::Result<Vec<v1
     }
 }
 
+/// Each name, or each path in `folder`, with a NUL after it.
+fn exact(entries: &[v1::Entry], folder: Option<&RemotePath>) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for entry in entries {
+        match folder {
+            Some(folder) => bytes.extend(folder.join(&entry.name)?.as_str().as_bytes()),
+            None => bytes.extend(entry.name.as_bytes()),
+        }
+        bytes.push(0);
+    }
+    Ok(bytes)
+}
+
 fn lines(entries: &[v1::Entry], long: bool) -> String {
     if !long {
         let slashes = std::io::stdout().is_terminal();
         let line = |entry: &v1::Entry| {
             let folder = slashes && entry.kind() == v1::EntryKind::Folder;
-            format!("{}{}\n", entry.name, if folder { "/" } else { "" })
+            format!("{}{}\n", shown(&entry.name), if folder { "/" } else { "" })
         };
         return entries.iter().map(line).collect();
     }

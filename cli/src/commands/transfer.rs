@@ -11,14 +11,17 @@ use anyhow::Context;
 use client::connection::ApiClient;
 use client::download::{DownloadOptions, DownloadSource, download};
 use client::path::RemotePath;
-use client::report::Failure;
+use client::report::{DownloadReport, Failure};
 use client::upload::{UploadSource, upload};
 use proto::v1;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
+use super::write_through::{self, Target, Through};
 use super::{connect, entries::look};
 use crate::args::{Cat, Get, Global, Put};
 use crate::output::Output;
+use crate::shutdown::StopSignals;
 use crate::target::{At, Placement, RemoteTarget, TargetError, placement};
 use crate::{format, progress};
 
@@ -37,12 +40,13 @@ pub(crate) async fn put(global: &Global, arguments: Put, output: &Output) -> any
     document["elapsed_ms"] = json!(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     output.print(&document, || {
         format!(
-            "Put {}, {} in {} ({}); {} sent",
+            "Put {}, {} in {} ({}); {} sent{}",
             format::count(report.files, "file"),
             format::size(report.bytes),
             seconds(elapsed),
             rate(report.bytes, elapsed),
             format::size(report.bytes_sent),
+            there_already(report.unchanged),
         )
     })?;
     Ok(output.failures(&report.failed))
@@ -98,8 +102,18 @@ fn into(source: &Path, target: &RemotePath) -> Result<RemotePath, String> {
 
 pub(crate) async fn get(global: &Global, arguments: Get, output: &Output) -> anyhow::Result<ExitCode> {
     let remote = RemotePath::parse(&arguments.source)?;
-    let source =
-        place_target(&remote, &arguments.target).with_context(|| arguments.target.display().to_string())?;
+    let shown = || arguments.target.display().to_string();
+    let through = match write_through::look(&arguments.target) {
+        Target::Place => None,
+        Target::Through(through) => Some(through),
+        Target::Refused(reason) => return Err(anyhow::anyhow!(reason)).with_context(shown),
+    };
+    if let Some(through) = through {
+        return get_through(global, &remote, through, *output).await.with_context(shown);
+    }
+    let source = place_target(&remote, &arguments.target).with_context(shown)?;
+    // From here on: a signal that comes at the wrong moment must not leave half a file.
+    let mut signals = StopSignals::new()?;
     let api = connect(global).await?;
     // Before anything is made here.
     let entry = api.get_entry(&remote).await?;
@@ -112,20 +126,71 @@ pub(crate) async fn get(global: &Global, arguments: Get, output: &Output) -> any
     );
     let started = Instant::now();
     let options = DownloadOptions { overwrite: arguments.overwrite };
-    let report = download(&api, vec![source], options, progress::for_transfer(*output)).await;
-    let elapsed = started.elapsed();
-    let mut document = serde_json::to_value(&report)?;
+    let stop = CancellationToken::new();
+    let got = download(&api, vec![source], options, progress::for_transfer(*output), &stop);
+    tokio::pin!(got);
+    let report = tokio::select! {
+        report = &mut got => report,
+        () = signals.wait() => {
+            stop.cancel();
+            // A second signal does not wait for that: the next call cleans up.
+            tokio::select! {
+                report = got => report,
+                () = signals.wait() => anyhow::bail!("stopped at once; the same call completes what is missing"),
+            }
+        }
+    };
+    print_got(&report, started.elapsed(), *output)?;
+    Ok(output.failures(&report.failed))
+}
+
+fn print_got(report: &DownloadReport, elapsed: Duration, output: Output) -> anyhow::Result<()> {
+    let mut document = serde_json::to_value(report)?;
     document["elapsed_ms"] = json!(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     output.print(&document, || {
         format!(
-            "Got {}, {} in {} ({})",
+            "Got {}, {} in {} ({}){}",
             format::count(report.files, "file"),
             format::size(report.bytes),
             seconds(elapsed),
             rate(report.bytes, elapsed),
+            there_already(report.unchanged),
         )
-    })?;
-    Ok(output.failures(&report.failed))
+    })
+}
+
+fn there_already(files: u64) -> String {
+    if files == 0 { String::new() } else { format!("; {} there already", format::count(files, "file")) }
+}
+
+/// Writes a file into something that is no place in a folder. What is said of it must not get in between.
+async fn get_through(
+    global: &Global,
+    remote: &RemotePath,
+    through: Through,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let is_standard_output = through == Through::StandardOutput;
+    anyhow::ensure!(
+        !output.is_json() || !is_standard_output,
+        "the file itself goes to standard output, which is no JSON; leave out --json"
+    );
+    let api = connect(global).await?;
+    let entry = api.get_entry(remote).await?;
+    anyhow::ensure!(
+        entry.kind() == v1::EntryKind::File,
+        "only a file can be written there, and {remote} is a {}",
+        format::kind(entry.kind())
+    );
+    let started = Instant::now();
+    let into = tokio::task::spawn_blocking(move || through.open()).await??;
+    let bytes = write_out(&api, remote, 0, into).await?;
+    if !is_standard_output {
+        let elapsed = started.elapsed();
+        let report = DownloadReport { files: 1, bytes, ..DownloadReport::default() };
+        print_got(&report, elapsed, output)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Where what is at `remote` goes exactly.
@@ -160,18 +225,27 @@ pub(crate) async fn cat(global: &Global, arguments: &Cat, output: &Output) -> an
     anyhow::ensure!(!output.is_json(), "cat writes the file itself, which is no JSON; leave out --json");
     let path = RemotePath::parse(&arguments.path)?;
     let api = connect(global).await?;
-    write_out(&api, &path, arguments.version.unwrap_or(0)).await?;
+    write_out(&api, &path, arguments.version.unwrap_or(0), Through::StandardOutput.open()?).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn write_out(api: &ApiClient, path: &RemotePath, version: u64) -> anyhow::Result<()> {
+/// Gives the bytes written.
+async fn write_out(
+    api: &ApiClient,
+    path: &RemotePath,
+    version: u64,
+    mut into: Box<dyn Write + Send>,
+) -> anyhow::Result<u64> {
     let mut stream = api.open_download(path, version).await?;
+    let mut bytes = 0;
     while let Some(data) = stream.next().await? {
+        bytes += data.len() as u64;
         // A reader that is slow, or a terminal that is held, must not hold up the async work.
-        tokio::task::spawn_blocking(move || std::io::stdout().lock().write_all(&data)).await??;
+        let written = tokio::task::spawn_blocking(move || into.write_all(&data).map(|()| into));
+        into = written.await??;
     }
-    tokio::task::spawn_blocking(|| std::io::stdout().lock().flush()).await??;
-    Ok(())
+    tokio::task::spawn_blocking(move || into.flush()).await??;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `history`, `versions`, `restore`.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 
 use client::api::VersionsRemoved;
@@ -11,6 +12,7 @@ use super::connect;
 use crate::args::{Global, History, Restore, VersionsCommand, VersionsRm};
 use crate::format::{self, json_entry};
 use crate::output::Output;
+use crate::shown::shown;
 use crate::table::{Side, Table};
 
 pub(crate) async fn run(
@@ -34,8 +36,8 @@ async fn remove(global: &Global, arguments: VersionsRm, output: &Output) -> anyh
     let removed = connect(global).await?.remove_versions(&path, which).await?;
     let document = json!({ "path": path.as_str(), "versions": removed.versions, "bytes": removed.bytes });
     output.print(&document, || {
-        let versions = if removed.versions == 1 { "version" } else { "versions" };
-        format!("Removed {} earlier {versions} of {path}, {}", removed.versions, format::size(removed.bytes))
+        let versions = format::count(removed.versions, "earlier version");
+        format!("Removed {versions} of {}, {}", shown(path.as_str()), format::size(removed.bytes))
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -46,9 +48,13 @@ pub(crate) async fn history(
     output: &Output,
 ) -> anyhow::Result<ExitCode> {
     let path = RemotePath::parse(&arguments.path)?;
-    let versions = connect(global).await?.list_versions(&path).await?;
-    let document =
-        json!({ "path": path.as_str(), "versions": versions.iter().map(json_version).collect::<Vec<_>>() });
+    let api = connect(global).await?;
+    let versions = api.list_versions(&path).await?;
+    let names: HashMap<_, _> =
+        api.list_devices().await?.into_iter().map(|device| (device.device, device.name)).collect();
+    let rows: Vec<_> =
+        versions.iter().map(|version| json_version(version, names.get(&version.device))).collect();
+    let document = json!({ "path": path.as_str(), "versions": rows });
     output.print(&document, || {
         let mut table = Table::new(&[
             ("VERSION", Side::Right),
@@ -65,7 +71,8 @@ pub(crate) async fn history(
                 format::time_ms(version.created_ms),
                 version.size.to_string(),
                 format::time_ns(version.mtime_ns),
-                hex::encode(&version.device),
+                // A device of somebody else, or one that is forgotten, has no name here.
+                names.get(&version.device).cloned().unwrap_or_else(|| hex::encode(&version.device)),
             ]);
         }
         table.render()
@@ -73,7 +80,7 @@ pub(crate) async fn history(
     Ok(ExitCode::SUCCESS)
 }
 
-fn json_version(version: &v1::Version) -> Value {
+fn json_version(version: &v1::Version, device_name: Option<&String>) -> Value {
     json!({
         "version": version.version,
         "current": version.current,
@@ -84,6 +91,7 @@ fn json_version(version: &v1::Version) -> Value {
         "created": format::json_time_ms(version.created_ms),
         "content": hex::encode(&version.content),
         "device": hex::encode(&version.device),
+        "device_name": device_name,
     })
 }
 
@@ -95,7 +103,12 @@ pub(crate) async fn restore(
     let path = RemotePath::parse(&arguments.path)?;
     let entry = connect(global).await?.restore_version(&path, arguments.version).await?;
     output.print(&json_entry(&entry, Some(path.as_str())), || {
-        format!("{path} has the content of version {} again, as version {}", arguments.version, entry.version)
+        format!(
+            "{} has the content of version {} again, as version {}",
+            shown(path.as_str()),
+            arguments.version,
+            entry.version
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }

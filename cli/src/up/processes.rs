@@ -25,6 +25,7 @@ use super::layout::{Layout, RoleName};
 use super::manifest::argv;
 use super::parameters::Parameters;
 use crate::files::make_directory;
+use crate::output::{LogEnd, tell};
 use crate::role::PARENT_VARIABLE;
 
 /// How long the roles may take until they listen.
@@ -98,15 +99,13 @@ impl RoleProcesses {
                 waiting.pop();
                 continue;
             }
-            anyhow::ensure!(
-                Instant::now() < deadline,
-                "{name} does not listen on {address}{}",
-                self.log_end(name)
-            );
+            if Instant::now() >= deadline {
+                return Err(self.with_log_end(name, format!("{name} does not listen on {address}")));
+            }
             tokio::select! {
                 ended = self.next_ended() => {
                     let Ended { name, how } = ended;
-                    anyhow::bail!("{name} does not start: it ended ({how}){}", self.log_end(name));
+                    return Err(self.with_log_end(name, format!("{name} does not start: it ended ({how})")));
                 }
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
@@ -114,13 +113,9 @@ impl RoleProcesses {
         Ok(())
     }
 
-    /// The end of a role's log, for an error's text.
-    fn log_end(&self, name: RoleName) -> String {
-        let path = self.layout.log(name);
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        let end = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n  ");
-        format!("; the end of {}:\n  {end}", path.display())
+    /// An error with the end of a role's log.
+    fn with_log_end(&self, name: RoleName, what: String) -> anyhow::Error {
+        LogEnd::of(what, &self.layout.log(name), LOG_LINES_SHOWN).into()
     }
 
     /// Waits for a child to end. Cancel safe.
@@ -137,12 +132,12 @@ impl RoleProcesses {
 
     pub(crate) fn tell_ended(&self, ended: &Ended) {
         let again = argv(&self.layout, ended.name).unwrap_or_default().join(" ");
-        eprintln!(
+        tell(&format!(
             "{} ended ({}); its log is {}; start it again with: {again}",
             ended.name,
             ended.how,
             self.layout.log(ended.name).display()
-        );
+        ));
     }
 
     /// Ends all.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use client::connection::{ApiClient, ConnectOptions};
-use client::profile::Profile;
+use client::profile::{Ca, Profile};
 use engine::ids::NodeId;
 use proto::peer::{Role, TlsFiles, TlsIdentity};
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::layout::{Layout, RoleName};
 use super::parameters::Parameters;
 use crate::bootstrap::{Administrator, Installation, bootstrap};
+use crate::output::tell;
 
 /// How long the cluster may take until it can be used at all.
 const USABLE_TIME_MAX: Duration = Duration::from_secs(45);
@@ -38,7 +39,7 @@ pub(crate) async fn wait(layout: &Layout, parameters: &Parameters) -> anyhow::Re
                 let since = *usable_since.get_or_insert_with(Instant::now);
                 if all_heard(&status) || since.elapsed() >= HEARD_TIME_MAX {
                     for problem in status.problems {
-                        eprintln!("{problem}");
+                        tell(&problem);
                     }
                     break;
                 }
@@ -84,7 +85,7 @@ async fn first_start(layout: &Layout, parameters: &Parameters) -> anyhow::Result
     let admin = bootstrap(&identity, &installation, &administrator).await?;
     let profile = Profile {
         endpoint: parameters.endpoint(),
-        ca: "pki/ca.pem".into(),
+        ca: Ca::read(&pki.join("ca.pem"))?,
         token: admin.token,
         account: admin.account.to_string(),
         device: admin.device.to_string(),

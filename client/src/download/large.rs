@@ -22,16 +22,20 @@ pub(crate) async fn get(context: &Context, job: FileJob) {
             context.stop_if_fatal(&error);
         }
         Err(Failed::Here(reason)) => context.fail_file(&job, reason),
+        // That is told once, for all.
+        Err(Failed::Stopped) => {}
     }
 }
 
 enum Failed {
     Call(crate::call_error::CallError),
     Here(String),
+    Stopped,
 }
 
 async fn get_file(context: &Context, job: &FileJob) -> Result<u64, Failed> {
-    let mut stream = context.api.open_download(&job.remote, 0).await.map_err(Failed::Call)?;
+    let opened = context.stop.run_until_cancelled(context.api.open_download(&job.remote, 0)).await;
+    let mut stream = opened.ok_or(Failed::Stopped)?.map_err(Failed::Call)?;
     let entry = stream.entry().clone();
     let size = entry.size;
     let (sender, messages) = mpsc::channel(MESSAGES_QUEUED_MAX);
@@ -39,7 +43,12 @@ async fn get_file(context: &Context, job: &FileJob) -> Result<u64, Failed> {
     let writer = tokio::task::spawn_blocking(move || write(&writer_job, &entry, messages, overwrite));
     let mut received = Ok(());
     loop {
-        match stream.next().await {
+        // After a stop the stream is used no more.
+        let Some(next) = context.stop.run_until_cancelled(stream.next()).await else {
+            received = Err(Failed::Stopped);
+            break;
+        };
+        match next {
             Ok(Some(data)) => {
                 let bytes = data.len() as u64;
                 if sender.send(Message::Data(data)).await.is_err() {

@@ -28,7 +28,10 @@ struct Received {
 pub(crate) async fn get(context: &Context, jobs: Vec<FileJob>) -> Vec<FileJob> {
     let mut backoff = Backoff::new(RETRY_TIME_MAX);
     let answers = loop {
-        match receive(context, &jobs).await {
+        let Some(received) = context.stop.run_until_cancelled(receive(context, &jobs)).await else {
+            return Vec::new();
+        };
+        match received {
             Ok(answers) => break answers,
             Err(error) if error.is_transient() && backoff.wait().await => {
                 tracing::debug!(%error, "small files asked for again");

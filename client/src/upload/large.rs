@@ -8,11 +8,11 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
-use super::Context;
 use super::chunk_stream::{OutgoingChunk, PutFailure, outcome};
 use super::read::{OpenFile, ReadFileError};
 use super::remote::PlannedFile;
 use super::session::{Patience, Session, abort, choose_cutter, commit_all};
+use super::{Context, unchanged};
 use crate::call_error::CallError;
 
 /// Chunks read ahead of the stream.
@@ -74,6 +74,13 @@ async fn put_file(
     if entries.len() > CHUNKS_MAX {
         return Err(PutLargeError::TooManyChunks { chunks: entries.len() });
     }
+    let file = match unchanged::find(file, open.stamp, &entries) {
+        Ok(found) => {
+            unchanged::settle(context, vec![found]).await;
+            return Ok(());
+        }
+        Err(file) => file,
+    };
     let open = Arc::new(open);
     let session = Session::new(file, open.stamp, entries)?;
     let complete = send_missing(context, &open, &session, advance).await;

@@ -9,12 +9,14 @@ use std::path::Path;
 
 use bytes::Bytes;
 use engine::cutter::Cutter;
+use engine::ids::ChunkId;
 use futures_util::StreamExt;
 use futures_util::stream;
 use proto::v1;
 
 use super::Context;
 use super::batch::Unit;
+use super::unchanged::ServerFile;
 use super::walk::{LocalFile, LocalFolder, LocalSymlink};
 use crate::call_error::CallError;
 use crate::path::RemotePath;
@@ -26,6 +28,8 @@ const LISTED_ENTRIES_MAX: usize = 50_000;
 const LISTINGS_MAX: usize = 8;
 /// Files looked up at once.
 const LOOKUPS_MAX: usize = 16;
+/// A symlink's permission bits, which mean nothing.
+const SYMLINK_MODE: u32 = 0o777;
 
 /// A file to be put, and what it replaces.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(crate) struct PlannedFile {
     pub(crate) base: v1::base::Base,
     /// How the version that it replaces was cut.
     pub(crate) previous: Option<Cutter>,
+    /// That version itself.
+    pub(crate) on_server: Option<ServerFile>,
 }
 
 /// What is known of a file's path on the server.
@@ -42,12 +48,29 @@ struct Present {
     kind: v1::EntryKind,
     version: u64,
     cutter: Option<Cutter>,
+    file: ServerFile,
+    /// Of a symlink: of its target, time and permission bits.
+    symlink: Option<[u8; 32]>,
 }
 
 impl Present {
     fn of(entry: &v1::Entry) -> Self {
-        Self { kind: entry.kind(), version: entry.version, cutter: wire::cutter_from_wire(entry.cutter) }
+        let symlink = (entry.kind() == v1::EntryKind::Symlink)
+            .then(|| symlink_digest(&entry.symlink_target, entry.mode, entry.mtime_ns));
+        Self {
+            kind: entry.kind(),
+            version: entry.version,
+            cutter: wire::cutter_from_wire(entry.cutter),
+            file: ServerFile::of(entry),
+            symlink,
+        }
     }
+}
+
+/// Listings may be long and targets too: what is compared is a digest.
+fn symlink_digest(target: &[u8], mode: u32, mtime_ns: i64) -> [u8; 32] {
+    let attributes = [mode.to_be_bytes().as_slice(), &mtime_ns.to_be_bytes()].concat();
+    *ChunkId::of(&[&attributes, target].concat()).as_bytes()
 }
 
 #[derive(Debug)]
@@ -78,7 +101,16 @@ impl RemoteTree {
         self.make_folders(context, unit.folders).await;
         let symlinks =
             unit.symlinks.into_iter().filter(|link| self.usable(context, &link.local, &link.remote));
-        make_symlinks(context, symlinks.collect()).await;
+        let symlinks: Vec<_> = symlinks.collect();
+        let mut changed = Vec::new();
+        for link in symlinks {
+            match self.has_symlink(context, &link).await {
+                Ok(true) => context.report().symlinks += 1,
+                // Making it says what is wrong.
+                Ok(false) | Err(_) => changed.push(link),
+            }
+        }
+        make_symlinks(context, changed).await;
         let small = self.plan(context, unit.small).await;
         let large = self.plan(context, unit.large).await;
         // The walk is in the last folder it gave, or still in the one of the files before that.
@@ -194,7 +226,7 @@ impl RemoteTree {
         let found: Vec<_> = stream::iter(files)
             .filter(|file| std::future::ready(self.usable(context, &file.local, &file.remote)))
             .map(|file| async {
-                let present = self.present(context, &file).await;
+                let present = self.present(context, &file.remote, file.in_walked_folder).await;
                 (file, present)
             })
             .buffered(LOOKUPS_MAX)
@@ -202,9 +234,12 @@ impl RemoteTree {
             .await;
         found
             .into_iter()
-            .filter_map(|(file, present)| match present.map(|present| plan_file(&file, present)) {
-                Ok(Ok((base, previous))) => Some(PlannedFile { file, base, previous }),
-                Ok(Err(reason)) => {
+            .filter_map(|(file, present)| match present.map(|present| (plan_file(&file, present), present)) {
+                Ok((Ok((base, previous)), present)) => {
+                    let on_server = present.map(|present| present.file);
+                    Some(PlannedFile { file, base, previous, on_server })
+                }
+                Ok((Err(reason), _present)) => {
                     context.fail(&file.local, reason);
                     None
                 }
@@ -216,15 +251,29 @@ impl RemoteTree {
             .collect()
     }
 
-    async fn present(&self, context: &Context, file: &LocalFile) -> Result<Option<Present>, CallError> {
-        let folder = file.in_walked_folder.then(|| file.remote.parent()).flatten();
+    async fn has_symlink(&self, context: &Context, link: &LocalSymlink) -> Result<bool, CallError> {
+        let folder = link.remote.parent().and_then(|folder| self.folders.get(&folder));
+        if matches!(folder, Some(Folder::New | Folder::Unlisted)) {
+            // Not worth a call for each.
+            return Ok(false);
+        }
+        let present = self.present(context, &link.remote, true).await?;
+        let here = symlink_digest(&link.target, SYMLINK_MODE, link.mtime_ns);
+        Ok(present.is_some_and(|present| present.symlink == Some(here)))
+    }
+
+    async fn present(
+        &self,
+        context: &Context,
+        remote: &RemotePath,
+        in_walked_folder: bool,
+    ) -> Result<Option<Present>, CallError> {
+        let folder = in_walked_folder.then(|| remote.parent()).flatten();
         match folder.and_then(|folder| self.folders.get(&folder)) {
             Some(Folder::New) => Ok(None),
-            Some(Folder::Listed(entries)) => {
-                Ok(file.remote.name().and_then(|name| entries.get(name)).copied())
-            }
+            Some(Folder::Listed(entries)) => Ok(remote.name().and_then(|name| entries.get(name)).copied()),
             Some(Folder::Unlisted) | None => {
-                Ok(context.api.find_entry(&file.remote).await?.as_ref().map(Present::of))
+                Ok(context.api.find_entry(remote).await?.as_ref().map(Present::of))
             }
         }
     }
@@ -269,7 +318,7 @@ async fn make_symlinks(context: &Context, symlinks: Vec<LocalSymlink>) {
         path: link.remote.to_string(),
         kind: v1::EntryKind::Symlink.into(),
         symlink_target: Bytes::copy_from_slice(&link.target),
-        mode: 0o777,
+        mode: SYMLINK_MODE,
         mtime_ns: link.mtime_ns,
         parents: false,
         replace: true,
@@ -302,7 +351,15 @@ mod tests {
 
     #[test]
     fn a_file_replaces_only_the_version_that_was_seen() {
-        let present = |kind| Some(Present { kind, version: 7, cutter: Some(Cutter::Cdc1m) });
+        let present = |kind: v1::EntryKind| {
+            let entry = v1::Entry {
+                kind: kind.into(),
+                version: 7,
+                cutter: v1::Cutter::Cdc1m.into(),
+                ..v1::Entry::default()
+            };
+            Some(Present::of(&entry))
+        };
         assert_eq!(plan_file(&file(), None), Ok((v1::base::Base::Absent(true), None)));
         assert_eq!(
             plan_file(&file(), present(v1::EntryKind::File)),

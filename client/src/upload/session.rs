@@ -14,6 +14,7 @@ use super::read::FileStamp;
 use super::remote::PlannedFile;
 use crate::call_error::CallError;
 use crate::connection::{Backoff, RETRY_TIME_MAX, random_16};
+use crate::path::RemotePath;
 use crate::wire;
 
 /// How long chunks that the gateway refuses for the moment are handed in again, without any being taken.
@@ -103,12 +104,16 @@ pub(crate) async fn commit_all(context: &Context, sessions: Vec<Session>) {
 
 fn commit_failure(session: &Session, error: &CallError) -> String {
     match error.reason() {
-        "conflict" => format!(
-            "{} was changed on the server while this was put, and is as it was changed; put again to replace it",
-            session.file.file.remote
-        ),
+        "conflict" => changed_meanwhile(&session.file.file.remote),
         _ => error.to_string(),
     }
+}
+
+/// Says that somebody else was faster.
+pub(crate) fn changed_meanwhile(remote: &RemotePath) -> String {
+    format!(
+        "{remote} was changed on the server while this was put, and is as it was changed; put again to replace it"
+    )
 }
 
 /// Gives up a session whose file failed. If that fails too, the session expires by itself.

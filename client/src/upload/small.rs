@@ -7,11 +7,11 @@ use bytes::Bytes;
 use engine::ids::ChunkId;
 use engine::manifest::ManifestEntry;
 
-use super::Context;
 use super::chunk_stream::{OutgoingChunk, PutFailure, outcome};
 use super::read::{FileStamp, OpenFile, ReadFileError};
 use super::remote::PlannedFile;
 use super::session::{Patience, Session, abort, choose_cutter, commit_all};
+use super::{Context, unchanged};
 use crate::call_error::CallError;
 
 /// A small file that is read, cut and named.
@@ -43,16 +43,20 @@ async fn read_all(context: &Arc<Context>, files: Vec<PlannedFile>) -> Vec<Small>
         context.fail(std::path::Path::new(""), format!("reading files panicked: {error}"));
         Vec::new()
     });
-    let mut small = Vec::with_capacity(read.len());
+    let (mut small, mut there) = (Vec::with_capacity(read.len()), Vec::new());
     for (result, file) in read {
         match result {
-            Ok((stamp, bytes, entries)) => match Session::new(file, stamp, entries) {
-                Ok(session) => small.push(Small { session, bytes }),
-                Err(error) => context.stop_if_fatal(&error),
+            Ok((stamp, bytes, entries)) => match unchanged::find(file, stamp, &entries) {
+                Ok(found) => there.push(found),
+                Err(file) => match Session::new(file, stamp, entries) {
+                    Ok(session) => small.push(Small { session, bytes }),
+                    Err(error) => context.stop_if_fatal(&error),
+                },
             },
             Err(error) => context.fail(&file.file.local, error.to_string()),
         }
     }
+    unchanged::settle(context, there).await;
     small
 }
 

@@ -4,9 +4,10 @@
 //! - A folder comes before anything in it, and its files and symlinks before its subfolders: so that all a caller
 //!   needs to know of a remote folder, it needs at once.
 //! - Symlinks are never followed, not even when named as a source.
+//! - Unfinished files of `get` are nobody's content, and are passed over.
 
 use std::fs::Metadata;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
 use super::UploadSource;
+use crate::local_folder::is_unfinished_name;
 use crate::path::RemotePath;
 use crate::progress::Progress;
 use crate::report::Failure;
@@ -71,7 +73,8 @@ pub(crate) fn walk(sources: &[UploadSource], found: &mpsc::Sender<Found>, progre
     for source in sources {
         let walk = WalkDir::new(&source.local).follow_links(false).follow_root_links(false).sort_by(order);
         let mut at = Position::new(source);
-        let mut entries = walk.into_iter();
+        // One that is named itself is put: somebody may want it back.
+        let mut entries = walk.into_iter().filter_entry(|entry| entry.depth() == 0 || !is_unfinished(entry));
         while let Some(entry) = entries.next() {
             let item = match entry {
                 Ok(entry) => match at.place(&entry) {
@@ -94,6 +97,11 @@ pub(crate) fn walk(sources: &[UploadSource], found: &mpsc::Sender<Found>, progre
         }
     }
     progress.planned_all();
+}
+
+/// A file that `get` is writing, or that one which was killed has left.
+fn is_unfinished(entry: &DirEntry) -> bool {
+    entry.file_type().is_file() && is_unfinished_name(entry.file_name().as_bytes())
 }
 
 /// Folders last, then by name.
@@ -189,8 +197,6 @@ fn look(entry: &DirEntry, remote: RemotePath) -> Found {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::ffi::OsStrExt;
-
     use super::*;
 
     fn walk_all(sources: Vec<UploadSource>) -> Vec<Found> {
@@ -222,6 +228,7 @@ mod tests {
         std::fs::create_dir_all(top.join("a/deep")).unwrap();
         std::fs::write(top.join("a/deep/x"), "12").unwrap();
         std::fs::write(top.join("z"), "1").unwrap();
+        std::fs::write(top.join(".z.keepstone-01ab23cd"), "half").unwrap();
         std::os::unix::fs::symlink("a", top.join("link")).unwrap();
         std::fs::write(top.join(std::ffi::OsStr::from_bytes(b"bad\xff")), "").unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, top.join("pipe"), rustix::fs::Mode::RUSR).unwrap();

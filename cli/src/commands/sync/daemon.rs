@@ -16,7 +16,8 @@ use serde_json::json;
 
 use super::reach;
 use crate::args::{Global, SyncDaemon};
-use crate::output::Output;
+use crate::output::{LogEnd, Output};
+use crate::shown::shown_path;
 use crate::shutdown::StopSignals;
 
 /// How long the daemon may take until it answers, and until it has ended.
@@ -58,8 +59,9 @@ pub(crate) async fn start(global: &Global, output: &Output) -> anyhow::Result<Ex
     let api = wait_answering(&mut child, &paths).await?;
     let pid = process_id(api).await?;
     let document = json!({ "pid": pid, "started": true, "config": paths.config, "log": paths.log });
-    output
-        .print(&document, || format!("Started the sync daemon (pid {pid}); log: {}", paths.log.display()))?;
+    output.print(&document, || {
+        format!("Started the sync daemon (pid {pid}); log: {}", shown_path(&paths.log))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -102,25 +104,17 @@ async fn wait_answering(child: &mut Child, paths: &Paths) -> anyhow::Result<Daem
             return Ok(api);
         }
         if let Some(status) = child.try_wait()? {
-            anyhow::bail!(
-                "the sync daemon does not start ({status}); the end of its log:\n{}",
-                log_end(paths)
-            );
+            return Err(did_not_start(format!("the sync daemon does not start ({status})"), paths));
         }
-        anyhow::ensure!(
-            Instant::now() < deadline,
-            "the sync daemon does not answer; the end of its log:\n{}",
-            log_end(paths)
-        );
+        if Instant::now() >= deadline {
+            return Err(did_not_start("the sync daemon does not answer".to_owned(), paths));
+        }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-fn log_end(paths: &Paths) -> String {
-    let text = std::fs::read(&paths.log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    format!("  {}", lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n  "))
+fn did_not_start(what: String, paths: &Paths) -> anyhow::Error {
+    LogEnd::of(what, &paths.log, LOG_LINES_SHOWN).into()
 }
 
 pub(crate) async fn stop(output: &Output) -> anyhow::Result<ExitCode> {

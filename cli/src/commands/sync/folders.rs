@@ -18,6 +18,7 @@ use super::reach::{self, roots};
 use super::{absolute, directory, existing_directory, utf8};
 use crate::args::{Global, SyncAdd, SyncBelow, SyncConfirm, SyncFolder, SyncLimits, SyncSome};
 use crate::output::Output;
+use crate::shown::{shown, shown_path};
 use crate::table::{Side, Table};
 
 const NOT_RUNNING: &str = "The sync daemon does not run; start it with `keepstone sync start`.";
@@ -61,7 +62,7 @@ pub(crate) async fn add(global: &Global, arguments: SyncAdd, output: &Output) ->
     let document = json!({ "directory": directory, "remote": remote.to_string(), "running": running });
     output.print(&document, || {
         let hint = if running { String::new() } else { format!("\n{NOT_RUNNING}") };
-        format!("{} is kept in sync with {remote}{hint}", directory.display())
+        format!("{} is kept in sync with {}{hint}", shown_path(&directory), shown(remote.as_str()))
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -88,7 +89,7 @@ pub(crate) async fn remove(arguments: &SyncFolder, output: &Output) -> anyhow::R
         forget_without_daemon(&directory).await?;
     }
     output.print(&json!({ "directory": directory }), || {
-        format!("{} is not kept in sync any more; its files stay", directory.display())
+        format!("{} is not kept in sync any more; its files stay", shown_path(&directory))
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -121,7 +122,7 @@ pub(crate) async fn pause(arguments: &SyncSome, paused: bool, output: &Output) -
         edit(move |config| supervisor::set_paused(config, chosen.as_deref(), paused)).await?;
     }
     output.print(&json!({ "directory": directory, "paused": paused }), || {
-        let which = directory.as_deref().map_or("Everything".to_owned(), |path| path.display().to_string());
+        let which = directory.as_deref().map_or("Everything".to_owned(), shown_path);
         format!("{which} {}", if paused { "is paused" } else { "goes on" })
     })?;
     Ok(ExitCode::SUCCESS)
@@ -172,9 +173,9 @@ pub(crate) async fn exclude(
     api.exclude(request).await.map_err(Refused::from)?;
     output.print(&json!({ "directory": directory, "path": path, "excluded": excluded }), || {
         if excluded {
-            format!("{path} goes from this device; it stays on the server")
+            format!("{} goes from this device; it stays on the server", shown(&path))
         } else {
-            format!("{path} comes back to this device")
+            format!("{} comes back to this device", shown(&path))
         }
     })?;
     Ok(ExitCode::SUCCESS)

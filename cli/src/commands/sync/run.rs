@@ -1,6 +1,6 @@
 //! `sync run`: one folder, in the foreground.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,10 +22,10 @@ use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
-use super::show::shown;
 use crate::args::{Global, SyncRun};
 use crate::format;
-use crate::output::Output;
+use crate::output::{Output, complain};
+use crate::shown::{shown, shown_argument};
 use crate::shutdown::StopSignals;
 
 /// How often the terminal's progress line is made anew.
@@ -141,7 +141,7 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
         End::Signal => {
             output.print(&json!({ "agreed": false, "stopped": true, "status": status }), String::new)?;
             if once {
-                eprintln!("keepstone: stopped before both sides agreed");
+                complain("stopped before both sides agreed");
             }
             Ok(if once { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
@@ -151,32 +151,28 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
                 if !quiet.agreed {
                     return String::new();
                 }
-                format!("{} in sync with {}", format::count(status.agreed_count, "entry"), status.remote_path)
-                    .replace("entrys", "entries")
+                let entries = format::count_of(status.agreed_count, "entry", "entries");
+                format!("{entries} in sync with {}", shown(&status.remote_path))
             })?;
             if quiet.agreed {
                 for left_out in &status.skipped {
-                    eprintln!(
-                        "keepstone: not kept in sync: {}: {}",
-                        shown(&left_out.path),
-                        shown(&left_out.why)
-                    );
+                    complain(&format!("not kept in sync: {}: {}", left_out.path, left_out.why));
                 }
                 return Ok(ExitCode::SUCCESS);
             }
             for waiting in &quiet.waiting {
-                eprintln!("keepstone: {}: {}", shown(&waiting.path), shown(&waiting.why));
+                complain(&format!("{}: {}", waiting.path, waiting.why));
             }
             if status.deletes_to_confirm > 0 {
-                eprintln!(
-                    "keepstone: {} wait: if they are meant, run it again with --confirm {}, or raise --deletes-max or \
+                complain(&format!(
+                    "{} wait: if they are meant, run it again with --confirm {}, or raise --deletes-max or \
                      --deletes-percent-max; to bring the files back, with --undelete",
                     format::count(status.deletes_to_confirm, "delete"),
                     status.deletes_shown
-                );
+                ));
             }
             if quiet.waiting.is_empty() {
-                eprintln!("keepstone: not in sync: {}", shown(&status.message));
+                complain(&format!("not in sync: {}", status.message));
             }
             Ok(ExitCode::FAILURE)
         }
@@ -204,24 +200,17 @@ impl Printer {
     }
 
     fn line(&self, line: &str) {
-        if self.output.is_json() {
-            return;
-        }
-        let print = || {
-            // Nobody reads any more: the folder is kept in sync all the same.
-            drop(writeln!(std::io::stdout(), "{line}"));
-        };
+        // If nobody reads any more, the folder is kept in sync all the same.
         match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
+            Some(bar) => bar.suspend(|| self.output.line(line)),
+            None => self.output.line(line),
         }
     }
 
     fn event(&self, event: &LogEntry) {
         let word = event.what.word().replace('-', " ");
-        let detail =
-            if event.detail.is_empty() { String::new() } else { format!(" ({})", shown(&event.detail)) };
-        self.line(format!("{word:<14}  {}{detail}", shown(&event.path)).trim_end());
+        let detail = if event.detail.is_empty() { String::new() } else { format!(" ({})", event.detail) };
+        self.line(format!("{word:<14}  {}{detail}", event.path).trim_end());
     }
 
     fn missed(&self, count: u64) {

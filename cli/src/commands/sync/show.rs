@@ -14,7 +14,8 @@ use serde_json::json;
 use super::reach::{self, roots};
 use crate::args::{SyncLog, SyncSome};
 use crate::format;
-use crate::output::Output;
+use crate::output::{Output, complain};
+use crate::shown::{shown, shown_argument, shown_path};
 use crate::table::{Side, Table};
 
 /// Files listed for people in each list; the JSON document has more.
@@ -52,21 +53,13 @@ async fn not_running(output: &Output) -> anyhow::Result<ExitCode> {
         .map(|root| json!({ "root": root.directory, "remote_path": root.remote, "paused": root.paused }))
         .collect();
     output.print(&json!({ "running": false, "roots": rows }), || {
-        let line =
-            |directory: &std::path::Path, remote: &str| format!("{} with {remote}\n", directory.display());
+        let line = |directory: &std::path::Path, remote: &str| {
+            format!("{} with {}\n", shown_path(directory), shown(remote))
+        };
         config.roots.iter().map(|root| line(&root.directory, &root.remote)).collect()
     })?;
-    eprintln!("keepstone: the sync daemon does not run; start it with `keepstone sync start`");
+    complain("the sync daemon does not run; start it with `keepstone sync start`");
     Ok(ExitCode::FAILURE)
-}
-
-/// A name as it can be shown: control characters would change what a terminal shows.
-pub(crate) fn shown(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() { out.extend(character.escape_default()) } else { out.push(character) }
-    }
-    out
 }
 
 fn phase_text(phase: Phase) -> &'static str {
@@ -86,7 +79,7 @@ fn phase_text(phase: Phase) -> &'static str {
 pub(crate) fn folder_text(status: &Status, metered: bool) -> String {
     let mut text = format!(
         "{} with {}: {}",
-        status.root.display(),
+        shown_path(&status.root),
         shown(&status.remote_path),
         phase_text(status.phase)
     );
@@ -130,7 +123,7 @@ pub(crate) fn folder_text(status: &Status, metered: bool) -> String {
              `keepstone sync undelete {root}`\n",
             format::count(status.deletes_to_confirm, "delete"),
             status.deletes_shown,
-            root = status.root.display()
+            root = shown_argument(&status.root)
         ));
     }
     for transfer in status.transfers.iter().take(LISTED_MAX) {
@@ -188,9 +181,8 @@ pub(crate) async fn log(arguments: &SyncLog, output: &Output) -> anyhow::Result<
         let mut table = Table::new(&[("", Side::Left), ("", Side::Left), ("", Side::Left)]);
         for entry in &entries {
             let path = std::path::Path::new(&entry.directory).join(&entry.path);
-            let path = shown(&path.to_string_lossy());
-            let detail =
-                if entry.detail.is_empty() { String::new() } else { format!(" ({})", shown(&entry.detail)) };
+            let path = path.to_string_lossy();
+            let detail = if entry.detail.is_empty() { String::new() } else { format!(" ({})", entry.detail) };
             let what = entry.what.replace('-', " ");
             table.row(vec![format::time_ms(entry.time_ms), what, format!("{path}{detail}")]);
         }

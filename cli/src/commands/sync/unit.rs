@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::args::SyncUnit;
 use crate::files::{PUBLIC, make_directory, write_whole};
 use crate::output::Output;
+use crate::shown::shown_path;
 
 const UNIT: &str = include_str!("../../../../deploy/systemd/keepstone-sync.service");
 /// The program in [`UNIT`].
@@ -19,14 +20,14 @@ pub(crate) fn run(arguments: &SyncUnit, output: &Output) -> anyhow::Result<ExitC
     let program = std::env::current_exe().context("where is this program?")?;
     let unit = unit_for(&super::utf8(&program)?);
     if !arguments.install {
-        output.print(&json!({ "unit": unit }), || unit.clone())?;
+        output.print_exactly(&json!({ "unit": unit }), unit.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     let path = systemd_directory()?.join(NAME);
     make_directory(path.parent().context("a file without a directory")?)?;
     write_whole(&path, unit.as_bytes(), PUBLIC)?;
     output.print(&json!({ "unit": unit, "path": path }), || {
-        format!("Wrote {}; now: systemctl --user enable --now keepstone-sync", path.display())
+        format!("Wrote {}; now: systemctl --user enable --now keepstone-sync", shown_path(&path))
     })?;
     Ok(ExitCode::SUCCESS)
 }

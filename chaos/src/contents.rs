@@ -1,0 +1,218 @@
+//! The oracle of synchronisation: what users saved and did not give up themselves must be live in the end, which is in
+//! the tree of every device under some name. That it is in a trash, or an earlier version, is not enough: nobody
+//! deleted it.
+//!
+//! A saved file is known by its bytes and its modification time, which synchronisation keeps: so that a copy is a file
+//! of its own, and giving up one says nothing of the other. Of several files with the same bytes one must be live, for
+//! two that come to the same name are one from then on.
+//!
+//! Whoever gives something up says so by what they destroyed, not by what was at a path a moment before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::compare::digest_of;
+use crate::snapshot::{Item, Snapshot};
+
+/// SHA-256 of a file's bytes.
+pub type Digest = [u8; 32];
+
+/// A file as somebody saved it: its bytes, and when.
+type Saved = (Digest, i128);
+
+/// What users saved and did not overwrite or delete themselves.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// With who saved it, and where.
+    saved: Mutex<BTreeMap<Saved, String>>,
+    /// The same of files that stay on the device with this name: ignored ones.
+    kept: Mutex<BTreeMap<(String, Saved), String>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A regular file as it is now; nothing if it changes meanwhile or is something else.
+fn look(file: &mut File) -> Option<Saved> {
+    let time = |file: &File| {
+        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        Some(i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()))
+    };
+    let before = time(file)?;
+    let digest = digest_of(file).ok()?;
+    (time(file)? == before).then_some((digest, before))
+}
+
+fn look_at(path: &Path) -> Option<Saved> {
+    if !std::fs::symlink_metadata(path).ok()?.is_file() {
+        return None;
+    }
+    look(&mut File::open(path).ok()?)
+}
+
+impl Contents {
+    /// A user has saved the file at `path`: it must be on all devices in the end.
+    pub fn save(&self, path: &Path, what: &str) {
+        if let Some(saved) = look_at(path) {
+            locked(&self.saved).insert(saved, what.to_owned());
+        }
+    }
+
+    /// The same of a file that stays on its device.
+    pub fn save_here(&self, device: &str, path: &Path, what: &str) {
+        if let Some(saved) = look_at(path) {
+            locked(&self.kept).insert((device.to_owned(), saved), what.to_owned());
+        }
+    }
+
+    /// A user destroys the file that is open, from its beginning.
+    pub fn give_up_open(&self, device: &str, file: &mut File) {
+        // Under another name it lives on here.
+        if file.metadata().is_ok_and(|metadata| metadata.nlink() > 1) {
+            return;
+        }
+        self.forget(device, file);
+    }
+
+    /// The same, whatever names it has: its bytes change.
+    pub fn give_up_bytes(&self, device: &str, file: &mut File) {
+        self.forget(device, file);
+    }
+
+    fn forget(&self, device: &str, file: &mut File) {
+        if let Some(saved) = look(file) {
+            locked(&self.saved).remove(&saved);
+            locked(&self.kept).remove(&(device.to_owned(), saved));
+        }
+    }
+
+    /// A user destroys what is at `path`, where nobody else can put something: it was moved aside before.
+    pub fn give_up(&self, device: &str, path: &Path) {
+        if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
+            && let Ok(mut file) = File::open(path)
+        {
+            self.give_up_open(device, &mut file);
+        }
+    }
+
+    /// How many files must be somewhere.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        locked(&self.saved).len() + locked(&self.kept).len()
+    }
+
+    /// What is missing in a device's tree, one line each.
+    #[must_use]
+    pub fn missing(&self, device: &str, tree: &Snapshot) -> Vec<String> {
+        let live: BTreeSet<Digest> = digests(tree);
+        let saved = locked(&self.saved);
+        let everywhere = saved.iter().filter(|((digest, _), _)| !live.contains(digest)).map(|(_, what)| what);
+        let kept = locked(&self.kept);
+        let here = kept
+            .iter()
+            .filter(|((name, (digest, _)), _)| {
+                name == device && !live.contains(digest) && !tree.left_out.contains(digest)
+            })
+            .map(|(_, what)| what);
+        everywhere.chain(here).cloned().collect()
+    }
+}
+
+/// The digests of all files in a snapshot.
+#[must_use]
+pub fn digests(snapshot: &Snapshot) -> BTreeSet<Digest> {
+    snapshot
+        .items
+        .values()
+        .filter_map(|item| match item {
+            Item::File { digest, .. } => Some(*digest),
+            Item::Folder { .. } | Item::Symlink(_) => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::snapshot::OWN_FOLDER;
+
+    struct Tree {
+        root: tempfile::TempDir,
+        contents: Contents,
+    }
+
+    impl Tree {
+        fn new() -> Self {
+            let tree = Self { root: tempfile::tempdir().unwrap(), contents: Contents::default() };
+            fs::create_dir_all(tree.root.path().join(OWN_FOLDER).join("trash")).unwrap();
+            tree
+        }
+
+        fn at(&self, name: &str) -> std::path::PathBuf {
+            self.root.path().join(name)
+        }
+
+        fn save(&self, name: &str, bytes: &str, second: u64) {
+            fs::write(self.at(name), bytes).unwrap();
+            let time = UNIX_EPOCH + Duration::from_secs(second);
+            File::options().write(true).open(self.at(name)).unwrap().set_modified(time).unwrap();
+            self.contents.save(&self.at(name), name);
+        }
+
+        fn missing(&self) -> Vec<String> {
+            self.contents.missing("a", &Snapshot::take(self.root.path()).unwrap())
+        }
+    }
+
+    #[test]
+    fn a_file_that_nobody_deleted_must_be_live_wherever_else_it_is() {
+        let tree = Tree::new();
+        tree.save("f", "bytes", 1);
+        tree.save("g", "others", 1);
+        assert_eq!(tree.missing(), Vec::<String>::new());
+        fs::rename(tree.at("f"), tree.at("renamed")).unwrap();
+        assert_eq!(tree.missing(), Vec::<String>::new());
+        // A wrong delete, as a client does it: into the trash.
+        fs::rename(tree.at("renamed"), tree.at(OWN_FOLDER).join("trash/f")).unwrap();
+        assert_eq!(tree.missing(), ["f"]);
+        // A wrong replacement.
+        fs::write(tree.at("g"), "not others").unwrap();
+        assert_eq!(tree.missing(), ["f", "g"]);
+    }
+
+    #[test]
+    fn what_a_user_deleted_may_be_gone_and_a_copy_of_it_may_not() {
+        let tree = Tree::new();
+        tree.save("f", "bytes", 1);
+        tree.save("copy", "bytes", 2);
+        tree.contents.give_up("a", &tree.at("f"));
+        fs::remove_file(tree.at("f")).unwrap();
+        assert_eq!(tree.missing(), Vec::<String>::new());
+        fs::remove_file(tree.at("copy")).unwrap();
+        assert_eq!(tree.missing(), ["copy"]);
+        let tree = Tree::new();
+        tree.save("f", "bytes", 1);
+        fs::hard_link(tree.at("f"), tree.at("second")).unwrap();
+        tree.contents.give_up("a", &tree.at("f"));
+        assert_eq!(tree.contents.count(), 1, "its second name is still there");
+    }
+
+    #[test]
+    fn what_stays_here_must_stay_here() {
+        let tree = Tree::new();
+        fs::write(tree.at("x.ignored"), "mine").unwrap();
+        tree.contents.save_here("a", &tree.at("x.ignored"), "x");
+        let take = || Snapshot::take(tree.root.path()).unwrap().without(&|name| name.ends_with(".ignored"));
+        assert_eq!(tree.contents.missing("a", &take()), Vec::<String>::new());
+        fs::remove_file(tree.at("x.ignored")).unwrap();
+        assert_eq!(tree.contents.missing("a", &take()), ["x"]);
+        assert_eq!(tree.contents.missing("b", &take()), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,145 @@
+//! Files that are on the server already, as they are here: nothing of them is sent, and they get no new version. Where
+//! only permission bits or time differ, these are set, which makes no version either and charges nothing.
+
+use engine::manifest::{ContentHasher, ManifestEntry};
+use proto::v1;
+
+use super::Context;
+use super::read::FileStamp;
+use super::remote::PlannedFile;
+use super::session::changed_meanwhile;
+
+/// The current version of a file on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServerFile {
+    entry_id: u64,
+    version: u64,
+    size: u64,
+    /// None for what is no content's name.
+    content: Option<[u8; 32]>,
+    mode: u32,
+    mtime_ns: i64,
+}
+
+impl ServerFile {
+    pub(crate) fn of(entry: &v1::Entry) -> Self {
+        Self {
+            entry_id: entry.id,
+            version: entry.version,
+            size: entry.size,
+            content: entry.content[..].try_into().ok(),
+            mode: entry.mode,
+            mtime_ns: entry.mtime_ns,
+        }
+    }
+
+    /// Whether a file of this size, cut into `entries` as the version on the server is, has its content. Files that
+    /// are cut otherwise never seem to.
+    fn has_content(&self, size: u64, entries: &[ManifestEntry]) -> bool {
+        if self.size != size || size == 0 {
+            return self.size == size;
+        }
+        let mut hasher = ContentHasher::new();
+        entries.iter().for_each(|entry| hasher.push(entry));
+        self.content.as_ref() == Some(hasher.finish().as_bytes())
+    }
+}
+
+/// A file that is on the server already.
+#[derive(Debug)]
+pub(crate) struct Unchanged {
+    file: PlannedFile,
+    on_server: ServerFile,
+    stamp: FileStamp,
+    chunks: u64,
+}
+
+/// Gives the file back if it is to be put.
+pub(crate) fn find(
+    file: PlannedFile,
+    stamp: FileStamp,
+    entries: &[ManifestEntry],
+) -> Result<Unchanged, PlannedFile> {
+    match file.on_server {
+        Some(on_server) if on_server.has_content(stamp.size, entries) => {
+            Ok(Unchanged { file, on_server, stamp, chunks: entries.len() as u64 })
+        }
+        _ => Err(file),
+    }
+}
+
+/// Sets the permission bits and times that differ, if the versions are still current, and reports all.
+pub(crate) async fn settle(context: &Context, files: Vec<Unchanged>) {
+    let (same, differing): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| {
+        (file.on_server.mode, file.on_server.mtime_ns) == (file.stamp.mode, file.stamp.mtime_ns)
+    });
+    same.iter().for_each(|file| done(context, file));
+    if differing.is_empty() {
+        return;
+    }
+    let actions = differing.iter().map(|file| {
+        let attributes = v1::SetAttributesAt {
+            entry_id: file.on_server.entry_id,
+            mode: file.stamp.mode,
+            mtime_ns: file.stamp.mtime_ns,
+            version: file.on_server.version,
+        };
+        v1::Action { action: Some(v1::action::Action::SetAttributes(attributes)) }
+    });
+    match context.api.apply(actions.collect()).await {
+        Ok(results) => {
+            for (file, result) in differing.iter().zip(results) {
+                match result {
+                    Ok(_entry) => done(context, file),
+                    Err(error) if error.is_fatal() => context.fail_call(&file.file.file.local, &error),
+                    Err(error) => {
+                        tracing::debug!(%error, "attributes not set");
+                        context.fail(&file.file.file.local, changed_meanwhile(&file.file.file.remote));
+                    }
+                }
+            }
+        }
+        Err(error) => differing.iter().for_each(|file| context.fail_call(&file.file.file.local, &error)),
+    }
+}
+
+fn done(context: &Context, file: &Unchanged) {
+    let mut report = context.report();
+    report.files += 1;
+    report.unchanged += 1;
+    report.bytes += file.stamp.size;
+    report.chunks += file.chunks;
+    drop(report);
+    context.progress.file_done();
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::cutter::Cutter;
+
+    use super::*;
+    use crate::upload::read::cut_bytes;
+
+    #[test]
+    fn content_is_compared_as_the_server_names_it() {
+        let bytes = vec![7; 300_000];
+        let entries = cut_bytes(&bytes, Cutter::Cdc64k);
+        let mut hasher = ContentHasher::new();
+        entries.iter().for_each(|entry| hasher.push(entry));
+        let entry = v1::Entry {
+            size: 300_000,
+            content: hasher.finish().as_bytes().to_vec().into(),
+            ..v1::Entry::default()
+        };
+        let on_server = ServerFile::of(&entry);
+        assert!(on_server.has_content(300_000, &entries));
+        assert!(!on_server.has_content(300_001, &entries));
+        let mut other = bytes.clone();
+        other[299_999] = 8;
+        assert!(!on_server.has_content(300_000, &cut_bytes(&other, Cutter::Cdc64k)));
+        let unnamed = ServerFile::of(&v1::Entry { content: Vec::new().into(), ..entry.clone() });
+        assert!(!unnamed.has_content(300_000, &entries));
+        let empty = ServerFile::of(&v1::Entry { size: 0, content: Vec::new().into(), ..entry });
+        assert!(empty.has_content(0, &[]) && !empty.has_content(1, &cut_bytes(b"x", Cutter::Cdc64k)));
+    }
+}
