@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::args::{Global, SyncRun};
 use crate::format;
 use crate::output::{Output, complain};
-use crate::shown::{shown, shown_argument};
+use crate::shown::shown;
 use crate::shutdown::StopSignals;
 
 /// How often the terminal's progress line is made anew.
