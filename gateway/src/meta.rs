@@ -153,9 +153,32 @@ impl Meta {
         request: impl Into<RequestKey>,
         items: Vec<Vec<DataStep>>,
     ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
+        self.each_after(group, request, None, items).await
+    }
+
+    /// As [`Self::each`], and none of it if `guard` refuses.
+    pub(crate) async fn each_guarded(
+        &self,
+        slot: SlotId,
+        request: impl Into<RequestKey>,
+        guard: Option<DataStep>,
+        items: Vec<Vec<DataStep>>,
+    ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
+        let group = self.group_of(slot)?;
+        self.each_after(group, request, guard, items).await
+    }
+
+    async fn each_after(
+        &self,
+        group: GroupId,
+        request: impl Into<RequestKey>,
+        guard: Option<DataStep>,
+        items: Vec<Vec<DataStep>>,
+    ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
         let count = items.len();
-        let outcomes = self.commit_in(group, request, vec![DataStep::Each { items }]).await?;
-        match outcomes.into_iter().next() {
+        let steps = guard.into_iter().chain([DataStep::Each { items }]).collect();
+        let outcomes = self.commit_in(group, request, steps).await?;
+        match outcomes.into_iter().next_back() {
             Some(StepOutcome::Each(results)) if results.len() == count => Ok(results),
             _ => {
                 Err(StepError::Invalid { why: "the request id was used for another request".to_owned() }

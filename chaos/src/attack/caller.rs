@@ -236,7 +236,7 @@ impl Caller {
     /// What the gateway says of the call.
     pub async fn apply(&self, actions: Vec<v1::action::Action>) -> Result<Vec<v1::ApplyResult>, Status> {
         let actions = actions.into_iter().map(|action| v1::Action { action: Some(action) }).collect();
-        let message = v1::ApplyRequest { request_id: request_id(), actions };
+        let message = v1::ApplyRequest { request_id: request_id(), actions, ..Default::default() };
         Ok(self.sync().apply(self.request(message)).await?.into_inner().results)
     }
 

@@ -91,13 +91,14 @@ impl ApiClient {
         }
     }
 
-    /// Carries out actions; each succeeds or fails by itself.
+    /// Carries out actions, which rest on what was seen up to a cursor; each succeeds or fails by itself.
     pub(crate) async fn apply(
         &self,
+        cursor: Bytes,
         actions: Vec<v1::Action>,
     ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
         let count = actions.len();
-        let message = v1::ApplyRequest { request_id: self.new_request_id().await?, actions };
+        let message = v1::ApplyRequest { request_id: self.new_request_id().await?, actions, cursor };
         let answer =
             self.call(message, |channel, request| async move { sync(channel).apply(request).await }).await?;
         if answer.results.len() != count {

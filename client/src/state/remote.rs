@@ -101,12 +101,13 @@ impl State {
         Ok(self.remote_facts(ROOT)?.map(|facts| facts.entry))
     }
 
-    /// Says which folder of the server is kept the same.
+    /// Says which folder of the server is kept the same, and under which number that was said of it.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn set_root_entry(&mut self, entry: u64) -> Result<(), StateError> {
+    pub fn set_root_entry(&mut self, entry: u64, sequence: u64) -> Result<(), StateError> {
         self.transaction(|state| {
+            state.remember_root(sequence)?;
             state.set_remote_facts(ROOT, Some(RemoteFacts { entry, version: 0, sequence: 0, mtime_ns: 0 }))
         })
     }
@@ -120,7 +121,7 @@ impl State {
     pub fn begin_relist(&mut self, whole: bool) -> Result<(), StateError> {
         self.transaction(|state| {
             if state.bytes("cursor")?.is_some_and(|cursor| !cursor.is_empty()) {
-                state.set_number(WAS_RESET, 1)?;
+                state.note_reset()?;
             }
             state.connection.execute_batch(
                 // That the root is gone holds until it is told of again: else all of it would be swept away.
@@ -143,6 +144,10 @@ impl State {
     /// If the file cannot be read.
     pub fn was_reset(&self) -> Result<bool, StateError> {
         Ok(self.number(WAS_RESET)?.unwrap_or(0) != 0)
+    }
+
+    pub(super) fn note_reset(&self) -> Result<(), StateError> {
+        self.set_number(WAS_RESET, 1)
     }
 
     /// Both sides agree on everything.
@@ -263,6 +268,9 @@ impl State {
             }
             if relist {
                 adrift.extend(state.sweep()?);
+                if let Some(common) = state.went_back()? {
+                    state.rejoin(common)?;
+                }
             }
             state.forget_strangers()?;
             let to_be_listed = state.ids("SELECT node FROM arrivals WHERE list_below = 1", &[])?;

@@ -46,6 +46,9 @@ pub(crate) enum FollowerEvent {
     Offline(String),
     /// A batch came in whole, with so many changes.
     Whole(usize),
+    /// It went back to an older state: its history and the one that is known here are the same up to this number (0: that
+    /// is not known). Nothing is followed any more, until what was known of it is forgotten.
+    WentBack(u64),
     /// It cannot go on.
     Ended(String),
 }
@@ -60,6 +63,8 @@ enum FollowError {
     Call(#[from] CallError),
     #[error(transparent)]
     Ask(#[from] AskError),
+    #[error("the server went back to an older state")]
+    WentBack(u64),
     #[error("{0}")]
     Never(String),
 }
@@ -101,6 +106,10 @@ impl Follower {
             }
             match &error {
                 FollowError::Ask(AskError::Closed) => return,
+                FollowError::WentBack(common) => {
+                    drop(self.events.send(FollowerEvent::WentBack(*common)).await);
+                    return;
+                }
                 FollowError::Call(CallError::Token { .. } | CallError::Setup { .. })
                 | FollowError::Ask(_)
                 | FollowError::Never(_) => {
@@ -172,8 +181,8 @@ impl Follower {
         if entry.kind() != v1::EntryKind::Folder {
             return Err(FollowError::Never(format!("{} on the server is no folder", self.remote_path)));
         }
-        let id = entry.id;
-        self.state.ask(move |state| state.set_root_entry(id)).await?;
+        let (id, sequence) = (entry.id, entry.sequence);
+        self.state.ask(move |state| state.set_root_entry(id, sequence)).await?;
         Ok(())
     }
 
@@ -207,6 +216,9 @@ impl Follower {
             if answer.cursor_reset {
                 if cursor.is_empty() {
                     return Err(CallError::protocol("a reset of no cursor").into());
+                }
+                if answer.reset_reason() == v1::ResetReason::WentBack {
+                    return Err(FollowError::WentBack(answer.common_sequence));
                 }
                 self.relist().await?;
                 cursor = Bytes::new();
@@ -334,7 +346,8 @@ impl Follower {
                 () = tokio::time::sleep(CHECK_INTERVAL) => return Ok(None),
             };
             match message {
-                Ok(Some(news)) if news.sequence > known => return Ok(None),
+                // Less: it may have gone back to an older state.
+                Ok(Some(news)) if news.sequence != known => return Ok(None),
                 Ok(Some(_old)) => {}
                 Ok(None) => {
                     let ended = CallError::Unreachable {

@@ -105,6 +105,9 @@ pub(crate) enum RunEnd {
     Failed(String),
     /// The state is damaged: begin anew with a new one.
     Damaged,
+    /// The server went back to an older state; both of its histories are the same up to this number. Begin anew once what
+    /// was known beyond that is forgotten.
+    WentBack(u64),
 }
 
 enum Event {

@@ -78,7 +78,7 @@ impl SyncApi for SyncService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "apply", &message)?;
-        let applied = sync::apply::apply(&self.core, &caller, request, message.actions).await?;
+        let applied = sync::apply::apply(&self.core, &caller, request, &message.cursor, message.actions).await?;
         let results = applied.into_iter().map(|result| {
             let result = match result {
                 Ok(row) => v1::apply_result::Result::Entry(convert::entry_to_wire(row, None)),

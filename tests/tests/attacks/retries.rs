@@ -104,7 +104,7 @@ async fn applies(one: &Caller, other: &Caller) -> Result<()> {
         let place = Some(v1::Place { parent_id: 1, name: name.to_owned() });
         let action = v1::action::Action::CreateFolder(v1::CreateFolderAt { place, mode: 0o755, mtime_ns: 0 });
         let message =
-            v1::ApplyRequest { request_id: id.clone(), actions: vec![v1::Action { action: Some(action) }] };
+            v1::ApplyRequest { request_id: id.clone(), actions: vec![v1::Action { action: Some(action) }], ..Default::default() };
         let answer = caller.sync().apply(caller.request(message)).await;
         let made = answer.and_then(|answer| {
             match answer.into_inner().results.into_iter().next().and_then(|result| result.result) {

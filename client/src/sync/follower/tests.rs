@@ -42,7 +42,7 @@ impl Harness {
     async fn new(gateway: FakeGateway) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut state = State::open(folder.path()).unwrap().state;
-        state.set_root_entry(SYNC_ROOT).unwrap();
+        state.set_root_entry(SYNC_ROOT, 0).unwrap();
         let changes = vec![told(entry(10, SYNC_ROOT, "kept"))];
         state.apply_changes(&RemotePage { changes, cursor: vec![1], more: false, sequence: 5 }).unwrap();
         assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
@@ -78,7 +78,10 @@ impl Running {
             loop {
                 match self.events.recv().await {
                     Some(FollowerEvent::Ended(reason)) => return reason,
-                    Some(FollowerEvent::Whole(_) | FollowerEvent::Offline(_)) | None => panic!("it goes on"),
+                    Some(
+                        FollowerEvent::Whole(_) | FollowerEvent::Offline(_) | FollowerEvent::WentBack(_),
+                    )
+                    | None => panic!("it goes on"),
                     Some(FollowerEvent::Online | FollowerEvent::CaughtUp) => {}
                 }
             }

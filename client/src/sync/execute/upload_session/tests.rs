@@ -62,7 +62,7 @@ impl Harness {
         let folder = tempfile::tempdir().unwrap();
         let root = Arc::new(Root::create(folder.path(), None, &[]).unwrap());
         let mut state = State::open(root.state_path()).unwrap().state;
-        state.set_root_entry(SYNC_ROOT).unwrap();
+        state.set_root_entry(SYNC_ROOT, 0).unwrap();
         let index = Arc::new(Mutex::new(state.scan_index().unwrap()));
         let (state, _owner) = StateThread::start(state).unwrap();
         let (chunks, _task) = ChunkSender::start(api.clone());
