@@ -283,13 +283,15 @@ impl ApiClient {
             .await
     }
 
-    /// Makes the files of complete sessions; each succeeds or fails by itself.
+    /// Makes the files of complete sessions; each succeeds or fails by itself. What they are to replace, and where, rests on
+    /// what was seen up to a cursor; empty: on no cursor.
     pub(crate) async fn commit_uploads(
         &self,
+        cursor: Bytes,
         uploads: Vec<v1::CommitUpload>,
     ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
         let count = uploads.len();
-        let message = v1::CommitUploadsRequest { request_id: self.new_request_id().await?, uploads };
+        let message = v1::CommitUploadsRequest { request_id: self.new_request_id().await?, uploads, cursor };
         let answer = self
             .call(message, |channel, request| async move { files(channel).commit_uploads(request).await })
             .await?;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::effects::Effects;
 use super::execute::download_large::Parts;
-use super::state_thread::StateThread;
+use super::state_thread::{AskError, StateThread};
 use super::status::{Direction, Transfer};
 use super::throttle::Throttle;
 use crate::connection::ApiClient;
@@ -37,6 +38,14 @@ pub(crate) struct Shared {
     pub(crate) empty_confirmed: Arc<AtomicBool>,
     /// Cancelled when what is under way is to be broken off: a pause, or the end.
     pub(crate) stop: CancellationToken,
+}
+
+impl Shared {
+    /// Up to where the server's tree is known: calls that rest on what is known of it go with this. A session that learns
+    /// that the server went back ends all that is under way first, so it is of the history that was planned for.
+    pub(crate) async fn cursor(&self) -> Result<Bytes, AskError> {
+        Ok(self.state.ask(|state| state.remote_position()).await?.cursor.into())
+    }
 }
 
 /// Sums and transfers under way, for the status.

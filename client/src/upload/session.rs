@@ -72,7 +72,7 @@ impl Session {
 /// Commits complete sessions and records what came of each.
 pub(crate) async fn commit_all(context: &Context, sessions: Vec<Session>) {
     let commits: Vec<_> = sessions.iter().map(Session::commit).collect();
-    let results = match context.api.commit_uploads(commits).await {
+    let results = match context.api.commit_uploads(Bytes::new(), commits).await {
         Ok(results) => results,
         Err(error) => {
             for session in &sessions {

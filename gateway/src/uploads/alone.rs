@@ -1,6 +1,7 @@
 //! Commits one session by commands of its own: one whose list is too long to go with others.
 
 use metaraft::api::MetaError;
+use metaraft::model::command::DataStep;
 use metaraft::model::outcome::StepOutcome;
 
 use crate::failure::Failure;
@@ -22,13 +23,15 @@ async fn commit_content(request: Request<'_>, ready: &Ready) -> Result<Committed
     let (meta, slot) = (&request.core.meta, request.caller.namespace.slot());
     let step = FIRST_STEP.saturating_add(u32::try_from(ready.index).unwrap_or(u32::MAX));
     let id = request.id.step(step);
+    let guarded =
+        |steps: Vec<DataStep>| steps.into_iter().chain(request.guard.cloned()).chain([ready.commit.clone()]).collect();
     let Some(content) = &ready.content else {
-        let outcomes = meta.commit(slot, id, vec![ready.commit.clone()]).await?;
+        let outcomes = meta.commit(slot, id, guarded(Vec::new())).await?;
         return Ok(Committed { entry: entry_of(outcomes)?, clean_up: None });
     };
     if content.together {
-        let steps = vec![content.hold(request), content.retain(request, None), ready.commit.clone()];
-        let outcomes = meta.commit(slot, id, steps).await?;
+        let steps = vec![content.hold(request), content.retain(request, None)];
+        let outcomes = meta.commit(slot, id, guarded(steps)).await?;
         let clean_up = match outcomes.get(1) {
             Some(StepOutcome::Retained { holder }) => content.clean_up_after(*holder),
             // Another request with this id ended the session.
@@ -47,6 +50,6 @@ async fn commit_content(request: Request<'_>, ready: &Ready) -> Result<Committed
             _ => return Err(wrong_reply("retain")),
         }
     };
-    let outcomes = meta.commit(slot, id, vec![ready.commit.clone()]).await?;
+    let outcomes = meta.commit(slot, id, guarded(Vec::new())).await?;
     Ok(Committed { entry: entry_of(outcomes)?, clean_up })
 }

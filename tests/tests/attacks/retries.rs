@@ -90,7 +90,7 @@ async fn commits(one: &Caller, other: &Caller) -> Result<()> {
         caller.begin(upload).await?;
         caller.put_chunks(&upload_id, &[data]).await?;
         let message =
-            v1::CommitUploadsRequest { request_id: id.clone(), uploads: vec![commit_of(upload_id, path)] };
+            v1::CommitUploadsRequest { request_id: id.clone(), uploads: vec![commit_of(upload_id, path)], ..Default::default() };
         let answer = caller.files().commit_uploads(caller.request(message)).await;
         answers.push(answer.and_then(|answer| entry_of(answer.into_inner().results)));
     }

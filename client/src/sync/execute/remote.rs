@@ -13,15 +13,14 @@ pub(crate) const ACTIONS_MAX: usize = 1_000;
 /// Carries the actions out and records what came of them.
 pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
     let actions: Vec<v1::Action> = tasks.iter().map(|task| task.action.clone()).collect();
-    // A session that learns that the server went back ends all that is under way first: this is of the plan's history.
-    let position = match shared.state.ask(|state| state.remote_position()).await {
-        Ok(position) => position,
+    let cursor = match shared.cursor().await {
+        Ok(cursor) => cursor,
         Err(error) => {
             let reason = error.to_string();
             return tasks.iter().map(|task| Ended::failed(task.node, reason.as_str(), Again::Soon)).collect();
         }
     };
-    let results = match shared.api.apply(position.cursor.into(), actions).await {
+    let results = match shared.api.apply(cursor, actions).await {
         Ok(results) => results,
         Err(error) => return tasks.iter().map(|task| Ended::call(task.node, &error)).collect(),
     };

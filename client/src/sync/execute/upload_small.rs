@@ -308,7 +308,15 @@ async fn commit_all(
         return;
     }
     let commits = all.iter().map(|read| commit(&read.task, &read.upload_id)).collect();
-    let results = match shared.api.commit_uploads(commits).await {
+    let cursor = match shared.cursor().await {
+        Ok(cursor) => cursor,
+        Err(error) => {
+            let reason = error.to_string();
+            ended.extend(all.iter().map(|read| Ended::failed(read.task.node, reason.as_str(), Again::Soon)));
+            return;
+        }
+    };
+    let results = match shared.api.commit_uploads(cursor, commits).await {
         Ok(results) => results,
         Err(error) => {
             // Whether they were committed shows in the server's news.
