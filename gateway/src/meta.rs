@@ -25,6 +25,7 @@ use metaraft::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX, UPLOAD_PART_ENTRIES};
 use crate::limits::{COMMAND_CHUNKS_MAX, COMMAND_STEPS_MAX};
 use crate::path::RemotePath;
 use crate::random;
+use crate::sync::history::Guard;
 
 /// A cheap handle.
 #[derive(Clone)]
@@ -161,7 +162,7 @@ impl Meta {
         &self,
         slot: SlotId,
         request: impl Into<RequestKey>,
-        guard: Option<DataStep>,
+        guard: Option<&Guard>,
         items: Vec<Vec<DataStep>>,
     ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
         let group = self.group_of(slot)?;
@@ -172,13 +173,14 @@ impl Meta {
         &self,
         group: GroupId,
         request: impl Into<RequestKey>,
-        guard: Option<DataStep>,
+        guard: Option<&Guard>,
         items: Vec<Vec<DataStep>>,
     ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
         let count = items.len();
-        let steps = guard.into_iter().chain([DataStep::Each { items }]).collect();
-        let outcomes = self.commit_in(group, request, steps).await?;
-        match outcomes.into_iter().next_back() {
+        let steps = [DataStep::Each { items }].into_iter().chain(guard.map(Guard::step)).collect();
+        let mut outcomes = self.commit_in(group, request, steps).await?;
+        guard.inspect(|guard| guard.take(&mut outcomes));
+        match outcomes.into_iter().next() {
             Some(StepOutcome::Each(results)) if results.len() == count => Ok(results),
             _ => {
                 Err(StepError::Invalid { why: "the request id was used for another request".to_owned() }

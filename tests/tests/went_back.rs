@@ -29,7 +29,7 @@ const DEVICES: usize = 3;
 /// Copies of the cluster that it may be put back to.
 const COPIES_MAX: usize = 3;
 /// Histories on one cluster, before a new one is made.
-const HISTORIES_MAX: u64 = 20;
+const HISTORIES_MAX: u64 = 10;
 
 /// A cluster that can be put back, its devices, and what they had.
 struct World {
@@ -110,8 +110,8 @@ impl World {
     }
 
     /// Stops the cluster, keeps a copy of it as it is, and begins again: as it is, or as it was when a copy was made, so
-    /// many copies ago.
-    fn turn(&mut self, back: Option<usize>) -> Result<()> {
+    /// many copies ago. `keep_others`: it may come to be as it was in the history that is given up, later.
+    fn turn(&mut self, back: Option<usize>, keep_others: bool) -> Result<()> {
         self.cluster.kill_all()?;
         let directory = self.cluster.directory().to_owned();
         let copies = self.cluster.scratch("copies")?;
@@ -123,6 +123,12 @@ impl World {
             let from = self.copies[self.copies.len().saturating_sub(1 + back)].clone();
             fs::remove_dir_all(&directory)?;
             copy(&from, &directory)?;
+            // Later ones are of a history that is given up: going to one of them is as going to another server's.
+            let later =
+                if keep_others { Vec::new() } else { self.copies.split_off(self.copies.len() - back) };
+            for copy in later {
+                fs::remove_dir_all(copy)?;
+            }
         }
         while self.copies.len() > COPIES_MAX {
             fs::remove_dir_all(self.copies.remove(0))?;
@@ -142,9 +148,10 @@ impl World {
         let settled = wait_for("all to be the same", SETTLE_DEADLINE, || {
             for device in &self.devices {
                 let status = device.status()?;
-                if status.as_ref().is_none_or(|status| {
-                    status["phase"] != "up-to-date" || status["pending_count"] != 0
-                }) {
+                if status
+                    .as_ref()
+                    .is_none_or(|status| status["phase"] != "up-to-date" || status["pending_count"] != 0)
+                {
                     last = format!("{} says {status:?}", device.name);
                     return Ok(None);
                 }
@@ -168,7 +175,12 @@ impl World {
         let there = digests(&agreed);
         let lost: Vec<&String> =
             self.had.iter().filter(|(digest, _)| !there.contains(*digest)).map(|(_, what)| what).collect();
-        ensure!(lost.is_empty(), "{} of {} contents are no files any more: {lost:?}", lost.len(), self.had.len());
+        ensure!(
+            lost.is_empty(),
+            "{} of {} contents are no files any more: {lost:?}",
+            lost.len(),
+            self.had.len()
+        );
         Ok(agreed)
     }
 
@@ -245,6 +257,10 @@ fn work(world: &mut World, random: &mut SmallRng) -> Result<()> {
 
 /// One history: all agree, then some run, some are stopped, some are killed, and the server goes back.
 fn history(world: &mut World, random: &mut SmallRng) -> Result<String> {
+    if random.random() {
+        // No more than a restart: it may go back to this point later.
+        world.turn(None, true)?;
+    }
     let mut running = [true; DEVICES];
     for (device, runs) in running.iter_mut().enumerate() {
         *runs = match random.random_range(0..3) {
@@ -269,7 +285,8 @@ fn history(world: &mut World, random: &mut SmallRng) -> Result<String> {
     }
     // The last copy is of now.
     let back = random.random_range(1..COPIES_MAX).min(world.copies.len());
-    world.turn(Some(back))?;
+    let keep_others = random.random_range(0..4) == 0;
+    world.turn(Some(back), keep_others)?;
     let passed = random.random();
     if passed {
         // The server's numbers pass those that the stopped devices know, for other files.
@@ -315,7 +332,7 @@ fn nothing_that_a_device_had_is_lost_or_deleted_however_the_server_goes_back() -
                 }
             }
             fresh.agree()?;
-            fresh.turn(None)?;
+            fresh.turn(None, true)?;
             fresh.agree()?;
             world = Some(fresh);
         }
@@ -347,7 +364,7 @@ fn lived_on() -> Result<World> {
     world.save(0, "folder/in it", b"in a folder")?;
     world.save(0, "deleted", b"deleted later")?;
     all_once(&world)?;
-    world.turn(None)?;
+    world.turn(None, true)?;
     world.save(0, "edited", b"as it was edited")?;
     world.save(1, "made/here", b"made")?;
     fs::rename(world.devices[0].path("moved"), world.devices[0].path("moved there"))?;
@@ -378,7 +395,7 @@ fn check_as_lived_on(world: &World, agreed: &Snapshot) -> Result<()> {
 #[test]
 fn what_the_server_lacks_since_it_went_back_is_sent_again() -> Result<()> {
     let mut world = lived_on()?;
-    world.turn(Some(1))?;
+    world.turn(Some(1), true)?;
     let agreed = all_once(&world)?;
     check_as_lived_on(&world, &agreed)?;
     world.finish()
@@ -387,7 +404,7 @@ fn what_the_server_lacks_since_it_went_back_is_sent_again() -> Result<()> {
 #[test]
 fn what_the_server_lacks_is_sent_again_though_its_numbers_have_passed_by_other_files() -> Result<()> {
     let mut world = lived_on()?;
-    world.turn(Some(1))?;
+    world.turn(Some(1), true)?;
     for number in 0..60 {
         world.put(&format!("/others/{number}"), format!("other {number}").as_bytes())?;
     }
@@ -404,7 +421,7 @@ fn what_the_server_lacks_is_sent_again_though_its_numbers_have_passed_by_other_f
 fn a_file_that_was_edited_on_both_sides_of_the_return_is_lost_on_neither() -> Result<()> {
     let mut world = lived_on()?;
     world.devices[0].start()?;
-    world.turn(Some(1))?;
+    world.turn(Some(1), true)?;
     world.put("/edited", b"edited on the server after it went back")?;
     world.put("/made/here", b"another file of that name")?;
     world.save(1, "edited", b"and on a device that was off")?;

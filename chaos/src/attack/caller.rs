@@ -184,8 +184,11 @@ impl Caller {
     /// # Errors
     /// What the gateway says, of the call or of the file.
     pub async fn commit(&self, upload_id: Bytes, path: &str) -> Result<v1::Entry, Status> {
-        let message =
-            v1::CommitUploadsRequest { request_id: request_id(), uploads: vec![commit_of(upload_id, path)], ..Default::default() };
+        let message = v1::CommitUploadsRequest {
+            request_id: request_id(),
+            uploads: vec![commit_of(upload_id, path)],
+            ..Default::default()
+        };
         let answer = self.files().commit_uploads(self.request(message)).await?.into_inner();
         entry_of(answer.results)
     }

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use super::files;
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
+use crate::state::remote::Answered;
 
 /// Changes and entries asked for in one page.
 const PAGE_COUNT: u32 = 5_000;
@@ -40,9 +41,9 @@ pub(crate) struct RangeOf {
 }
 
 impl ApiClient {
-    /// A page of what changed since a cursor.
-    pub(crate) async fn changes(&self, cursor: Bytes) -> Result<v1::ChangesResponse, CallError> {
-        let message = v1::ChangesRequest { cursor, count_max: PAGE_COUNT };
+    /// A page of what changed since a cursor, beyond which answers may have been seen.
+    pub(crate) async fn changes(&self, cursor: Bytes, seen: Bytes) -> Result<v1::ChangesResponse, CallError> {
+        let message = v1::ChangesRequest { cursor, count_max: PAGE_COUNT, seen };
         self.call(message, |channel, request| async move { sync(channel).changes(request).await }).await
     }
 
@@ -96,7 +97,7 @@ impl ApiClient {
         &self,
         cursor: Bytes,
         actions: Vec<v1::Action>,
-    ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
+    ) -> Result<(Vec<Result<v1::Entry, CallError>>, Answered), CallError> {
         let count = actions.len();
         let message = v1::ApplyRequest { request_id: self.new_request_id().await?, actions, cursor };
         let answer =
@@ -104,7 +105,8 @@ impl ApiClient {
         if answer.results.len() != count {
             return Err(CallError::protocol("not one answer per action"));
         }
-        Ok(answer
+        let answered = Answered { seen: answer.seen.to_vec(), sequence: answer.sequence };
+        let results = answer
             .results
             .into_iter()
             .map(|result| match result.result {
@@ -112,7 +114,8 @@ impl ApiClient {
                 Some(v1::apply_result::Result::Error(error)) => Err(CallError::from_item(&error)),
                 None => Err(CallError::protocol("an action without an answer")),
             })
-            .collect())
+            .collect();
+        Ok((results, answered))
     }
 
     /// The chunks of a version, in order, with the entry as of it.

@@ -23,6 +23,9 @@ use engine::ids::ContentId;
 const DEPTH_MAX: usize = 4_096;
 /// Remembered as 1 after a listing anew, until both sides have agreed on everything.
 const WAS_RESET: &str = "was_reset";
+/// See [`Answered`].
+const ANSWERED: &str = "answered";
+const ANSWERED_SEQUENCE: &str = "answered_sequence";
 
 /// A page of changes, as it came.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +37,15 @@ pub struct RemotePage {
     /// The batch goes on.
     pub more: bool,
     /// The number that the tree has reached with them.
+    pub sequence: u64,
+}
+
+/// What the answer to a call of this device proves: of which history of the server it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Opaque, taken wherever a cursor is; empty: it proves nothing.
+    pub seen: Vec<u8>,
+    /// The number that the server's tree had reached by then.
     pub sequence: u64,
 }
 
@@ -80,6 +92,38 @@ impl State {
             sequence: unsigned(self.number("sequence")?.unwrap_or(0)),
             batch_open: self.number("batch_open")?.unwrap_or(0) != 0,
         })
+    }
+
+    /// Keeps what the latest of this device's answers proves.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_answered(&mut self, answered: &Answered) -> Result<(), StateError> {
+        let before = unsigned(self.number(ANSWERED_SEQUENCE)?.unwrap_or(0));
+        if answered.seen.is_empty() || answered.sequence < before {
+            return Ok(());
+        }
+        self.transaction(|state| {
+            state.set_bytes(ANSWERED, &answered.seen)?;
+            state.set_number(ANSWERED_SEQUENCE, signed(answered.sequence))
+        })
+    }
+
+    /// What answers have proved beyond what the journal has told; nothing if it has told all of it.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn answered(&self) -> Result<Option<Answered>, StateError> {
+        let sequence = unsigned(self.number(ANSWERED_SEQUENCE)?.unwrap_or(0));
+        if sequence <= unsigned(self.number("sequence")?.unwrap_or(0)) {
+            return Ok(None);
+        }
+        Ok(self.bytes(ANSWERED)?.filter(|seen| !seen.is_empty()).map(|seen| Answered { seen, sequence }))
+    }
+
+    pub(super) fn forget_answered(&self) -> Result<(), StateError> {
+        self.set_bytes(ANSWERED, &[])?;
+        self.set_number(ANSWERED_SEQUENCE, 0)
     }
 
     /// Goes on from a later point, up to which nothing has changed.

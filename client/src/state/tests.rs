@@ -4,6 +4,7 @@ mod answers;
 mod damage;
 mod journal;
 mod trees;
+mod went_back;
 
 use super::database::State;
 

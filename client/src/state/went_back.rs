@@ -75,6 +75,7 @@ impl State {
             state.set_bytes("cursor", &[])?;
             state.set_number("sequence", 0)?;
             state.set_number("batch_open", 1)?;
+            state.forget_answered()?;
             state.note_reset()
         })
     }
@@ -170,8 +171,8 @@ impl State {
 
     fn former(&self) -> Result<Vec<(u64, NodeId)>, StateError> {
         let mut statement = self.connection.prepare("SELECT entry, node FROM former ORDER BY node")?;
-        let rows = statement
-            .query_map([], |row| Ok((unsigned(row.get(0)?), NodeId(unsigned(row.get(1)?)))))?;
+        let rows =
+            statement.query_map([], |row| Ok((unsigned(row.get(0)?), NodeId(unsigned(row.get(1)?)))))?;
         let rows: Result<Vec<_>, _> = rows.collect();
         Ok(rows?)
     }

@@ -209,16 +209,18 @@ impl Follower {
         let mut count = 0;
         let mut open = position.batch_open || cursor.is_empty();
         loop {
-            let answer = self.changes(cursor.clone()).await?;
+            let answered = self.state.ask(|state| state.answered()).await?.unwrap_or_default();
+            let has_answers = !answered.seen.is_empty();
+            let answer = self.changes(cursor.clone(), answered.seen.into()).await?;
             if std::mem::take(&mut greet) {
                 drop(self.events.send(FollowerEvent::Online).await);
             }
             if answer.cursor_reset {
+                if answer.reset_reason() == v1::ResetReason::WentBack && (!cursor.is_empty() || has_answers) {
+                    return Err(FollowError::WentBack(answer.common_sequence));
+                }
                 if cursor.is_empty() {
                     return Err(CallError::protocol("a reset of no cursor").into());
-                }
-                if answer.reset_reason() == v1::ResetReason::WentBack {
-                    return Err(FollowError::WentBack(answer.common_sequence));
                 }
                 self.relist().await?;
                 cursor = Bytes::new();
@@ -256,8 +258,8 @@ impl Follower {
         Ok(())
     }
 
-    async fn changes(&self, cursor: Bytes) -> Result<v1::ChangesResponse, FollowError> {
-        match self.api.changes(cursor).await {
+    async fn changes(&self, cursor: Bytes, seen: Bytes) -> Result<v1::ChangesResponse, FollowError> {
+        match self.api.changes(cursor, seen).await {
             // No reset: ids are small numbers, and another tree's would be taken for this one's.
             Err(error) if error.reason() == "bad-cursor" => Err(FollowError::Never(format!(
                 "the server at {} says that this folder was synchronised with another account or cluster ({error}); \

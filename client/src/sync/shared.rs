@@ -16,6 +16,7 @@ use crate::connection::ApiClient;
 use crate::local::ignore_rules::IgnoreRules;
 use crate::local::root::Root;
 use crate::planner::model::NodeId;
+use crate::state::remote::Answered;
 use crate::state::scan_index::ScanIndex;
 use crate::upload::chunk_stream::ChunkSender;
 
@@ -41,10 +42,20 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Up to where the server's tree is known: calls that rest on what is known of it go with this. A session that learns
-    /// that the server went back ends all that is under way first, so it is of the history that was planned for.
+    /// Up to where the server's tree is known, by its journal or by answers: calls that rest on what is known of it go with
+    /// this. A session that learns that the server went back ends all that is under way first, so it is of the history
+    /// that was planned for.
     pub(crate) async fn cursor(&self) -> Result<Bytes, AskError> {
-        Ok(self.state.ask(|state| state.remote_position()).await?.cursor.into())
+        let seen = self.state.ask(|state| {
+            let answered = state.answered()?;
+            answered.map_or_else(|| Ok(state.remote_position()?.cursor), |answered| Ok(answered.seen))
+        });
+        Ok(seen.await?.into())
+    }
+
+    /// Keeps what an answer proves, before what was done is recorded.
+    pub(crate) async fn note_answered(&self, answered: Answered) -> Result<(), AskError> {
+        self.state.ask(move |state| state.note_answered(&answered)).await
     }
 }
 

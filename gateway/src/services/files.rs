@@ -19,7 +19,7 @@ use crate::downloads;
 use crate::downloads::outbox::outbox;
 use crate::entries;
 use crate::failure::Failure;
-use crate::sync::changes::guard;
+use crate::sync::history::{Guard, seen};
 use crate::uploads;
 
 /// Answers of one stream of chunks that wait to be taken.
@@ -110,11 +110,16 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "commit_uploads", &message)?;
-        let guard = guard(&self.core, &caller, &message.cursor).await?;
-        let request =
-            uploads::commit::Request { core: &self.core, caller: &caller, id: request, guard: guard.as_ref() };
+        let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
+        let request = uploads::commit::Request {
+            core: &self.core,
+            caller: &caller,
+            id: request,
+            guard: guard.as_ref(),
+        };
         let committed = uploads::commit::commit(request, &message.uploads).await?;
-        Ok(Response::new(v1::CommitUploadsResponse { results: results(committed) }))
+        let (seen, sequence) = seen(guard.as_ref(), &self.core, &caller).await?;
+        Ok(Response::new(v1::CommitUploadsResponse { results: results(committed), seen, sequence }))
     }
 
     async fn abort_upload(

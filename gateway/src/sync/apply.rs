@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::limits::{APPLY_ACTIONS_MAX, APPLY_COMMAND_BYTES};
 use crate::meta::wrong_reply;
 use crate::path::{name_fault, shown};
-use crate::sync::changes::guard;
+use crate::sync::history::Guard;
 
 /// Bytes of an action but for names and targets, about.
 const ACTION_BYTES: usize = 128;
@@ -145,7 +145,7 @@ pub(crate) async fn apply(
     core: &Core,
     caller: &Caller,
     request: RequestKey,
-    cursor: &[u8],
+    guard: Option<&Guard>,
     actions: Vec<v1::Action>,
 ) -> Result<Vec<Result<EntryRow, Failure>>, Failure> {
     if actions.len() > APPLY_ACTIONS_MAX {
@@ -167,12 +167,12 @@ pub(crate) async fn apply(
         MetaError::Step(changed @ StepError::Changed { .. }) => refused(&changed, "changes"),
         other => Failure::from_meta(&other, "changes"),
     };
-    let guard = guard(core, caller, cursor).await?;
     let mut outcomes = Vec::with_capacity(parsed.len());
     for (number, (_bytes, items)) in (0..).zip(commands) {
         // One after the other: they are to be done in order.
         let slot = caller.namespace.slot();
-        outcomes.extend(core.meta.each_guarded(slot, request.step(number), guard.clone(), items).await.map_err(failed)?);
+        let some = core.meta.each_guarded(slot, request.step(number), guard, items).await;
+        outcomes.extend(some.map_err(failed)?);
     }
     let mut outcomes = outcomes.into_iter();
     let results = parsed.into_iter().map(|wanted| {

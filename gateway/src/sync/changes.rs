@@ -2,8 +2,7 @@
 
 use engine::ids::{ClusterId, EntryId, NamespaceId};
 use metaraft::api::MetaError;
-use metaraft::model::command::DataStep;
-use metaraft::model::journal::{JournalRun, Seen};
+use metaraft::model::journal::JournalRun;
 use metaraft::model::query::{BelowFrame, Query, Reply};
 use metaraft::model::row::ChangeRow;
 use proto::v1;
@@ -34,7 +33,8 @@ struct Cursor {
     history: ClusterId,
     position: u64,
     since: u64,
-    /// Who issued the later of the two, and those before: see [`Seen`]. `None`: of before cursors had runs.
+    /// Who issued the later of the two, and those before: see [`metaraft::model::journal::Seen`]. `None`: of before cursors
+    /// had runs.
     runs: Option<Vec<JournalRun>>,
 }
 
@@ -59,7 +59,7 @@ pub(crate) enum Position {
         /// The number up to which it has seen changes.
         position: u64,
         since: u64,
-        /// See [`Seen`].
+        /// See [`metaraft::model::journal::Seen`].
         runs: Option<Vec<JournalRun>>,
     },
     /// In another history.
@@ -99,18 +99,32 @@ pub(crate) async fn open_cursor(core: &Core, caller: &Caller, cursor: &[u8]) -> 
     Ok(Position::At { position: opened.position, since: opened.since, runs: opened.runs })
 }
 
-/// What refuses a command whose caller has seen what is not of the present history; `None` for one who has seen nothing.
-pub(crate) async fn guard(core: &Core, caller: &Caller, cursor: &[u8]) -> Result<Option<DataStep>, Failure> {
-    match open_cursor(core, caller, cursor).await? {
-        Position::At { position: 0, since: 0, .. } => Ok(None),
-        Position::At { position, since, runs } => {
-            let seen = Seen { number: position.max(since), runs };
-            Ok(Some(DataStep::JournalGuard { namespace: caller.namespace, seen }))
-        }
-        Position::Elsewhere => {
-            let message = "the server went back to an older state; look at what has changed and decide anew";
-            Err(Failure::new(tonic::Code::Aborted, "conflict", message))
-        }
+/// Seals what a client has seen by the answer to a change of its own, beyond its cursor.
+pub(crate) async fn seal_seen(
+    core: &Core,
+    caller: &Caller,
+    number: u64,
+    runs: Vec<JournalRun>,
+) -> Result<bytes::Bytes, Failure> {
+    let namespace = caller.namespace;
+    let cursor =
+        Cursor { namespace, history: history(core), position: number, since: number, runs: Some(runs) };
+    Ok(core.sealer().await?.seal(Purpose::CursorOfRuns, &cursor))
+}
+
+/// Up to which number what a client has seen by answers to its changes is of another history; `None`: it is of this one.
+async fn parted(core: &Core, caller: &Caller, seen: &[u8]) -> Result<Option<u64>, Failure> {
+    if seen.is_empty() {
+        return Ok(None);
+    }
+    let Position::At { position, since, runs } = open_cursor(core, caller, seen).await? else {
+        return Ok(Some(0));
+    };
+    let namespace = caller.namespace;
+    let query = Query::ChangesAfter { namespace, position, since, runs, count_max: 1 };
+    match core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))? {
+        Reply::WentBack { common } => Ok(Some(common)),
+        _ => Ok(None),
     }
 }
 
@@ -130,10 +144,17 @@ pub(crate) async fn changes(
     let Position::At { position, since, runs } = open_cursor(core, caller, &request.cursor).await? else {
         return Ok(reset(v1::ResetReason::WentBack, 0));
     };
+    let parted = parted(core, caller, &request.seen).await?;
     let namespace = caller.namespace;
     let query = Query::ChangesAfter { namespace, position, since, runs, count_max };
-    match core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))? {
-        Reply::ChangesAfter { changes, position, since, runs, more } => {
+    let answered = core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))?;
+    match (answered, parted) {
+        (Reply::WentBack { common }, parted) => {
+            let common = parted.map_or(common, |parted| parted.min(common));
+            Ok(reset(v1::ResetReason::WentBack, common))
+        }
+        (_, Some(common)) => Ok(reset(v1::ResetReason::WentBack, common)),
+        (Reply::ChangesAfter { changes, position, since, runs, more }, None) => {
             let cursor = Cursor { namespace, history: history(core), position, since, runs: Some(runs) };
             Ok(v1::ChangesResponse {
                 changes: changes.into_iter().map(change_to_wire).collect(),
@@ -143,8 +164,7 @@ pub(crate) async fn changes(
                 ..v1::ChangesResponse::default()
             })
         }
-        Reply::ChangesGone => Ok(reset(v1::ResetReason::PastHorizon, 0)),
-        Reply::WentBack { common } => Ok(reset(v1::ResetReason::WentBack, common)),
+        (Reply::ChangesGone, None) => Ok(reset(v1::ResetReason::PastHorizon, 0)),
         _ => Err(failed(&wrong_reply("changes"))),
     }
 }

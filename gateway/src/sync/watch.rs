@@ -136,6 +136,12 @@ async fn reread(core: &Core, namespaces: &[NamespaceId]) -> Result<(), MetaError
 pub(crate) async fn follow_groups(core: Arc<Core>) {
     let mut followed = BTreeSet::new();
     loop {
+        if !core.sealer.initialized()
+            && let Err(error) = core.sealer().await
+        {
+            // Made before anybody needs it: metadata that goes back then still knows the cursors that it gave.
+            tracing::debug!(error = %error.message, "the secret of cursors is not there yet");
+        }
         let map = core.meta.map();
         for group in map.slots.iter().map(|range| range.group) {
             if group != ROOT_GROUP && followed.insert(group) {

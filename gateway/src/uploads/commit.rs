@@ -32,6 +32,7 @@ use crate::failure::Failure;
 use crate::limits::{BATCH_ITEMS_MAX, REQUEST_COMMANDS_MAX, SMALL_UPLOAD_CHUNKS_MAX};
 use crate::path::{RemotePath, name_fault, shown};
 use crate::sessions::{Session, session_gone};
+use crate::sync::history::Guard;
 use crate::uploads::{alone, batch};
 
 /// Manifest nodes of one file that are stored at once.
@@ -81,7 +82,7 @@ pub(crate) struct Request<'a> {
     pub caller: &'a Caller,
     pub id: RequestKey,
     /// What refuses commits of a caller who knows another history of the tree.
-    pub guard: Option<&'a DataStep>,
+    pub guard: Option<&'a Guard>,
 }
 
 /// A file that is there now.

@@ -148,7 +148,11 @@ pub(crate) async fn small_files_go_together_and_come_back_by_id(client: &Client)
             name: late[0].name.clone(),
             ..v1::CommitUpload::default()
         };
-        let request = v1::CommitUploadsRequest { request_id: request_id(), uploads: vec![upload], ..Default::default() };
+        let request = v1::CommitUploadsRequest {
+            request_id: request_id(),
+            uploads: vec![upload],
+            ..Default::default()
+        };
         let response = client.files().commit_uploads(client.request(request)).await.unwrap().into_inner();
         match response.results[0].result.clone().unwrap() {
             v1::entry_result::Result::Error(error) => assert_eq!(error.reason, "conflict"),

@@ -514,7 +514,8 @@ pub enum DataStep {
         why: String,
     },
     /// Changes nothing: refuses the command if what its caller has seen is not of the journal's own history, as it is
-    /// after the metadata went back to an older state.
+    /// after the metadata went back to an older state. As a command's last step it answers where the command has brought
+    /// the journal ([`StepOutcome::JournalAt`]).
     JournalGuard {
         /// Which journal.
         namespace: NamespaceId,

@@ -71,10 +71,13 @@ impl Group<'_, '_> {
     ) -> Result<StepOutcome, StepError> {
         let present = self.namespace(namespace)?.sequence;
         match history(self.rows(), namespace, present, seen)? {
-            History::Same => Ok(StepOutcome::Done),
-            History::Parted(_) => {
-                Err(StepError::Changed { what: "the server's history, which went back to an older state,".to_owned() })
+            History::Same => {
+                let known: Option<RunsRow> = self.get(&keys::journal_runs(namespace))?;
+                Ok(StepOutcome::JournalAt { number: present, run: known.map(|known| known.latest) })
             }
+            History::Parted(_) => Err(StepError::Changed {
+                what: "the server's history, which went back to an older state,".to_owned(),
+            }),
         }
     }
 }

@@ -134,7 +134,7 @@ impl Device {
 
     pub(super) fn fetch(&mut self, server: &Server) {
         if self.online
-            && let History::Parted(common) = server.history(&self.state.reigns, self.state.sequence)
+            && let History::Parted(common) = self.history(server)
         {
             self.went_back(if server.tells_common { common } else { 0 });
         }
@@ -143,6 +143,15 @@ impl Device {
             let after = if relist { 0 } else { self.state.sequence };
             let (changes, reigns) = (server.changes(after), server.reigns.clone());
             self.batches.push(Batch { changes, sequence: server.sequence, relist, reigns });
+        }
+    }
+
+    /// Whether what is known of the server, by its journal and by answers, is of its history.
+    fn history(&self, server: &Server) -> History {
+        let (reigns, sequence) = &self.state.answered;
+        match server.history(&self.state.reigns, self.state.sequence) {
+            History::Same if *sequence > self.state.sequence => server.history(reigns, *sequence),
+            history => history,
         }
     }
 
@@ -167,7 +176,7 @@ impl Device {
         // A second answer to a question that was asked twice says nothing new; of a whole listing it may not be
         // believed that the rest is gone.
         let of_now = self.state.reigns.is_empty() || batch.reigns.starts_with(&self.state.reigns);
-        if batch.sequence >= self.state.sequence && of_now && ((!self.state.relist || batch.relist)) {
+        if batch.sequence >= self.state.sequence && of_now && (!self.state.relist || batch.relist) {
             self.state.reigns.clone_from(&batch.reigns);
             self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
         }
@@ -315,11 +324,12 @@ impl Device {
             | Operation::RemoteMove(..)
             | Operation::RemoteDelete(_)
             | Operation::RemoteAttributes(..) => {
-                let of_now = server.history(&self.state.reigns, self.state.sequence) == History::Same;
-                if !self.online || !of_now {
+                if !self.online || self.history(server) != History::Same {
                     return Err(Failed::Changed);
                 }
-                self.perform_remote(task, server)
+                let done = self.perform_remote(task, server)?;
+                self.state.answered = (server.reigns.clone(), server.sequence);
+                Ok(done)
             }
             _ => self.perform_local(task, server),
         };

@@ -72,7 +72,8 @@ impl Server {
     /// Whether a place, with the history that was told with it, is of this one.
     pub(super) fn history(&self, reigns: &[(u64, u64)], sequence: u64) -> History {
         let common = reigns.iter().zip(&self.reigns).take_while(|(one, other)| one == other).count();
-        let end = |reigns: &[(u64, u64)], last: u64| reigns.get(common).map_or(last, |next| (next.1 - 1).min(last));
+        let end =
+            |reigns: &[(u64, u64)], last: u64| reigns.get(common).map_or(last, |next| (next.1 - 1).min(last));
         let common = end(reigns, sequence).min(end(&self.reigns, self.sequence));
         if common == sequence { History::Same } else { History::Parted(common) }
     }

@@ -132,6 +132,8 @@ pub(super) struct State {
     pub(super) excluded: BTreeSet<EntryId>,
     /// The server's history, as it was told last.
     pub(super) reigns: Vec<(u64, u64)>,
+    /// What the latest answer proves, of which history and up to which number.
+    pub(super) answered: (Vec<(u64, u64)>, u64),
     /// Since the server went back, until it is listed anew: up to where both histories are the same, and nodes whose entries
     /// were forgotten.
     went_back: Option<u64>,
@@ -154,6 +156,7 @@ impl State {
             intents: BTreeMap::new(),
             excluded: BTreeSet::new(),
             reigns: Vec::new(),
+            answered: (Vec::new(), 0),
             went_back: None,
             former: BTreeMap::new(),
             next: 2,
@@ -358,7 +361,7 @@ impl State {
         self.excluded.retain(|entry| by_entry.contains_key(entry));
         self.forget_one_sided();
         self.deleted.clear();
-        (self.sequence, self.relist) = (0, true);
+        (self.sequence, self.relist, self.answered) = (0, true, (Vec::new(), 0));
     }
 
     fn forget_one_sided(&mut self) {

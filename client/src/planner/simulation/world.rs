@@ -153,7 +153,8 @@ impl World {
     }
 
     fn contents_there(&self) -> BTreeSet<u32> {
-        let entries = self.server.below(server::TOP).into_iter().filter_map(|id| self.server.entries.get(&id));
+        let entries =
+            self.server.below(server::TOP).into_iter().filter_map(|id| self.server.entries.get(&id));
         entries.filter_map(|entry| bytes_of_kind(&entry.kind)).collect()
     }
 

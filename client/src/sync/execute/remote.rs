@@ -20,10 +20,14 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
             return tasks.iter().map(|task| Ended::failed(task.node, reason.as_str(), Again::Soon)).collect();
         }
     };
-    let results = match shared.api.apply(cursor, actions).await {
-        Ok(results) => results,
+    let (results, answered) = match shared.api.apply(cursor, actions).await {
+        Ok(answer) => answer,
         Err(error) => return tasks.iter().map(|task| Ended::call(task.node, &error)).collect(),
     };
+    if let Err(error) = shared.note_answered(answered).await {
+        let reason = error.to_string();
+        return tasks.iter().map(|task| Ended::failed(task.node, reason.as_str(), Again::Soon)).collect();
+    }
     let mut outcomes = Vec::with_capacity(tasks.len());
     let mut ended = Vec::with_capacity(tasks.len());
     for (task, result) in tasks.into_iter().zip(results) {

@@ -317,7 +317,16 @@ async fn commit_all(
         }
     };
     let results = match shared.api.commit_uploads(cursor, commits).await {
-        Ok(results) => results,
+        Ok((results, answered)) => match shared.note_answered(answered).await {
+            Ok(()) => results,
+            Err(error) => {
+                let reason = error.to_string();
+                ended.extend(
+                    all.iter().map(|read| Ended::failed(read.task.node, reason.as_str(), Again::Soon)),
+                );
+                return;
+            }
+        },
         Err(error) => {
             // Whether they were committed shows in the server's news.
             ended.extend(all.iter().map(|read| Ended::call(read.task.node, &error)));

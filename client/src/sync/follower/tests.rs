@@ -192,6 +192,35 @@ async fn a_cursor_of_another_tree_ends_the_session_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_server_that_went_back_is_told_of_and_nothing_is_forgotten_before() {
+    let gateway = FakeGateway::default().on("Sync/ListBelow", root_for(9)).on(
+        "Sync/Changes",
+        |request: v1::ChangesRequest| {
+            let mut answer = nothing_new(Bytes::from_static(b"2"));
+            answer.cursor_reset = !request.cursor.is_empty();
+            answer.set_reset_reason(v1::ResetReason::WentBack);
+            answer.common_sequence = 3;
+            Ok(answer)
+        },
+    );
+    let harness = Harness::new(gateway).await;
+    let mut running = harness.run();
+    let told = tokio::time::timeout(TIME_MAX, async {
+        loop {
+            match running.events.recv().await {
+                Some(FollowerEvent::WentBack(common)) => return common,
+                Some(FollowerEvent::Online) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert_eq!(told.await.unwrap(), 3);
+    running.task.await.unwrap();
+    assert_eq!(harness.known().await, 1);
+    assert_eq!(harness.calls.of("Sync/Changes"), 1);
+}
+
+#[tokio::test]
 async fn a_gateway_with_no_room_for_long_polls_is_online_and_asked_at_intervals() {
     let polls = Arc::new(tokio::sync::Semaphore::new(0));
     let polled = polls.clone();

@@ -51,7 +51,14 @@ struct Harness {
 impl Harness {
     fn bare(group: GroupId) -> Self {
         let machine = StateMachine::new(Arc::new(Liveness::default()));
-        Self { group, store: MemoryStore::default(), machine, time_ms: 1_800_000_000_000, reign: Reign::default(), requests: 0 }
+        Self {
+            group,
+            store: MemoryStore::default(),
+            machine,
+            time_ms: 1_800_000_000_000,
+            reign: Reign::default(),
+            requests: 0,
+        }
     }
 
     /// A data group with every slot and a namespace without quota.

@@ -213,8 +213,13 @@ fn steps_go_to_their_kind_of_group_and_garbage_nowhere() {
         assert_eq!(harness.apply_bytes(bad), CommandOutcome::NotUnderstood);
         // In the log all the same, it is of newer software: the replica stops.
         let mut txn = crate::kv::Txn::new(&harness.store);
-        let applied =
-            crate::app::App::apply(&harness.machine, DATA, &mut txn, LogTime::at(harness.time_ms).into(), bad);
+        let applied = crate::app::App::apply(
+            &harness.machine,
+            DATA,
+            &mut txn,
+            LogTime::at(harness.time_ms).into(),
+            bad,
+        );
         assert!(applied.is_err());
     }
     assert!(harness.machine.refusal(DATA, &good).is_none());

@@ -56,7 +56,7 @@ impl Harness {
                     };
                     v1::EntryResult { result: Some(result) }
                 });
-                Ok(v1::CommitUploadsResponse { results: results.collect() })
+                Ok(v1::CommitUploadsResponse { results: results.collect(), ..Default::default() })
             });
         let (api, calls) = gateway.start().await;
         let folder = tempfile::tempdir().unwrap();
