@@ -28,6 +28,7 @@ mod tests;
 pub mod transition;
 mod view;
 mod waits;
+pub(crate) mod went_back;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -24,6 +24,7 @@ pub mod scan_index;
 mod schema;
 pub mod trees;
 pub mod uploads;
+pub mod went_back;
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ use metaraft::model::{PAGE_BYTES_MAX, QUERY_ITEMS_MAX, UPLOAD_PART_ENTRIES};
 use crate::limits::{COMMAND_CHUNKS_MAX, COMMAND_STEPS_MAX};
 use crate::path::RemotePath;
 use crate::random;
+use crate::sync::history::Guard;
 
 /// A cheap handle.
 #[derive(Clone)]
@@ -153,8 +154,32 @@ impl Meta {
         request: impl Into<RequestKey>,
         items: Vec<Vec<DataStep>>,
     ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
+        self.each_after(group, request, None, items).await
+    }
+
+    /// As [`Self::each`], and none of it if `guard` refuses.
+    pub(crate) async fn each_guarded(
+        &self,
+        slot: SlotId,
+        request: impl Into<RequestKey>,
+        guard: Option<&Guard>,
+        items: Vec<Vec<DataStep>>,
+    ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
+        let group = self.group_of(slot)?;
+        self.each_after(group, request, guard, items).await
+    }
+
+    async fn each_after(
+        &self,
+        group: GroupId,
+        request: impl Into<RequestKey>,
+        guard: Option<&Guard>,
+        items: Vec<Vec<DataStep>>,
+    ) -> Result<Vec<Result<Vec<StepOutcome>, StepError>>, MetaError> {
         let count = items.len();
-        let outcomes = self.commit_in(group, request, vec![DataStep::Each { items }]).await?;
+        let steps = [DataStep::Each { items }].into_iter().chain(guard.map(Guard::step)).collect();
+        let mut outcomes = self.commit_in(group, request, steps).await?;
+        guard.inspect(|guard| guard.take(&mut outcomes));
         match outcomes.into_iter().next() {
             Some(StepOutcome::Each(results)) if results.len() == count => Ok(results),
             _ => {

@@ -128,7 +128,8 @@ async fn commit(
         mtime_ns: 5,
         ..v1::CommitUpload::default()
     };
-    let request = v1::CommitUploadsRequest { request_id: request.clone(), uploads: vec![upload] };
+    let request =
+        v1::CommitUploadsRequest { request_id: request.clone(), uploads: vec![upload], ..Default::default() };
     let response = client.files().commit_uploads(client.request(request)).await.unwrap();
     match response.into_inner().results.remove(0).result.unwrap() {
         v1::entry_result::Result::Entry(entry) => Ok(entry),

@@ -8,6 +8,7 @@
 use engine::ids::{GroupId, NamespaceId};
 
 use crate::kv::{Changes, Txn, View};
+use crate::model::journal::Reign;
 
 /// A namespace's journal has reached a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,22 @@ impl LogTime {
     }
 }
 
+/// When an entry was made, and in whose reign.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// When.
+    pub time: LogTime,
+    /// In whose reign.
+    pub reign: Reign,
+}
+
+impl From<LogTime> for Made {
+    /// In no reign that is recorded.
+    fn from(time: LogTime) -> Self {
+        Self { time, reign: Reign::default() }
+    }
+}
+
 /// A command in the log that this software does not know: a newer one proposed it. Whoever skipped it would no longer
 /// hold what the other replicas hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +64,7 @@ pub struct NotUnderstood {
 
 /// What a group's replicated state machine does.
 pub trait App: Send + Sync + 'static {
-    /// Applies one command, made at `time`, and returns its encoded outcome.
+    /// Applies one command, made as `made` says, and returns its encoded outcome.
     ///
     /// Everything it writes goes through `txn`; a command that is refused must leave `txn` as it found it (see
     /// [`Txn::attempt`]). Must not panic: the command is in the log, so it would come again.
@@ -62,7 +79,7 @@ pub trait App: Send + Sync + 'static {
         &self,
         group: GroupId,
         txn: &mut Txn<'_>,
-        time: LogTime,
+        made: Made,
         command: &[u8],
     ) -> Result<Vec<u8>, NotUnderstood>;
 

@@ -60,7 +60,8 @@ impl Local {
         if let Some(refused) = self.inner.machine.refusal(group, command) {
             return refused;
         }
-        let outcome = self.inner.machine.apply(group, &mut txn, LogTime::at(own_wall_ms()), command).unwrap();
+        let outcome =
+            self.inner.machine.apply(group, &mut txn, LogTime::at(own_wall_ms()).into(), command).unwrap();
         let changes = txn.into_changes().unwrap();
         store.commit(changes);
         outcome

@@ -184,8 +184,11 @@ impl Caller {
     /// # Errors
     /// What the gateway says, of the call or of the file.
     pub async fn commit(&self, upload_id: Bytes, path: &str) -> Result<v1::Entry, Status> {
-        let message =
-            v1::CommitUploadsRequest { request_id: request_id(), uploads: vec![commit_of(upload_id, path)] };
+        let message = v1::CommitUploadsRequest {
+            request_id: request_id(),
+            uploads: vec![commit_of(upload_id, path)],
+            ..Default::default()
+        };
         let answer = self.files().commit_uploads(self.request(message)).await?.into_inner();
         entry_of(answer.results)
     }
@@ -236,7 +239,7 @@ impl Caller {
     /// What the gateway says of the call.
     pub async fn apply(&self, actions: Vec<v1::action::Action>) -> Result<Vec<v1::ApplyResult>, Status> {
         let actions = actions.into_iter().map(|action| v1::Action { action: Some(action) }).collect();
-        let message = v1::ApplyRequest { request_id: request_id(), actions };
+        let message = v1::ApplyRequest { request_id: request_id(), actions, ..Default::default() };
         Ok(self.sync().apply(self.request(message)).await?.into_inner().results)
     }
 

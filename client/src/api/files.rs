@@ -7,6 +7,7 @@ use super::{files, present};
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
 use crate::path::RemotePath;
+use crate::state::remote::Answered;
 
 /// Entries asked for in one page of a listing.
 const PAGE_ENTRIES: u32 = 2_000;
@@ -283,17 +284,20 @@ impl ApiClient {
             .await
     }
 
-    /// Makes the files of complete sessions; each succeeds or fails by itself.
+    /// Makes the files of complete sessions; each succeeds or fails by itself. What they are to replace, and where, rests on
+    /// what was seen up to a cursor; empty: on no cursor.
     pub(crate) async fn commit_uploads(
         &self,
+        cursor: Bytes,
         uploads: Vec<v1::CommitUpload>,
-    ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
+    ) -> Result<(Vec<Result<v1::Entry, CallError>>, Answered), CallError> {
         let count = uploads.len();
-        let message = v1::CommitUploadsRequest { request_id: self.new_request_id().await?, uploads };
+        let message = v1::CommitUploadsRequest { request_id: self.new_request_id().await?, uploads, cursor };
         let answer = self
             .call(message, |channel, request| async move { files(channel).commit_uploads(request).await })
             .await?;
-        item_results(answer.results, count)
+        let answered = Answered { seen: answer.seen.to_vec(), sequence: answer.sequence };
+        Ok((item_results(answer.results, count)?, answered))
     }
 
     /// Gives up a session. Tried once: a session that nobody ends expires by itself.

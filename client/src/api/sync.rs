@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use super::files;
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
+use crate::state::remote::Answered;
 
 /// Changes and entries asked for in one page.
 const PAGE_COUNT: u32 = 5_000;
@@ -40,9 +41,9 @@ pub(crate) struct RangeOf {
 }
 
 impl ApiClient {
-    /// A page of what changed since a cursor.
-    pub(crate) async fn changes(&self, cursor: Bytes) -> Result<v1::ChangesResponse, CallError> {
-        let message = v1::ChangesRequest { cursor, count_max: PAGE_COUNT };
+    /// A page of what changed since a cursor, beyond which answers may have been seen.
+    pub(crate) async fn changes(&self, cursor: Bytes, seen: Bytes) -> Result<v1::ChangesResponse, CallError> {
+        let message = v1::ChangesRequest { cursor, count_max: PAGE_COUNT, seen };
         self.call(message, |channel, request| async move { sync(channel).changes(request).await }).await
     }
 
@@ -91,19 +92,21 @@ impl ApiClient {
         }
     }
 
-    /// Carries out actions; each succeeds or fails by itself.
+    /// Carries out actions, which rest on what was seen up to a cursor; each succeeds or fails by itself.
     pub(crate) async fn apply(
         &self,
+        cursor: Bytes,
         actions: Vec<v1::Action>,
-    ) -> Result<Vec<Result<v1::Entry, CallError>>, CallError> {
+    ) -> Result<(Vec<Result<v1::Entry, CallError>>, Answered), CallError> {
         let count = actions.len();
-        let message = v1::ApplyRequest { request_id: self.new_request_id().await?, actions };
+        let message = v1::ApplyRequest { request_id: self.new_request_id().await?, actions, cursor };
         let answer =
             self.call(message, |channel, request| async move { sync(channel).apply(request).await }).await?;
         if answer.results.len() != count {
             return Err(CallError::protocol("not one answer per action"));
         }
-        Ok(answer
+        let answered = Answered { seen: answer.seen.to_vec(), sequence: answer.sequence };
+        let results = answer
             .results
             .into_iter()
             .map(|result| match result.result {
@@ -111,7 +114,8 @@ impl ApiClient {
                 Some(v1::apply_result::Result::Error(error)) => Err(CallError::from_item(&error)),
                 None => Err(CallError::protocol("an action without an answer")),
             })
-            .collect())
+            .collect();
+        Ok((results, answered))
     }
 
     /// The chunks of a version, in order, with the entry as of it.

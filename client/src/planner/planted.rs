@@ -40,11 +40,15 @@ pub(super) enum Bug {
     StampIgnored,
     /// A folder is deleted before something has left it.
     NotWaitedFor,
+    /// What was said of an entry in another history of the server's counts in this one.
+    OtherHistoryHolds,
+    /// What the server lacks since it went back was deleted there.
+    LackIsDelete,
 }
 
 #[cfg(test)]
 impl Bug {
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::DeleteBeatsEdit,
         Self::MovesInverted,
         Self::NewKeepsNothing,
@@ -63,6 +67,8 @@ impl Bug {
         Self::ComesBackUnseen,
         Self::StampIgnored,
         Self::NotWaitedFor,
+        Self::OtherHistoryHolds,
+        Self::LackIsDelete,
     ];
 }
 

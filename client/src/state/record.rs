@@ -254,7 +254,7 @@ impl State {
     }
 
     /// Joins two nodes, of which `keep` lacks a side that `gone` has.
-    fn link(&self, keep: NodeId, gone: NodeId) -> Result<(), StateError> {
+    pub(super) fn link(&self, keep: NodeId, gone: NodeId) -> Result<(), StateError> {
         if self.side(Side::Remote, keep)?.is_none() && self.side(Side::Remote, gone)?.is_some() {
             self.take_remote_from(keep, gone)?;
         }

@@ -23,6 +23,9 @@ use engine::ids::ContentId;
 const DEPTH_MAX: usize = 4_096;
 /// Remembered as 1 after a listing anew, until both sides have agreed on everything.
 const WAS_RESET: &str = "was_reset";
+/// See [`Answered`].
+const ANSWERED: &str = "answered";
+const ANSWERED_SEQUENCE: &str = "answered_sequence";
 
 /// A page of changes, as it came.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +37,15 @@ pub struct RemotePage {
     /// The batch goes on.
     pub more: bool,
     /// The number that the tree has reached with them.
+    pub sequence: u64,
+}
+
+/// What the answer to a call of this device proves: of which history of the server it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Opaque, taken wherever a cursor is; empty: it proves nothing.
+    pub seen: Vec<u8>,
+    /// The number that the server's tree had reached by then.
     pub sequence: u64,
 }
 
@@ -82,6 +94,38 @@ impl State {
         })
     }
 
+    /// Keeps what the latest of this device's answers proves.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_answered(&mut self, answered: &Answered) -> Result<(), StateError> {
+        let before = unsigned(self.number(ANSWERED_SEQUENCE)?.unwrap_or(0));
+        if answered.seen.is_empty() || answered.sequence < before {
+            return Ok(());
+        }
+        self.transaction(|state| {
+            state.set_bytes(ANSWERED, &answered.seen)?;
+            state.set_number(ANSWERED_SEQUENCE, signed(answered.sequence))
+        })
+    }
+
+    /// What answers have proved beyond what the journal has told; nothing if it has told all of it.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn answered(&self) -> Result<Option<Answered>, StateError> {
+        let sequence = unsigned(self.number(ANSWERED_SEQUENCE)?.unwrap_or(0));
+        if sequence <= unsigned(self.number("sequence")?.unwrap_or(0)) {
+            return Ok(None);
+        }
+        Ok(self.bytes(ANSWERED)?.filter(|seen| !seen.is_empty()).map(|seen| Answered { seen, sequence }))
+    }
+
+    pub(super) fn forget_answered(&self) -> Result<(), StateError> {
+        self.set_bytes(ANSWERED, &[])?;
+        self.set_number(ANSWERED_SEQUENCE, 0)
+    }
+
     /// Goes on from a later point, up to which nothing has changed.
     ///
     /// # Errors
@@ -101,12 +145,13 @@ impl State {
         Ok(self.remote_facts(ROOT)?.map(|facts| facts.entry))
     }
 
-    /// Says which folder of the server is kept the same.
+    /// Says which folder of the server is kept the same, and under which number that was said of it.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn set_root_entry(&mut self, entry: u64) -> Result<(), StateError> {
+    pub fn set_root_entry(&mut self, entry: u64, sequence: u64) -> Result<(), StateError> {
         self.transaction(|state| {
+            state.remember_root(sequence)?;
             state.set_remote_facts(ROOT, Some(RemoteFacts { entry, version: 0, sequence: 0, mtime_ns: 0 }))
         })
     }
@@ -120,7 +165,7 @@ impl State {
     pub fn begin_relist(&mut self, whole: bool) -> Result<(), StateError> {
         self.transaction(|state| {
             if state.bytes("cursor")?.is_some_and(|cursor| !cursor.is_empty()) {
-                state.set_number(WAS_RESET, 1)?;
+                state.note_reset()?;
             }
             state.connection.execute_batch(
                 // That the root is gone holds until it is told of again: else all of it would be swept away.
@@ -143,6 +188,10 @@ impl State {
     /// If the file cannot be read.
     pub fn was_reset(&self) -> Result<bool, StateError> {
         Ok(self.number(WAS_RESET)?.unwrap_or(0) != 0)
+    }
+
+    pub(super) fn note_reset(&self) -> Result<(), StateError> {
+        self.set_number(WAS_RESET, 1)
     }
 
     /// Both sides agree on everything.
@@ -263,6 +312,9 @@ impl State {
             }
             if relist {
                 adrift.extend(state.sweep()?);
+                if let Some(common) = state.went_back()? {
+                    state.rejoin(common)?;
+                }
             }
             state.forget_strangers()?;
             let to_be_listed = state.ids("SELECT node FROM arrivals WHERE list_below = 1", &[])?;

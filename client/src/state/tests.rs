@@ -5,6 +5,7 @@ mod damage;
 mod deletes;
 mod journal;
 mod trees;
+mod went_back;
 
 use super::database::State;
 

@@ -46,6 +46,9 @@ pub(crate) enum FollowerEvent {
     Offline(String),
     /// A batch came in whole, with so many changes.
     Whole(usize),
+    /// It went back to an older state: its history and the one that is known here are the same up to this number (0: that
+    /// is not known). Nothing is followed any more, until what was known of it is forgotten.
+    WentBack(u64),
     /// It cannot go on.
     Ended(String),
 }
@@ -60,6 +63,8 @@ enum FollowError {
     Call(#[from] CallError),
     #[error(transparent)]
     Ask(#[from] AskError),
+    #[error("the server went back to an older state")]
+    WentBack(u64),
     #[error("{0}")]
     Never(String),
 }
@@ -101,6 +106,10 @@ impl Follower {
             }
             match &error {
                 FollowError::Ask(AskError::Closed) => return,
+                FollowError::WentBack(common) => {
+                    drop(self.events.send(FollowerEvent::WentBack(*common)).await);
+                    return;
+                }
                 FollowError::Call(CallError::Token { .. } | CallError::Setup { .. })
                 | FollowError::Ask(_)
                 | FollowError::Never(_) => {
@@ -172,8 +181,8 @@ impl Follower {
         if entry.kind() != v1::EntryKind::Folder {
             return Err(FollowError::Never(format!("{} on the server is no folder", self.remote_path)));
         }
-        let id = entry.id;
-        self.state.ask(move |state| state.set_root_entry(id)).await?;
+        let (id, sequence) = (entry.id, entry.sequence);
+        self.state.ask(move |state| state.set_root_entry(id, sequence)).await?;
         Ok(())
     }
 
@@ -200,11 +209,16 @@ impl Follower {
         let mut count = 0;
         let mut open = position.batch_open || cursor.is_empty();
         loop {
-            let answer = self.changes(cursor.clone()).await?;
+            let answered = self.state.ask(|state| state.answered()).await?.unwrap_or_default();
+            let has_answers = !answered.seen.is_empty();
+            let answer = self.changes(cursor.clone(), answered.seen.into()).await?;
             if std::mem::take(&mut greet) {
                 drop(self.events.send(FollowerEvent::Online).await);
             }
             if answer.cursor_reset {
+                if answer.reset_reason() == v1::ResetReason::WentBack && (!cursor.is_empty() || has_answers) {
+                    return Err(FollowError::WentBack(answer.common_sequence));
+                }
                 if cursor.is_empty() {
                     return Err(CallError::protocol("a reset of no cursor").into());
                 }
@@ -244,8 +258,8 @@ impl Follower {
         Ok(())
     }
 
-    async fn changes(&self, cursor: Bytes) -> Result<v1::ChangesResponse, FollowError> {
-        match self.api.changes(cursor).await {
+    async fn changes(&self, cursor: Bytes, seen: Bytes) -> Result<v1::ChangesResponse, FollowError> {
+        match self.api.changes(cursor, seen).await {
             // No reset: ids are small numbers, and another tree's would be taken for this one's.
             Err(error) if error.reason() == "bad-cursor" => Err(FollowError::Never(format!(
                 "the server at {} says that this folder was synchronised with another account or cluster ({error}); \
@@ -334,7 +348,8 @@ impl Follower {
                 () = tokio::time::sleep(CHECK_INTERVAL) => return Ok(None),
             };
             match message {
-                Ok(Some(news)) if news.sequence > known => return Ok(None),
+                // Less: it may have gone back to an older state.
+                Ok(Some(news)) if news.sequence != known => return Ok(None),
                 Ok(Some(_old)) => {}
                 Ok(None) => {
                     let ended = CallError::Unreachable {

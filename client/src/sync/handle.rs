@@ -197,9 +197,14 @@ impl Handle {
     /// # Errors
     /// If the session ends before.
     pub async fn quiet(&self) -> Result<Quiet, Ended> {
-        let (done, answer) = oneshot::channel();
-        self.tell(Command::Quiet { done }).await?;
-        answer.await.map_err(|_dropped| self.ended())
+        loop {
+            let (done, answer) = oneshot::channel();
+            self.tell(Command::Quiet { done }).await?;
+            // It is dropped when the session begins anew, or ends: then it takes no more commands.
+            if let Ok(quiet) = answer.await {
+                return Ok(quiet);
+            }
+        }
     }
 
     /// Waits until both sides agree: a complete scan was made, all of the server's changes are known, and local,

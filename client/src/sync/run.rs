@@ -115,6 +115,9 @@ pub(crate) enum RunEnd {
     Damaged,
     /// The folder is on another disk than the one that is open: begin anew with that.
     Remounted,
+    /// The server went back to an older state; both of its histories are the same up to this number. Begin anew once what
+    /// was known beyond that is forgotten.
+    WentBack(u64),
 }
 
 enum Event {

@@ -117,6 +117,21 @@ fn open(config: &SyncConfig) -> Result<(Root, Opened), StartError> {
     Ok((root, opened))
 }
 
+/// Opens the state again for what made a session begin anew. Blocks.
+fn reopen(root: &Root, config: &SyncConfig, why: &RunEnd) -> Result<Opened, StartError> {
+    let mut opened = match why {
+        RunEnd::WentBack(_) => State::open(root.state_path())?,
+        RunEnd::Stopped | RunEnd::Failed(_) | RunEnd::Damaged | RunEnd::Remounted => {
+            State::open_anew(root.state_path())?
+        }
+    };
+    bind(&mut opened.state, root, config)?;
+    if let RunEnd::WentBack(common) = why {
+        opened.state.forget_history(*common)?;
+    }
+    Ok(opened)
+}
+
 /// Ties a new state to its root and remote folder; refuses one that is tied to others.
 fn bind(state: &mut State, root: &Root, config: &SyncConfig) -> Result<(), StartError> {
     let asked = config.remote_path.to_string();
@@ -184,7 +199,7 @@ impl Keeper {
             match end {
                 RunEnd::Stopped => break "it was stopped".to_owned(),
                 _ if self.stop.is_cancelled() => break "it was stopped".to_owned(),
-                RunEnd::Failed(reason) => break reason,
+                RunEnd::Failed(ref reason) => break reason.clone(),
                 RunEnd::Damaged if rebuilds >= REBUILDS_MAX => {
                     break "the state is damaged again and again: check the disk".to_owned();
                 }
@@ -197,13 +212,14 @@ impl Keeper {
                     }
                     continue;
                 }
+                RunEnd::WentBack(_) => {
+                    let message = "the server went back to an older state: what it lacks is sent again, and nothing \
+                                   is deleted here";
+                    board.session(message.to_owned());
+                }
             }
             let (config, root) = (self.config.clone(), self.root.clone());
-            let reopened = tokio::task::spawn_blocking(move || {
-                let mut opened = State::open_anew(root.state_path())?;
-                bind(&mut opened.state, &root, &config)?;
-                Ok::<_, StartError>(opened)
-            });
+            let reopened = tokio::task::spawn_blocking(move || reopen(&root, &config, &end));
             match reopened.await {
                 Ok(Ok(anew)) => opened = anew,
                 Ok(Err(error)) => break error.to_string(),

@@ -73,8 +73,8 @@ impl Session {
 /// Commits complete sessions and records what came of each.
 pub(crate) async fn commit_all(context: &Context, sessions: Vec<Session>) {
     let commits: Vec<_> = sessions.iter().map(Session::commit).collect();
-    let results = match context.api.commit_uploads(commits).await {
-        Ok(results) => results,
+    let results = match context.api.commit_uploads(Bytes::new(), commits).await {
+        Ok((results, _answered)) => results,
         Err(error) => {
             for session in &sessions {
                 let reason = format!("whether it was committed is not known: {error}");

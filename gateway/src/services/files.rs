@@ -19,6 +19,7 @@ use crate::downloads;
 use crate::downloads::outbox::outbox;
 use crate::entries;
 use crate::failure::Failure;
+use crate::sync::history::{Guard, seen};
 use crate::uploads;
 
 /// Answers of one stream of chunks that wait to be taken.
@@ -109,8 +110,16 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "commit_uploads", &message)?;
-        let committed = uploads::commit::commit(&self.core, &caller, request, &message.uploads).await?;
-        Ok(Response::new(v1::CommitUploadsResponse { results: results(committed) }))
+        let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
+        let request = uploads::commit::Request {
+            core: &self.core,
+            caller: &caller,
+            id: request,
+            guard: guard.as_ref(),
+        };
+        let committed = uploads::commit::commit(request, &message.uploads).await?;
+        let (seen, sequence) = seen(guard.as_ref(), &self.core, &caller).await?;
+        Ok(Response::new(v1::CommitUploadsResponse { results: results(committed), seen, sequence }))
     }
 
     async fn abort_upload(

@@ -16,6 +16,7 @@ use crate::core::Core;
 use crate::downloads::outbox::outbox;
 use crate::failure::Failure;
 use crate::sync;
+use crate::sync::history::{Guard, seen};
 
 /// Messages of a manifest that wait to be taken.
 const MESSAGES_MAX: usize = 2;
@@ -78,7 +79,9 @@ impl SyncApi for SyncService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "apply", &message)?;
-        let applied = sync::apply::apply(&self.core, &caller, request, message.actions).await?;
+        let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
+        let applied =
+            sync::apply::apply(&self.core, &caller, request, guard.as_ref(), message.actions).await?;
         let results = applied.into_iter().map(|result| {
             let result = match result {
                 Ok(row) => v1::apply_result::Result::Entry(convert::entry_to_wire(row, None)),
@@ -86,7 +89,9 @@ impl SyncApi for SyncService {
             };
             v1::ApplyResult { result: Some(result) }
         });
-        Ok(Response::new(v1::ApplyResponse { results: results.collect() }))
+        let results = results.collect();
+        let (seen, sequence) = seen(guard.as_ref(), &self.core, &caller).await?;
+        Ok(Response::new(v1::ApplyResponse { results, seen, sequence }))
     }
 
     type GetManifestStream = Messages<v1::GetManifestResponse>;

@@ -4,6 +4,7 @@
 //! is given the same answers.
 
 use engine::ids::{EntryId, NamespaceId, VersionId};
+use metaraft::api::MetaError;
 use metaraft::model::command::{DataStep, OnExisting, StepError};
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::request_key::RequestKey;
@@ -19,6 +20,7 @@ use crate::failure::Failure;
 use crate::limits::{APPLY_ACTIONS_MAX, APPLY_COMMAND_BYTES};
 use crate::meta::wrong_reply;
 use crate::path::{name_fault, shown};
+use crate::sync::history::Guard;
 
 /// Bytes of an action but for names and targets, about.
 const ACTION_BYTES: usize = 128;
@@ -143,6 +145,7 @@ pub(crate) async fn apply(
     core: &Core,
     caller: &Caller,
     request: RequestKey,
+    guard: Option<&Guard>,
     actions: Vec<v1::Action>,
 ) -> Result<Vec<Result<EntryRow, Failure>>, Failure> {
     if actions.len() > APPLY_ACTIONS_MAX {
@@ -160,12 +163,16 @@ pub(crate) async fn apply(
             _ => commands.push((wanted.bytes, vec![vec![wanted.step.clone()]])),
         }
     }
-    let failed = |error| Failure::from_meta(&error, "changes");
+    let failed = |error| match error {
+        MetaError::Step(changed @ StepError::Changed { .. }) => refused(&changed, "changes"),
+        other => Failure::from_meta(&other, "changes"),
+    };
     let mut outcomes = Vec::with_capacity(parsed.len());
     for (number, (_bytes, items)) in (0..).zip(commands) {
         // One after the other: they are to be done in order.
         let slot = caller.namespace.slot();
-        outcomes.extend(core.meta.each(slot, request.step(number), items).await.map_err(failed)?);
+        let some = core.meta.each_guarded(slot, request.step(number), guard, items).await;
+        outcomes.extend(some.map_err(failed)?);
     }
     let mut outcomes = outcomes.into_iter();
     let results = parsed.into_iter().map(|wanted| {

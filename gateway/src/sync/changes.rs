@@ -2,6 +2,7 @@
 
 use engine::ids::{ClusterId, EntryId, NamespaceId};
 use metaraft::api::MetaError;
+use metaraft::model::journal::JournalRun;
 use metaraft::model::query::{BelowFrame, Query, Reply};
 use metaraft::model::row::ChangeRow;
 use proto::v1;
@@ -15,14 +16,32 @@ use crate::limits::{SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::meta::wrong_reply;
 use crate::sync::seal::Purpose;
 
-/// Where a client is in a journal.
+/// Where a client is in a journal, as cursors said before they had runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct PlainCursor {
+    namespace: NamespaceId,
+    history: ClusterId,
+    position: u64,
+    since: u64,
+}
+
+/// Where a client is in a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Cursor {
     namespace: NamespaceId,
     /// Which history of the metadata the numbers are of.
     history: ClusterId,
     position: u64,
     since: u64,
+    /// Who issued the later of the two, and those before: see [`metaraft::model::journal::Seen`]. `None`: of before cursors
+    /// had runs.
+    runs: Option<Vec<JournalRun>>,
+}
+
+impl From<PlainCursor> for Cursor {
+    fn from(PlainCursor { namespace, history, position, since }: PlainCursor) -> Self {
+        Self { namespace, history, position, since, runs: None }
+    }
 }
 
 /// Where a client is in a listing.
@@ -40,6 +59,8 @@ pub(crate) enum Position {
         /// The number up to which it has seen changes.
         position: u64,
         since: u64,
+        /// See [`metaraft::model::journal::Seen`].
+        runs: Option<Vec<JournalRun>>,
     },
     /// In another history.
     Elsewhere,
@@ -64,15 +85,47 @@ fn history(core: &Core) -> ClusterId {
 /// Takes a cursor from a client.
 pub(crate) async fn open_cursor(core: &Core, caller: &Caller, cursor: &[u8]) -> Result<Position, Failure> {
     if cursor.is_empty() {
-        return Ok(Position::At { position: 0, since: 0 });
+        return Ok(Position::At { position: 0, since: 0, runs: None });
     }
-    let opened: Option<Cursor> = core.sealer().await?.open(Purpose::Cursor, cursor);
+    let sealer = core.sealer().await?;
+    let opened: Option<Cursor> = sealer
+        .open(Purpose::CursorOfRuns, cursor)
+        .or_else(|| sealer.open::<PlainCursor>(Purpose::Cursor, cursor).map(Cursor::from));
     let bad = || Failure::new(tonic::Code::InvalidArgument, "bad-cursor", "cursor: not one of this tree");
     let opened = opened.filter(|opened| opened.namespace == caller.namespace).ok_or_else(bad)?;
     if opened.history != history(core) {
         return Ok(Position::Elsewhere);
     }
-    Ok(Position::At { position: opened.position, since: opened.since })
+    Ok(Position::At { position: opened.position, since: opened.since, runs: opened.runs })
+}
+
+/// Seals what a client has seen by the answer to a change of its own, beyond its cursor.
+pub(crate) async fn seal_seen(
+    core: &Core,
+    caller: &Caller,
+    number: u64,
+    runs: Vec<JournalRun>,
+) -> Result<bytes::Bytes, Failure> {
+    let namespace = caller.namespace;
+    let cursor =
+        Cursor { namespace, history: history(core), position: number, since: number, runs: Some(runs) };
+    Ok(core.sealer().await?.seal(Purpose::CursorOfRuns, &cursor))
+}
+
+/// Up to which number what a client has seen by answers to its changes is of another history; `None`: it is of this one.
+async fn parted(core: &Core, caller: &Caller, seen: &[u8]) -> Result<Option<u64>, Failure> {
+    if seen.is_empty() {
+        return Ok(None);
+    }
+    let Position::At { position, since, runs } = open_cursor(core, caller, seen).await? else {
+        return Ok(Some(0));
+    };
+    let namespace = caller.namespace;
+    let query = Query::ChangesAfter { namespace, position, since, runs, count_max: 1 };
+    match core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))? {
+        Reply::WentBack { common } => Ok(Some(common)),
+        _ => Ok(None),
+    }
 }
 
 /// A page of the journal after a cursor.
@@ -82,24 +135,36 @@ pub(crate) async fn changes(
     request: &v1::ChangesRequest,
 ) -> Result<v1::ChangesResponse, Failure> {
     let count_max = count(request.count_max)?;
-    let reset = || v1::ChangesResponse { cursor_reset: true, ..v1::ChangesResponse::default() };
-    let Position::At { position, since } = open_cursor(core, caller, &request.cursor).await? else {
-        return Ok(reset());
+    let reset = |reason: v1::ResetReason, common_sequence| v1::ChangesResponse {
+        cursor_reset: true,
+        reset_reason: reason.into(),
+        common_sequence,
+        ..v1::ChangesResponse::default()
     };
+    let Position::At { position, since, runs } = open_cursor(core, caller, &request.cursor).await? else {
+        return Ok(reset(v1::ResetReason::WentBack, 0));
+    };
+    let parted = parted(core, caller, &request.seen).await?;
     let namespace = caller.namespace;
-    let query = Query::Changes { namespace, position, since, count_max };
-    match core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))? {
-        Reply::Changes { changes, position, since, more } => {
-            let cursor = Cursor { namespace, history: history(core), position, since };
+    let query = Query::ChangesAfter { namespace, position, since, runs, count_max };
+    let answered = core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))?;
+    match (answered, parted) {
+        (Reply::WentBack { common }, parted) => {
+            let common = parted.map_or(common, |parted| parted.min(common));
+            Ok(reset(v1::ResetReason::WentBack, common))
+        }
+        (_, Some(common)) => Ok(reset(v1::ResetReason::WentBack, common)),
+        (Reply::ChangesAfter { changes, position, since, runs, more }, None) => {
+            let cursor = Cursor { namespace, history: history(core), position, since, runs: Some(runs) };
             Ok(v1::ChangesResponse {
                 changes: changes.into_iter().map(change_to_wire).collect(),
-                cursor: core.sealer().await?.seal(Purpose::Cursor, &cursor),
+                cursor: core.sealer().await?.seal(Purpose::CursorOfRuns, &cursor),
                 more,
-                cursor_reset: false,
                 sequence: position,
+                ..v1::ChangesResponse::default()
             })
         }
-        Reply::ChangesGone => Ok(reset()),
+        (Reply::ChangesGone, None) => Ok(reset(v1::ResetReason::PastHorizon, 0)),
         _ => Err(failed(&wrong_reply("changes"))),
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod changes;
+pub(crate) mod history;
 pub(crate) mod manifest;
 pub(crate) mod seal;
 pub(crate) mod waiters;

@@ -23,6 +23,8 @@ pub(crate) enum Purpose {
     Cursor = 1,
     /// A page of a folder's listing.
     Below = 2,
+    /// A cursor of the journal, with its runs.
+    CursorOfRuns = 3,
 }
 
 /// Seals and opens.

@@ -1,7 +1,8 @@
 //! Who waits for changes of which tree, and the one subscription of each metadata group that serves them all.
 //!
 //! Invariants:
-//! - A watched number only grows; a waiter sees the latest one, however many there were.
+//! - A watched number only grows, but where the metadata itself went back to an older state; a waiter sees the latest
+//!   one, however many there were.
 //! - After anything that may have hidden a change (a new subscription, too much at once, another leader) the numbers
 //!   of all watched trees are read anew, linearizably; and every [`WATCH_REREAD`] as well, so that a subscription that
 //!   was cut off without a word, or cannot be had, costs no more than that.
@@ -94,6 +95,22 @@ impl Watches {
     fn watched(&self) -> Vec<NamespaceId> {
         self.lock().keys().copied().collect()
     }
+
+    fn number(&self, namespace: NamespaceId) -> u64 {
+        self.lock().get(&namespace).map_or(0, |tree| *tree.number.borrow())
+    }
+
+    /// Tells what a tree's number is, read after it was known to be `before` at least: if it is less, the metadata went
+    /// back.
+    fn tell_read(&self, namespace: NamespaceId, before: u64, sequence: u64) {
+        if sequence >= before {
+            return self.tell(namespace, sequence);
+        }
+        tracing::warn!(%namespace, before, sequence, "the metadata went back to an older state");
+        if let Some(tree) = self.lock().get(&namespace) {
+            tree.number.send_replace(sequence);
+        }
+    }
 }
 
 /// Watches a tree whose present number is told already.
@@ -105,10 +122,11 @@ async fn watch_from_now(core: &Core, namespace: NamespaceId) -> Result<Watched, 
 }
 
 async fn reread(core: &Core, namespaces: &[NamespaceId]) -> Result<(), MetaError> {
+    let before: Vec<u64> = namespaces.iter().map(|namespace| core.watches.number(*namespace)).collect();
     let sequences = core.meta.sequences(namespaces).await?;
-    for (namespace, sequence) in namespaces.iter().zip(sequences) {
+    for ((namespace, before), sequence) in namespaces.iter().zip(before).zip(sequences) {
         if let Some(sequence) = sequence {
-            core.watches.tell(*namespace, sequence);
+            core.watches.tell_read(*namespace, before, sequence);
         }
     }
     Ok(())
@@ -118,6 +136,12 @@ async fn reread(core: &Core, namespaces: &[NamespaceId]) -> Result<(), MetaError
 pub(crate) async fn follow_groups(core: Arc<Core>) {
     let mut followed = BTreeSet::new();
     loop {
+        if !core.sealer.initialized()
+            && let Err(error) = core.sealer().await
+        {
+            // Made before anybody needs it: metadata that goes back then still knows the cursors that it gave.
+            tracing::debug!(error = %error.message, "the secret of cursors is not there yet");
+        }
         let map = core.meta.map();
         for group in map.slots.iter().map(|range| range.group) {
             if group != ROOT_GROUP && followed.insert(group) {
@@ -247,9 +271,10 @@ async fn tell_all(core: &Core, caller: &Caller, sink: &Sink) -> Result<(), Failu
     }
 }
 
-/// Waits until a number is beyond a position. Cancel safe.
+/// Waits until a number is another than a position: beyond it, or before it because the metadata went back. Cancel safe.
 async fn beyond(number: &mut watch::Receiver<u64>, position: u64) -> Result<(), Failure> {
-    match number.wait_for(|number| *number > position).await {
+    // 0: not known yet.
+    match number.wait_for(|number| *number != position && *number != 0).await {
         Ok(_number) => Ok(()),
         Err(closed) => Err(Failure::internal("watch", &closed)),
     }
@@ -299,6 +324,22 @@ mod tests {
         assert_eq!(*watched.number.borrow_and_update(), 7);
         watches.tell(namespace, 7);
         assert!(!watched.number.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_number_that_was_read_goes_back_but_not_for_one_that_came_while_it_was_read() {
+        let watches = Arc::new(Watches::default());
+        let namespace = NamespaceId::from_bytes([1; 16]);
+        let mut watched = watches.watch(namespace);
+        watches.tell(namespace, 7);
+        watches.tell_read(namespace, 5, 6);
+        assert_eq!(*watched.number.borrow_and_update(), 7, "7 was told while 6 was read");
+        beyond(&mut watched.number, 6).await.unwrap();
+        watches.tell_read(namespace, 7, 3);
+        assert!(watched.number.has_changed().unwrap());
+        beyond(&mut watched.number, 7).await.unwrap();
+        watches.tell(namespace, 4);
+        assert_eq!(*watched.number.borrow_and_update(), 4);
     }
 
     #[test]

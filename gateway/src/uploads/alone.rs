@@ -1,11 +1,13 @@
 //! Commits one session by commands of its own: one whose list is too long to go with others.
 
 use metaraft::api::MetaError;
+use metaraft::model::command::DataStep;
 use metaraft::model::outcome::StepOutcome;
 
 use crate::failure::Failure;
 use crate::meta::{entry_of, wrong_reply};
 use crate::random;
+use crate::sync::history::Guard;
 use crate::uploads::commit::{Committed, Ready, Request};
 
 /// Where the steps of such commits begin; those of batches are below.
@@ -18,17 +20,30 @@ pub(super) async fn commit(request: Request<'_>, ready: Ready) -> (Ready, Result
     (ready, committed)
 }
 
+/// Commits the file after steps of the same command.
+async fn commit_after(
+    request: Request<'_>,
+    ready: &Ready,
+    mut steps: Vec<DataStep>,
+) -> Result<Vec<StepOutcome>, MetaError> {
+    let step = FIRST_STEP.saturating_add(u32::try_from(ready.index).unwrap_or(u32::MAX));
+    steps.push(ready.commit.clone());
+    steps.extend(request.guard.map(Guard::step));
+    let slot = request.caller.namespace.slot();
+    let mut outcomes = request.core.meta.commit(slot, request.id.step(step), steps).await?;
+    request.guard.inspect(|guard| guard.take(&mut outcomes));
+    Ok(outcomes)
+}
+
 async fn commit_content(request: Request<'_>, ready: &Ready) -> Result<Committed, MetaError> {
     let (meta, slot) = (&request.core.meta, request.caller.namespace.slot());
-    let step = FIRST_STEP.saturating_add(u32::try_from(ready.index).unwrap_or(u32::MAX));
-    let id = request.id.step(step);
     let Some(content) = &ready.content else {
-        let outcomes = meta.commit(slot, id, vec![ready.commit.clone()]).await?;
+        let outcomes = commit_after(request, ready, Vec::new()).await?;
         return Ok(Committed { entry: entry_of(outcomes)?, clean_up: None });
     };
     if content.together {
-        let steps = vec![content.hold(request), content.retain(request, None), ready.commit.clone()];
-        let outcomes = meta.commit(slot, id, steps).await?;
+        let steps = vec![content.hold(request), content.retain(request, None)];
+        let outcomes = commit_after(request, ready, steps).await?;
         let clean_up = match outcomes.get(1) {
             Some(StepOutcome::Retained { holder }) => content.clean_up_after(*holder),
             // Another request with this id ended the session.
@@ -47,6 +62,6 @@ async fn commit_content(request: Request<'_>, ready: &Ready) -> Result<Committed
             _ => return Err(wrong_reply("retain")),
         }
     };
-    let outcomes = meta.commit(slot, id, vec![ready.commit.clone()]).await?;
+    let outcomes = commit_after(request, ready, Vec::new()).await?;
     Ok(Committed { entry: entry_of(outcomes)?, clean_up })
 }

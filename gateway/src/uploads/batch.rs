@@ -52,7 +52,8 @@ async fn commit_some(request: Request<'_>, number: usize, items: Vec<Ready>) -> 
         return outcomes;
     }
     let id = request.id.step(u32::try_from(number).unwrap_or(u32::MAX));
-    let results = request.core.meta.each(request.caller.namespace.slot(), id, places).await;
+    let slot = request.caller.namespace.slot();
+    let results = request.core.meta.each_guarded(slot, id, request.guard, places).await;
     let mut results: Vec<Option<Result<Vec<StepOutcome>, StepError>>> = match results {
         Ok(results) => results.into_iter().map(Some).collect(),
         Err(error) => {

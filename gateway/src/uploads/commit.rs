@@ -32,6 +32,7 @@ use crate::failure::Failure;
 use crate::limits::{BATCH_ITEMS_MAX, REQUEST_COMMANDS_MAX, SMALL_UPLOAD_CHUNKS_MAX};
 use crate::path::{RemotePath, name_fault, shown};
 use crate::sessions::{Session, session_gone};
+use crate::sync::history::Guard;
 use crate::uploads::{alone, batch};
 
 /// Manifest nodes of one file that are stored at once.
@@ -76,10 +77,12 @@ pub(super) struct ReadyContent {
 
 /// What a batch is committed for.
 #[derive(Clone, Copy)]
-pub(super) struct Request<'a> {
+pub(crate) struct Request<'a> {
     pub core: &'a Arc<Core>,
     pub caller: &'a Caller,
     pub id: RequestKey,
+    /// What refuses commits of a caller who knows another history of the tree.
+    pub guard: Option<&'a Guard>,
 }
 
 /// A file that is there now.
@@ -130,15 +133,12 @@ impl Wanted {
 
 /// Commits all of them; each succeeds or fails by itself.
 pub(crate) async fn commit(
-    core: &Arc<Core>,
-    caller: &Caller,
-    request: RequestKey,
+    request: Request<'_>,
     uploads: &[v1::CommitUpload],
 ) -> Result<Vec<Result<v1::Entry, Failure>>, Failure> {
     if uploads.len() > BATCH_ITEMS_MAX {
         return Err(Failure::invalid(format!("at most {BATCH_ITEMS_MAX} uploads in one request")));
     }
-    let request = Request { core, caller, id: request };
     let prepared = prepare_all(request, uploads).await?;
     let mut results: Vec<Option<Result<v1::Entry, Failure>>> = uploads.iter().map(|_upload| None).collect();
     let (mut small, mut large) = (Vec::new(), Vec::new());

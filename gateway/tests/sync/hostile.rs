@@ -69,17 +69,22 @@ pub(crate) async fn requests_are_refused(client: &Client, other: &Client) {
         let refused = apply_one(client, action).await.unwrap_err();
         assert_eq!(refused.code, Code::InvalidArgument as u32, "{refused:?}");
     }
-    let nothing = v1::ApplyRequest { request_id: request_id(), actions: vec![v1::Action { action: None }] };
+    let nothing = v1::ApplyRequest {
+        request_id: request_id(),
+        actions: vec![v1::Action { action: None }],
+        ..Default::default()
+    };
     let nothing = client.sync().apply(client.request(nothing)).await.unwrap().into_inner();
     assert!(matches!(nothing.results[0].result, Some(v1::apply_result::Result::Error(_))));
     let action = v1::Action { action: Some(folder(ROOT, "many")) };
-    let many = v1::ApplyRequest { request_id: request_id(), actions: vec![action; 1001] };
+    let many =
+        v1::ApplyRequest { request_id: request_id(), actions: vec![action; 1001], ..Default::default() };
     assert_eq!(client.sync().apply(client.request(many)).await.unwrap_err().code(), Code::InvalidArgument);
     // One request id for two requests.
     let used = request_id();
     super::apply_as(client, used.clone(), vec![folder(ROOT, "used once")]).await;
     let action = v1::Action { action: Some(folder(ROOT, "used twice")) };
-    let again = v1::ApplyRequest { request_id: used, actions: vec![action; 2] };
+    let again = v1::ApplyRequest { request_id: used, actions: vec![action; 2], ..Default::default() };
     assert_eq!(client.sync().apply(client.request(again)).await.unwrap_err().code(), Code::InvalidArgument);
     let forged = client.with_token(format!("{}x", client.token));
     assert_eq!(changes(&forged, Bytes::new(), 1).await.unwrap_err().code(), Code::Unauthenticated);

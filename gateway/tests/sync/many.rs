@@ -67,7 +67,7 @@ async fn commit(client: &Client, request: &Bytes, parent_id: u64, files: &[Small
         ..v1::CommitUpload::default()
     };
     let uploads = files.iter().map(upload).collect();
-    let request = v1::CommitUploadsRequest { request_id: request.clone(), uploads };
+    let request = v1::CommitUploadsRequest { request_id: request.clone(), uploads, ..Default::default() };
     let results = client.files().commit_uploads(client.request(request)).await.unwrap().into_inner().results;
     let result = |result: v1::EntryResult| match result.result.unwrap() {
         v1::entry_result::Result::Entry(entry) => Ok(entry),
@@ -148,7 +148,11 @@ pub(crate) async fn small_files_go_together_and_come_back_by_id(client: &Client)
             name: late[0].name.clone(),
             ..v1::CommitUpload::default()
         };
-        let request = v1::CommitUploadsRequest { request_id: request_id(), uploads: vec![upload] };
+        let request = v1::CommitUploadsRequest {
+            request_id: request_id(),
+            uploads: vec![upload],
+            ..Default::default()
+        };
         let response = client.files().commit_uploads(client.request(request)).await.unwrap().into_inner();
         match response.results[0].result.clone().unwrap() {
             v1::entry_result::Result::Error(error) => assert_eq!(error.reason, "conflict"),

@@ -49,7 +49,7 @@ pub(crate) type Applied = Result<v1::Entry, v1::ItemError>;
 
 pub(crate) async fn apply_as(client: &Client, request_id: Bytes, actions: Vec<Action>) -> Vec<Applied> {
     let actions = actions.into_iter().map(|action| v1::Action { action: Some(action) }).collect();
-    let request = client.request(v1::ApplyRequest { request_id, actions });
+    let request = client.request(v1::ApplyRequest { request_id, actions, ..Default::default() });
     let results = client.sync().apply(request).await.unwrap().into_inner().results;
     let result = |result: v1::ApplyResult| match result.result.unwrap() {
         v1::apply_result::Result::Entry(entry) => Ok(entry),

@@ -22,6 +22,7 @@ use engine::location::ChunkLocation;
 use engine::manifest::{ContentList, ManifestEntry};
 use serde::{Deserialize, Serialize};
 
+use super::journal::Seen;
 use super::outcome::StepOutcome;
 use super::request_key::{Payload, RequestKey};
 use super::row::{AccountRow, DeviceRow, EntryKind};
@@ -511,6 +512,15 @@ pub enum DataStep {
         generation: u64,
         /// Why it cannot be done, for people; cut to [`super::row::ASIDE_WHY_BYTES_MAX`].
         why: String,
+    },
+    /// Changes nothing: refuses the command if what its caller has seen is not of the journal's own history, as it is
+    /// after the metadata went back to an older state. As a command's last step it answers where the command has brought
+    /// the journal ([`StepOutcome::JournalAt`]).
+    JournalGuard {
+        /// Which journal.
+        namespace: NamespaceId,
+        /// What they have seen of it.
+        seen: Seen,
     },
 }
 

@@ -4,6 +4,7 @@
 mod choice;
 pub mod codec;
 pub mod command;
+pub mod journal;
 pub mod outcome;
 pub mod query;
 pub mod request_key;

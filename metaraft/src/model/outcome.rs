@@ -5,6 +5,7 @@ use engine::manifest::ContentList;
 use serde::{Deserialize, Serialize};
 
 use super::command::StepError;
+use super::journal::JournalRun;
 use super::row::{EntryRow, SecretBytes};
 
 /// The answer to one step, in the order of the command's steps.
@@ -96,6 +97,13 @@ pub enum StepOutcome {
         bytes: u64,
         /// As of [`StepOutcome::Purged`].
         releases: Vec<Release>,
+    },
+    /// [`super::command::DataStep::JournalGuard`].
+    JournalAt {
+        /// The journal's number after the steps before this one.
+        number: u64,
+        /// Its latest run, if runs are recorded.
+        run: Option<JournalRun>,
     },
 }
 

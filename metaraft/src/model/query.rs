@@ -8,6 +8,7 @@ use engine::location::ChunkLocation;
 use engine::manifest::ManifestEntry;
 use serde::{Deserialize, Serialize};
 
+use super::journal::JournalRun;
 use super::outcome::Release;
 use super::row::{
     AccountRow, AsideRelease, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow,
@@ -220,6 +221,20 @@ pub enum Query {
         /// At most so many.
         count_max: u32,
     },
+    /// As [`Query::Changes`], if what the caller has seen is of the journal's own history. Answers [`Reply::ChangesAfter`],
+    /// [`Reply::ChangesGone`] or [`Reply::WentBack`].
+    ChangesAfter {
+        /// Where.
+        namespace: NamespaceId,
+        /// Begin after this number.
+        position: u64,
+        /// See [`Query::Changes`].
+        since: u64,
+        /// The runs of the later of the two numbers: see [`super::journal::Seen`].
+        runs: Option<Vec<JournalRun>>,
+        /// At most so many.
+        count_max: u32,
+    },
 }
 
 /// Where the listing of a folder has come to.
@@ -330,6 +345,24 @@ pub enum Reply {
     UploadsOpen(Vec<UploadRow>),
     /// Releases that were set aside.
     ReleasesAside(Vec<AsideRelease>),
+    /// A page of changes.
+    ChangesAfter {
+        /// In order.
+        changes: Vec<ChangeRow>,
+        /// Up to which number.
+        position: u64,
+        /// What the next page is to be asked with.
+        since: u64,
+        /// And with which runs.
+        runs: Vec<JournalRun>,
+        /// Whether there are further ones.
+        more: bool,
+    },
+    /// What the caller has seen is of another history: this one went back to an older state and has gone on from there.
+    WentBack {
+        /// Up to this number both are the same; 0 if that is not known.
+        common: u64,
+    },
 }
 
 /// A page of what is below a folder.

@@ -31,7 +31,8 @@ fn step_makes_room(step: &DataStep) -> bool {
         | DataStep::UploadAbort { .. }
         | DataStep::UploadExpire { .. }
         | DataStep::UploadForget { .. }
-        | DataStep::DeviceRevoke { .. } => true,
+        | DataStep::DeviceRevoke { .. }
+        | DataStep::JournalGuard { .. } => true,
         _ => false,
     }
 }

@@ -32,6 +32,9 @@ const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 const BATCH_COMMANDS_MAX: usize = 1024;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
+/// How far the wall clock may leave the monotonic one from one entry to the next.
+const WALL_JUMP_MS_MAX: u64 = 1_000;
+
 /// A group's time, as its leader tells it. Clones share it.
 #[derive(Clone)]
 pub(crate) struct GroupTime {
@@ -58,6 +61,33 @@ impl GroupTime {
     }
 }
 
+/// What tells entries of this process from those of any other, one that is a copy of it included: if the machine was
+/// rolled back with all that ran on it, its wall clock is set right sooner or later, and that begins another mark.
+struct Mark {
+    mark: u64,
+    at: Instant,
+    wall_ms: u64,
+}
+
+impl Mark {
+    fn new(now: Instant, wall_ms: u64) -> Self {
+        let mut random = [0; 8];
+        #[expect(clippy::expect_used, reason = "a system without random bytes starts no node")]
+        getrandom::fill(&mut random).expect("the operating system gives random bytes");
+        // 0 stands for none.
+        Self { mark: u64::from_be_bytes(random).max(1), at: now, wall_ms }
+    }
+
+    /// The mark of an entry that is made now.
+    fn at(&mut self, now: Instant, wall_ms: u64) -> u64 {
+        let passed_ms = u64::try_from(now.saturating_duration_since(self.at).as_millis()).unwrap_or(u64::MAX);
+        let jumped = self.wall_ms.saturating_add(passed_ms).abs_diff(wall_ms) > WALL_JUMP_MS_MAX;
+        let mark = if jumped { Self::new(now, wall_ms).mark } else { self.mark };
+        *self = Self { mark, at: now, wall_ms };
+        mark
+    }
+}
+
 /// Commands that are to be committed, and who waits for their outcomes.
 pub(crate) struct Proposal {
     pub(crate) commands: Vec<Bytes>,
@@ -80,6 +110,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let mut in_flight = FuturesUnordered::new();
+    let mut mark = Mark::new(Instant::now(), own_wall_ms());
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -87,10 +118,10 @@ pub(crate) async fn run(
             first = queue.recv(), if in_flight.len() < ENTRIES_IN_FLIGHT_MAX => {
                 let Some(first) = first else { break };
                 let (commands, waiters) = gather(first, &mut queue);
-                let LogTime { time_ms, wall_ms } = time.stamp();
+                let time = time.stamp();
                 let (responder, outcome) =
                     ProgressResponder::<RaftTypes, ClientWriteResult<RaftTypes>>::complete_only();
-                let batch = Batch { time_ms, wall_ms, commands };
+                let batch = Batch::new(time, mark.at(Instant::now(), own_wall_ms()), commands);
                 match raft.client_write_ff(batch, Some(responder)).await {
                     Ok(()) => in_flight.push(async move {
                         let result = match outcome.await {
@@ -147,5 +178,30 @@ fn write_error(error: ClientWriteError<RaftTypes>) -> GroupError {
         // It may be committed all the same, by the next leader: the request id tells.
         ClientWriteError::LogEntryDiscarded(forward) => GroupError::not_leader(forward.leader_id),
         other => GroupError::Unavailable { reason: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn another_process_and_one_whose_wall_clock_was_set_have_marks_of_their_own() {
+        let (begun, wall_ms) = (Instant::now(), 1_800_000_000_000);
+        let mut mark = Mark::new(begun, wall_ms);
+        let first = mark.at(begun, wall_ms);
+        assert_ne!(first, Mark::new(begun, wall_ms).mark);
+        for seconds in 1..100 {
+            let now = begun + Duration::from_secs(seconds);
+            assert_eq!(mark.at(now, wall_ms + seconds * 1_000 + 3 * seconds), first, "a clock that drifts");
+        }
+        // A machine that was rolled back goes on where it was; then its clock is set.
+        let now = begun + Duration::from_secs(101);
+        let second = mark.at(now, wall_ms + 3_600_000);
+        assert_ne!(second, first);
+        assert_eq!(mark.at(now, wall_ms + 3_600_000), second);
+        assert_ne!(mark.at(now, wall_ms), second, "and backwards");
     }
 }

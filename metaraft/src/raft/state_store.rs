@@ -18,9 +18,10 @@ use super::reader::QueryJob;
 use super::snapshot::SnapshotData;
 use super::state_database::{PinnedState, StateDatabase, StateMeta};
 use super::types::{Entry, LogId, Outcomes, RaftTypes, SnapshotMeta, StoredMembership, entry_bytes};
-use crate::app::{App, LogTime, NotUnderstood};
+use crate::app::{App, LogTime, Made, NotUnderstood};
 use crate::kv::{Txn, View};
 use crate::log_clock::LogClock;
+use crate::model::journal::Reign;
 use crate::watchers::Watchers;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<RaftTypes, SnapshotData>;
@@ -119,8 +120,10 @@ impl StateStore {
                     late = batch.time_ms < meta.time_ms;
                     meta.time_ms = meta.time_ms.max(batch.time_ms);
                     let time = LogTime { time_ms: meta.time_ms, wall_ms: batch.wall_ms };
-                    for command in &batch.commands {
-                        let applied = self.app.apply(self.group, &mut txn, time, command);
+                    let term = entry.log_id.committed_leader_id().term;
+                    let made = Made { time, reign: Reign { term, mark: batch.mark() } };
+                    for command in batch.commands() {
+                        let applied = self.app.apply(self.group, &mut txn, made, command);
                         let outcome = applied.map_err(|unknown| not_known(entry.log_id.index, &unknown))?;
                         txn.forget_savepoints();
                         outcomes.push(Bytes::from(outcome));

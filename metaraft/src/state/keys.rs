@@ -80,6 +80,10 @@ pub(super) enum Table {
     ReleaseAside = 41,
     /// Upload sessions that have not been committed nor forgotten, by when they end.
     UploadOpen = 42,
+    /// The runs of journals, by their first numbers.
+    JournalRun = 43,
+    /// What is recorded of them, and the latest one.
+    JournalRuns = 44,
 
     /// Contents.
     Content = 50,
@@ -305,6 +309,19 @@ pub(super) fn namespace_id(key: &[u8]) -> Option<NamespaceId> {
 
 pub(super) fn journal_pruned(namespace: NamespaceId) -> Vec<u8> {
     in_namespace(Table::JournalPruned, namespace).0
+}
+
+pub(super) fn journal_run_all(namespace: NamespaceId) -> Vec<u8> {
+    in_namespace(Table::JournalRun, namespace).0
+}
+
+/// The run that begins with the number `first`.
+pub(super) fn journal_run(namespace: NamespaceId, first: u64) -> Vec<u8> {
+    Key(journal_run_all(namespace)).number(first).0
+}
+
+pub(super) fn journal_runs(namespace: NamespaceId) -> Vec<u8> {
+    in_namespace(Table::JournalRuns, namespace).0
 }
 
 pub(super) fn content_use(namespace: NamespaceId, content: ContentId) -> Vec<u8> {

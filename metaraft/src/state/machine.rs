@@ -19,7 +19,7 @@ use super::requests;
 use super::tree::{Attributes, Target};
 use super::txn::{Group, invalid};
 use super::uploads::{Commit, Session};
-use crate::app::{App, LogTime, NotUnderstood, Notice};
+use crate::app::{App, Made, NotUnderstood, Notice};
 use crate::kv::{Changes, Txn, View};
 use crate::model::STEPS_MAX;
 use crate::model::codec;
@@ -49,13 +49,13 @@ impl App for StateMachine {
         &self,
         group: GroupId,
         txn: &mut Txn<'_>,
-        time: LogTime,
+        made: Made,
         command: &[u8],
     ) -> Result<Vec<u8>, NotUnderstood> {
         let decoded: Command =
             codec::decode(command).map_err(|error| NotUnderstood { why: describe(&error) })?;
         let payload = decoded.payload.unwrap_or_else(|| Payload::of_command(command));
-        Ok(apply(group, txn, time, &decoded, payload))
+        Ok(apply(group, txn, made, &decoded, payload))
     }
 
     fn refusal(&self, group: GroupId, command: &[u8]) -> Option<Vec<u8>> {
@@ -126,7 +126,8 @@ fn checked(group: GroupId, steps: &Steps) -> Result<(), StepError> {
 }
 
 /// Applies a command that was understood; gives its encoded outcome.
-fn apply(group: GroupId, txn: &mut Txn<'_>, time: LogTime, command: &Command, payload: Payload) -> Vec<u8> {
+fn apply(group: GroupId, txn: &mut Txn<'_>, made: Made, command: &Command, payload: Payload) -> Vec<u8> {
+    let time = made.time;
     if let Some(remembered) = requests::remembered(txn, command.request, payload) {
         let refused = |error| codec::encode(&CommandOutcome::Failed { step: 0, error });
         return remembered.unwrap_or_else(refused);
@@ -135,7 +136,7 @@ fn apply(group: GroupId, txn: &mut Txn<'_>, time: LogTime, command: &Command, pa
         return codec::encode(&CommandOutcome::RequestOutOfTime { leader_ms: time.wall_ms });
     }
     requests::sweep(txn, time);
-    let outcome = match txn.attempt(|txn| run(group, txn, time, &command.steps)) {
+    let outcome = match txn.attempt(|txn| run(group, txn, made, &command.steps)) {
         Ok(outcomes) => CommandOutcome::Done(outcomes),
         Err((step, error)) => CommandOutcome::Failed { step, error },
     };
@@ -153,10 +154,10 @@ fn apply(group: GroupId, txn: &mut Txn<'_>, time: LogTime, command: &Command, pa
 fn run(
     group: GroupId,
     txn: &mut Txn<'_>,
-    time: LogTime,
+    made: Made,
     steps: &Steps,
 ) -> Result<Vec<StepOutcome>, (u32, StepError)> {
-    let mut group = Group::begin(group, time, txn).map_err(|error| (0, error))?;
+    let mut group = Group::begin(group, made, txn).map_err(|error| (0, error))?;
     let outcomes = match steps {
         Steps::Root(steps) => run_each(steps, |step| root_step(&mut group, step)),
         Steps::Data(steps) => run_each(steps, |step| data_step(&mut group, step)),
@@ -319,5 +320,6 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
         DataStep::ReleaseSetAside { namespace, content, generation, why } => {
             group.release_set_aside(*namespace, Release { content: *content, generation: *generation }, why)
         }
+        DataStep::JournalGuard { namespace, seen } => group.journal_guard(*namespace, seen),
     }
 }

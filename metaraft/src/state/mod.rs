@@ -21,6 +21,7 @@ mod quota;
 mod requests;
 mod root;
 mod rows;
+mod runs;
 mod stripes;
 mod trash;
 mod tree;

@@ -128,6 +128,11 @@ impl<'a> Reader<'a> {
         Ok(load(self.view, key)?)
     }
 
+    /// All rows, as this query sees them.
+    pub(super) fn rows(&self) -> &View<'_> {
+        self.view
+    }
+
     pub(super) fn contains(&self, key: &[u8]) -> bool {
         self.view.contains(key)
     }

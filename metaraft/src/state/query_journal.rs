@@ -19,9 +19,11 @@ use super::keys;
 use super::query::{ROW_BYTES, Reader, Refusal, check_count, first_answers};
 use super::query_tree::{PATH_NAMES_MAX, entry_bytes, page};
 use super::rows::{JournalRow, PlaceRow};
+use super::runs::{History, history, runs_to};
 use super::txn::decode_row;
 use crate::kv::KeyRange;
 use crate::model::PAGE_BYTES_MAX;
+use crate::model::journal::{JournalRun, Seen};
 use crate::model::query::{BelowFrame, BelowPage, Query, Reply};
 use crate::model::row::{ChangeRow, EntryKind, EntryRow, NamespaceRow, ROOT_ENTRY};
 
@@ -62,12 +64,36 @@ impl Reader<'_> {
             Query::Changes { namespace, position, since, count_max } => {
                 self.changes(namespace, position, since, page(count_max).max(1))
             }
+            Query::ChangesAfter { namespace, position, since, runs, count_max } => {
+                self.changes_after(namespace, (position, since, runs), page(count_max).max(1))
+            }
             Query::Below { namespace, top, position, count_max } => {
                 self.below(namespace, top, position, page(count_max).max(1))
             }
             Query::EntriesById { namespace, entries } => self.entries_by_id(namespace, &entries),
             Query::Sequences { namespaces } => self.sequences(&namespaces),
             _ => Err(Refusal::NotUnderstood),
+        }
+    }
+
+    /// A page of the journal for somebody who is at a position and batch beginning, with the runs of the later one.
+    fn changes_after(
+        &self,
+        namespace: NamespaceId,
+        (position, since, runs): (u64, u64, Option<Vec<JournalRun>>),
+        count_max: usize,
+    ) -> Result<Reply, Refusal> {
+        let present = self.namespace(namespace)?.sequence;
+        let seen = Seen { number: position.max(since), runs };
+        if let History::Parted(common) = history(self.rows(), namespace, present, &seen)? {
+            return Ok(Reply::WentBack { common });
+        }
+        match self.changes(namespace, position, since, count_max)? {
+            Reply::Changes { changes, position, since, more } => {
+                let runs = runs_to(self.rows(), namespace, position.max(since))?;
+                Ok(Reply::ChangesAfter { changes, position, since, runs, more })
+            }
+            other => Ok(other),
         }
     }
 

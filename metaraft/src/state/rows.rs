@@ -5,6 +5,7 @@ use engine::code::Code;
 use engine::ids::{ClusterId, DiskId, EntryId, Epoch, NamespaceId, NodeId, SlotId};
 use serde::{Deserialize, Serialize};
 
+use crate::model::journal::JournalRun;
 use crate::model::outcome::DeadContent;
 
 /// A group's sums, and what it does from time to time.
@@ -116,6 +117,17 @@ pub(super) struct JournalRow {
     /// When, by sequence, it last came back from the trash with all below it; 0 = never. Who has not seen that
     /// number yet must list what is below.
     pub arrived: u64,
+}
+
+/// What is recorded of a journal's runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RunsRow {
+    /// The latest one.
+    pub latest: JournalRun,
+    /// The first number that was issued with a record.
+    pub begun: u64,
+    /// How many are kept.
+    pub count: u32,
 }
 
 /// How often a namespace uses a content: once per version, and once per session that holds it.

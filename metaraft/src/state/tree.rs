@@ -275,6 +275,7 @@ impl Group<'_, '_> {
         change: Change,
     ) -> Result<(), StepError> {
         row.sequence += 1;
+        self.note_run(namespace, row.sequence)?;
         let before = keys::journal(namespace, entry.sequence);
         let latest = self.get::<JournalRow>(&before)?.map_or(0, |latest| latest.arrived);
         let arrived = match change {

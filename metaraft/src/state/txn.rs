@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 use super::conditional::SeenRows;
 use super::keys;
 use super::rows::{OwnedSlotsRow, SumsRow};
-use crate::app::LogTime;
+use crate::app::{LogTime, Made};
 use crate::kv::{KeyRange, Read, Txn};
 use crate::model::codec::{self, DecodeError};
 use crate::model::command::StepError;
+use crate::model::journal::Reign;
 use crate::model::row::NamespaceRow;
 
 /// How long a mark is kept that refuses late steps of an operation. All steps of one are named after one request,
@@ -30,6 +31,10 @@ pub(super) struct Group<'t, 'v> {
     pub time_ms: u64,
     /// The voters' clocks together: for people.
     pub wall_ms: u64,
+    /// In whose reign the command was proposed.
+    pub reign: Reign,
+    /// The journal whose latest run is known to be of this reign.
+    pub run_noted: Option<NamespaceId>,
     /// The group's sums.
     pub sums: SumsRow,
     /// What conditional deletions have read.
@@ -76,12 +81,13 @@ impl<'t, 'v> Group<'t, 'v> {
     ///
     /// # Errors
     /// If the group's own rows cannot be decoded.
-    pub(super) fn begin(group: GroupId, time: LogTime, txn: &'t mut Txn<'v>) -> Result<Self, StepError> {
+    pub(super) fn begin(group: GroupId, made: Made, txn: &'t mut Txn<'v>) -> Result<Self, StepError> {
         let sums: SumsRow = load(txn, &keys::group_sums())?.unwrap_or_default();
         let owned: OwnedSlotsRow = load(txn, &keys::owned_slots())?.unwrap_or_default();
         let seen = SeenRows::default();
-        let LogTime { time_ms, wall_ms } = time;
-        Ok(Self { group, time_ms, wall_ms, sums, seen, txn, owned: owned.clone(), before: (sums, owned) })
+        let Made { time: LogTime { time_ms, wall_ms }, reign } = made;
+        let before = (sums, owned.clone());
+        Ok(Self { group, time_ms, wall_ms, reign, run_noted: None, sums, seen, txn, owned, before })
     }
 
     /// Ends a command that went through.
@@ -107,12 +113,18 @@ impl<'t, 'v> Group<'t, 'v> {
             self.sums = sums;
             self.owned = owned;
             self.seen.forget();
+            self.run_noted = None;
         }
         result
     }
 
     pub(super) fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StepError> {
         load(self.txn, key)
+    }
+
+    /// All rows, as this command sees them.
+    pub(super) fn rows(&self) -> &Txn<'v> {
+        self.txn
     }
 
     pub(super) fn contains(&self, key: &[u8]) -> bool {

@@ -65,7 +65,7 @@ async fn empty_files(caller: &Caller, count: usize, one_name: bool) -> Result<us
             commit_of(id, &path)
         };
         let uploads = ids.into_iter().enumerate().map(commit).collect();
-        let message = v1::CommitUploadsRequest { request_id: request_id(), uploads };
+        let message = v1::CommitUploadsRequest { request_id: request_id(), uploads, ..Default::default() };
         let Ok(answer) = caller.files().commit_uploads(caller.request(message)).await else { break };
         let good = answer.into_inner().results.iter().filter(|result| is_entry(result)).count();
         made += good;

@@ -87,7 +87,8 @@ async fn put(caller: &Caller, ids: &Ids) -> Result<String, Status> {
 }
 
 async fn commit(caller: &Caller, upload: v1::CommitUpload) -> Result<String, Status> {
-    let message = v1::CommitUploadsRequest { request_id: request_id(), uploads: vec![upload] };
+    let message =
+        v1::CommitUploadsRequest { request_id: request_id(), uploads: vec![upload], ..Default::default() };
     let answer = caller.files().commit_uploads(caller.request(message)).await?.into_inner();
     entry_of(answer.results).map(|entry| format!("{entry:?}"))
 }

@@ -140,7 +140,11 @@ fn refused_uploads(caller: &Caller) -> Vec<(&'static str, Outcome<'_>)> {
         let mut upload = commit_of(random_bytes(16), "/committed");
         change(&mut upload);
         async move {
-            let message = v1::CommitUploadsRequest { request_id: request_id(), uploads: vec![upload] };
+            let message = v1::CommitUploadsRequest {
+                request_id: request_id(),
+                uploads: vec![upload],
+                ..Default::default()
+            };
             let answer = caller.files().commit_uploads(caller.request(message)).await?.into_inner();
             entry_of(answer.results).map(drop)
         }

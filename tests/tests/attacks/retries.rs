@@ -89,8 +89,11 @@ async fn commits(one: &Caller, other: &Caller) -> Result<()> {
         let upload_id = upload.upload_id.clone();
         caller.begin(upload).await?;
         caller.put_chunks(&upload_id, &[data]).await?;
-        let message =
-            v1::CommitUploadsRequest { request_id: id.clone(), uploads: vec![commit_of(upload_id, path)] };
+        let message = v1::CommitUploadsRequest {
+            request_id: id.clone(),
+            uploads: vec![commit_of(upload_id, path)],
+            ..Default::default()
+        };
         let answer = caller.files().commit_uploads(caller.request(message)).await;
         answers.push(answer.and_then(|answer| entry_of(answer.into_inner().results)));
     }
@@ -103,8 +106,11 @@ async fn applies(one: &Caller, other: &Caller) -> Result<()> {
     for (caller, name) in [(one, "applied-of-one"), (other, "applied-of-other")] {
         let place = Some(v1::Place { parent_id: 1, name: name.to_owned() });
         let action = v1::action::Action::CreateFolder(v1::CreateFolderAt { place, mode: 0o755, mtime_ns: 0 });
-        let message =
-            v1::ApplyRequest { request_id: id.clone(), actions: vec![v1::Action { action: Some(action) }] };
+        let message = v1::ApplyRequest {
+            request_id: id.clone(),
+            actions: vec![v1::Action { action: Some(action) }],
+            ..Default::default()
+        };
         let answer = caller.sync().apply(caller.request(message)).await;
         let made = answer.and_then(|answer| {
             match answer.into_inner().results.into_iter().next().and_then(|result| result.result) {

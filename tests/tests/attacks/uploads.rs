@@ -138,7 +138,7 @@ async fn tiny_files(caller: &Caller, batches: usize) -> Result<usize> {
         let commit =
             |(place, upload): (usize, &Bytes)| commit_of(upload.clone(), &format!("/tiny-{batch}-{place}"));
         let uploads = ids.iter().enumerate().map(commit).collect();
-        let message = v1::CommitUploadsRequest { request_id: request_id(), uploads };
+        let message = v1::CommitUploadsRequest { request_id: request_id(), uploads, ..Default::default() };
         let answer = caller.files().commit_uploads(caller.request(message)).await?.into_inner();
         let made =
             |result: &&v1::EntryResult| matches!(result.result, Some(v1::entry_result::Result::Entry(_)));

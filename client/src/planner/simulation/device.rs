@@ -8,7 +8,7 @@ use engine::cutter::Cutter;
 use super::content::{Bytes, bytes_of, bytes_of_kind, cut};
 use super::disk::{Disk, Inode, Thing, thing_of};
 use super::scan::scan;
-use super::server::{Change, Entry, EntryId, Server};
+use super::server::{Change, Entry, EntryId, History, Server};
 use super::state::{Intent, Local, Stamp, State};
 use crate::planner::model::{Kind, Node, NodeId, Operation, Place, ROOT};
 use crate::planner::names::swapped;
@@ -62,6 +62,8 @@ pub(super) struct Batch {
     changes: Vec<Change>,
     sequence: u64,
     relist: bool,
+    /// The server's history then.
+    reigns: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -131,11 +133,36 @@ impl Device {
     }
 
     pub(super) fn fetch(&mut self, server: &Server) {
+        if self.online
+            && let History::Parted(common) = self.history(server)
+        {
+            self.went_back(if server.tells_common { common } else { 0 });
+        }
         if self.online && self.batches.len() < 3 {
             let relist = self.state.relist;
             let after = if relist { 0 } else { self.state.sequence };
-            self.batches.push(Batch { changes: server.changes(after), sequence: server.sequence, relist });
+            let (changes, reigns) = (server.changes(after), server.reigns.clone());
+            self.batches.push(Batch { changes, sequence: server.sequence, relist, reigns });
         }
+    }
+
+    /// Whether what is known of the server, by its journal and by answers, is of its history.
+    fn history(&self, server: &Server) -> History {
+        let (reigns, sequence) = &self.state.answered;
+        match server.history(&self.state.reigns, self.state.sequence) {
+            History::Same if *sequence > self.state.sequence => server.history(reigns, *sequence),
+            history => history,
+        }
+    }
+
+    /// Learns that the server went back: all that is under way ends, then what was known beyond `common` is forgotten.
+    fn went_back(&mut self, common: u64) {
+        while let Some(outcome) = self.unrecorded.pop() {
+            self.record(outcome);
+        }
+        self.crash();
+        self.state.forget_history(common);
+        self.state.reigns.clear();
     }
 
     pub(super) fn take_batch(&mut self) {
@@ -148,7 +175,9 @@ impl Device {
     pub(super) fn take(&mut self, batch: Batch) {
         // A second answer to a question that was asked twice says nothing new; of a whole listing it may not be
         // believed that the rest is gone.
-        if batch.sequence >= self.state.sequence {
+        let of_now = self.state.reigns.is_empty() || batch.reigns.starts_with(&self.state.reigns);
+        if batch.sequence >= self.state.sequence && of_now && (!self.state.relist || batch.relist) {
+            self.state.reigns.clone_from(&batch.reigns);
             self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
         }
         self.taken = Some(batch);
@@ -296,10 +325,12 @@ impl Device {
             | Operation::RemoteMove(..)
             | Operation::RemoteDelete(_)
             | Operation::RemoteAttributes(..) => {
-                if !self.online {
+                if !self.online || self.history(server) != History::Same {
                     return Err(Failed::Changed);
                 }
-                self.perform_remote(task, server)
+                let done = self.perform_remote(task, server)?;
+                self.state.answered = (server.reigns.clone(), server.sequence);
+                Ok(done)
             }
             _ => self.perform_local(task, server),
         };

@@ -82,6 +82,14 @@ impl Disk {
         self.places.range(from..).take_while(|(place, _)| place.0 == parent).map(|(_, id)| *id).collect()
     }
 
+    /// What all of its files say.
+    pub(super) fn contents(&self) -> impl Iterator<Item = Bytes> + '_ {
+        self.objects.values().filter_map(|object| match object.thing {
+            Thing::File(bytes) => Some(bytes),
+            Thing::Folder | Thing::Symlink(_) => None,
+        })
+    }
+
     pub(super) fn below(&self, inode: Inode) -> Vec<Inode> {
         let mut all = vec![inode];
         let mut next = 0;

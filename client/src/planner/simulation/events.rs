@@ -39,6 +39,10 @@ pub(super) enum Event {
     Online(u8, bool),
     Withhold(u8, bool),
     Exclude(u8, u8, bool),
+    /// The server is kept as it is now.
+    Keep,
+    /// The server goes back to what was kept.
+    GoBack(u8),
     /// All become quiet.
     Quiet,
 }
@@ -92,7 +96,29 @@ pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
             events.push(Event::Quiet);
         }
     }
+    if seed % 4 == 1 && !calm {
+        go_back(seed, &mut events);
+    }
     (Setup { devices, calm }, events)
+}
+
+/// Has the server go back, at random. By a generator of its own: the other seeds stay as they were.
+fn go_back(seed: u64, events: &mut Vec<Event>) {
+    let mut rng = SmallRng::seed_from_u64(!seed);
+    for _ in 0..rng.random_range(1..4) {
+        let kept = rng.random_range(0..=events.len());
+        events.insert(kept, Event::Keep);
+        let mut gone = rng.random_range(kept + 1..=events.len());
+        if rng.random() {
+            events.insert(gone, Event::Quiet);
+            gone += 1;
+        }
+        events.insert(gone, Event::GoBack(rng.random()));
+        // Its numbers pass those that were known.
+        for _ in 0..if rng.random() { rng.random_range(1..12) } else { 0 } {
+            events.insert(gone + 1, Event::Web(Act { what: rng.random(), ..random_act(&mut rng) }));
+        }
+    }
 }
 
 fn random_act(rng: &mut SmallRng) -> Act {
@@ -255,7 +281,7 @@ mod tests {
     use super::*;
 
     /// Events that there are, by kind.
-    const KINDS: usize = 21;
+    const KINDS: usize = 23;
 
     /// The kind of an event: its name.
     fn kind_of(event: &Event) -> String {

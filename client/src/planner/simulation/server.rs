@@ -45,11 +45,37 @@ pub(super) struct Server {
     pub(super) sequence: u64,
     /// Contents that were ever committed: versions and the trash keep them.
     pub(super) ever: BTreeSet<Bytes>,
+    /// Its history: each reign's number, and the first number that was issued in it.
+    pub(super) reigns: Vec<(u64, u64)>,
+    /// Whether it can tell up to where another history is the same.
+    pub(super) tells_common: bool,
+}
+
+/// Where somebody's place in a journal lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum History {
+    Same,
+    /// In another one, that is the same up to this number.
+    Parted(u64),
 }
 
 impl Server {
     pub(super) fn new() -> Self {
         Self { next: TOP + 1, ..Self::default() }
+    }
+
+    /// Goes on from here in a reign of its own.
+    pub(super) fn begin_reign(&mut self, reign: u64) {
+        self.reigns.push((reign, self.sequence + 1));
+    }
+
+    /// Whether a place, with the history that was told with it, is of this one.
+    pub(super) fn history(&self, reigns: &[(u64, u64)], sequence: u64) -> History {
+        let common = reigns.iter().zip(&self.reigns).take_while(|(one, other)| one == other).count();
+        let end =
+            |reigns: &[(u64, u64)], last: u64| reigns.get(common).map_or(last, |next| (next.1 - 1).min(last));
+        let common = end(reigns, sequence).min(end(&self.reigns, self.sequence));
+        if common == sequence { History::Same } else { History::Parted(common) }
     }
 
     fn bump(&mut self) -> u64 {

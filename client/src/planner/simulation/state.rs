@@ -1,12 +1,14 @@
 //! A device's state: the three trees and what is known of their nodes, as the database keeps them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 
 use super::disk::Inode;
 use super::server::{self, Change, Entry, EntryId};
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Place, ROOT, Tree};
 use crate::planner::planted::{Bug, planted};
 use crate::planner::transition::{Part, agreed, settled};
+use crate::planner::went_back::{Bond, bond};
 
 #[derive(Clone, Debug, Default)]
 pub(in crate::planner) struct MapTree {
@@ -128,6 +130,14 @@ pub(super) struct State {
     deleted: BTreeMap<EntryId, u64>,
     pub(super) intents: BTreeMap<NodeId, Intent>,
     pub(super) excluded: BTreeSet<EntryId>,
+    /// The server's history, as it was told last.
+    pub(super) reigns: Vec<(u64, u64)>,
+    /// What the latest answer proves, of which history and up to which number.
+    pub(super) answered: (Vec<(u64, u64)>, u64),
+    /// Since the server went back, until it is listed anew: up to where both histories are the same, and nodes whose entries
+    /// were forgotten.
+    went_back: Option<u64>,
+    former: BTreeMap<EntryId, NodeId>,
     next: u64,
 }
 
@@ -145,6 +155,10 @@ impl State {
             deleted: BTreeMap::new(),
             intents: BTreeMap::new(),
             excluded: BTreeSet::new(),
+            reigns: Vec::new(),
+            answered: (Vec::new(), 0),
+            went_back: None,
+            former: BTreeMap::new(),
             next: 2,
         }
     }
@@ -309,6 +323,7 @@ impl State {
                     self.drop_remote(id, sequence);
                 }
             }
+            self.rejoin();
         }
         for id in self.remote.ids().collect::<Vec<_>>() {
             if self.remote.get(id).is_some() && self.is_torn_off(id, sequence) {
@@ -320,6 +335,66 @@ impl State {
         self.sequence = self.sequence.max(sequence);
         self.relist = false;
         self.deleted.retain(|_, deleted| *deleted >= sequence);
+    }
+
+    /// Forgets what was known of the server beyond the number up to which its two histories are the same.
+    pub(super) fn forget_history(&mut self, common: u64) {
+        let common = self.went_back.map_or(common, |before| before.min(common));
+        self.went_back = Some(common);
+        let known: Vec<(NodeId, Facts)> = self.facts.iter().map(|(id, facts)| (*id, *facts)).collect();
+        let said = |facts: &Facts| (facts.sequence > 0).then_some(facts.sequence);
+        let void: BTreeSet<EntryId> = known
+            .iter()
+            .filter(|(_, facts)| bond(common, said(facts)) == Bond::Void)
+            .map(|(_, facts)| facts.entry)
+            .collect();
+        for (id, facts) in known.into_iter().filter(|(_, facts)| void.contains(&facts.entry)) {
+            self.facts.remove(&id);
+            self.by_entry.remove(&facts.entry);
+            self.remote.set(id, None);
+            self.synced.set(id, None);
+            if self.local.get(id).is_some() {
+                self.former.insert(facts.entry, id);
+            }
+        }
+        let by_entry = &self.by_entry;
+        self.excluded.retain(|entry| by_entry.contains_key(entry));
+        self.forget_one_sided();
+        self.deleted.clear();
+        (self.sequence, self.relist, self.answered) = (0, true, (Vec::new(), 0));
+    }
+
+    fn forget_one_sided(&mut self) {
+        for id in self.synced.ids().collect::<Vec<_>>() {
+            let both = self.remote.get(id).is_some() && self.local.get(id).is_some();
+            if !both && !planted(Bug::LackIsDelete) {
+                self.set_synced(id, None);
+            }
+        }
+    }
+
+    /// The server's tree is listed anew after it went back.
+    fn rejoin(&mut self) {
+        let Some(common) = self.went_back.take() else { return };
+        self.forget_one_sided();
+        let mut joined = Vec::new();
+        for (entry, id) in std::mem::take(&mut self.former) {
+            let Some(told) = self.by_entry.get(&entry).copied().filter(|told| *told != id) else { continue };
+            let said = self.facts.get(&told).map(|facts| facts.sequence);
+            let alike = self
+                .remote
+                .get(told)
+                .zip(self.local.get(id))
+                .is_some_and(|(one, other)| discriminant(&one.kind) == discriminant(&other.kind));
+            if alike && self.remote.get(id).is_none() && bond(common, said) == Bond::Holds {
+                self.link(id, told);
+                joined.push(id);
+            }
+        }
+        for id in joined {
+            let told = self.remote.get(id).cloned();
+            self.set_synced(id, told);
+        }
     }
 
     pub(super) fn record_remote(&mut self, node: NodeId, entry: &Entry, part: Part) {

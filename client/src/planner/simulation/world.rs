@@ -28,6 +28,9 @@ pub(super) struct Summary {
 pub(super) struct World {
     pub(super) server: Server,
     pub(super) devices: Vec<Device>,
+    kept: Vec<Server>,
+    /// The latest reign of all histories.
+    reign: u64,
     ledger: Ledger,
     calm: bool,
     last_user: Option<usize>,
@@ -55,6 +58,8 @@ impl World {
         Self {
             server: Server::new(),
             devices: setup.devices.iter().enumerate().map(device).collect(),
+            kept: Vec::new(),
+            reign: 0,
             ledger: Ledger::new(),
             calm: setup.calm,
             last_user: None,
@@ -125,9 +130,32 @@ impl World {
             Event::Online(device, online) => self.devices[at(device)].online = online,
             Event::Withhold(device, withheld) => self.devices[at(device)].withheld = withheld,
             Event::Exclude(device, pick, on) => self.exclude(at(device), pick, on),
+            Event::Keep => self.kept.push(self.server.clone()),
+            Event::GoBack(pick) => self.go_back(pick),
             Event::Quiet => self.quiet()?,
         }
         Ok(())
+    }
+
+    fn go_back(&mut self, pick: u8) {
+        if self.kept.is_empty() {
+            return;
+        }
+        self.reign += 1;
+        self.server = self.kept[usize::from(pick / 4) % self.kept.len()].clone();
+        self.server.begin_reign(self.reign);
+        self.server.tells_common = !pick.is_multiple_of(4);
+        // What no device has, and the server did not have then, is lost; nobody can help that.
+        let mut there = self.contents_there();
+        there.extend(self.devices.iter().flat_map(|device| device.disk.contents()));
+        let lost: Vec<_> = self.ledger.written.difference(&there).copied().collect();
+        self.ledger.removed.extend(lost);
+    }
+
+    fn contents_there(&self) -> BTreeSet<u32> {
+        let entries =
+            self.server.below(server::TOP).into_iter().filter_map(|id| self.server.entries.get(&id));
+        entries.filter_map(|entry| bytes_of_kind(&entry.kind)).collect()
     }
 
     fn exclude(&mut self, device: usize, pick: u8, on: bool) {
@@ -286,12 +314,7 @@ impl World {
             self.check_device(device)
                 .map_err(|error| format!("device {}: {error}\n{}", device.number, self.shown()))?;
         }
-        let live: BTreeSet<u32> = self
-            .server
-            .below(server::TOP)
-            .into_iter()
-            .filter_map(|id| self.server.entries.get(&id).and_then(|entry| bytes_of_kind(&entry.kind)))
-            .collect();
+        let live = self.contents_there();
         for bytes in &self.ledger.written {
             if *bytes != 0 && !self.ledger.removed.contains(bytes) && !live.contains(bytes) {
                 return Err(format!("content {bytes} is nowhere, and nobody removed it\n{}", self.shown()));

@@ -81,7 +81,7 @@ fn answers_and_pages_that_overtake_each_other_end_at_the_servers_tree() {
         let mut random = SmallRng::seed_from_u64(seed);
         let (folder, mut state) = fresh();
         let mut server = Server::new();
-        state.set_root_entry(SYNC_ROOT).unwrap();
+        state.set_root_entry(SYNC_ROOT, 0).unwrap();
         relist(&mut state, &server);
         let mut calls: Vec<Outcome> = Vec::new();
         let mut page: Option<RemotePage> = None;
@@ -145,7 +145,7 @@ fn answers_and_pages_that_overtake_each_other_end_at_the_servers_tree() {
 fn a_page_read_before_a_call_does_not_undo_it() {
     let (_folder, mut state) = fresh();
     let mut server = Server::new();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     let kept = server.create(entry(0, SYNC_ROOT, "f", 1));
     let removed = server.create(entry(0, SYNC_ROOT, "g", 1));
     let stale = server.page(0, 100);
@@ -171,7 +171,7 @@ fn a_page_read_before_a_call_does_not_undo_it() {
 #[test]
 fn news_of_an_own_creation_before_its_answer_make_one_node() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     let made = folder_entry(70, SYNC_ROOT, "d");
     let inside = entry(71, 70, "x", 1);
     follow(&mut state, vec![made.clone(), inside]);
@@ -185,7 +185,7 @@ fn news_of_an_own_creation_before_its_answer_make_one_node() {
 #[test]
 fn what_came_back_before_an_answer_is_not_lost() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     let at = |id: u64, name: &str, sequence: u64| v1::Entry { sequence, ..entry(id, SYNC_ROOT, name, 1) };
     // It was deleted on the server; while this device makes it anew, by another id, the old one is restored.
     follow(&mut state, vec![at(80, "f", 5)]);
@@ -216,7 +216,7 @@ fn page(changes: Vec<v1::Change>, sequence: u64, more: bool) -> RemotePage {
 #[test]
 fn an_answer_between_two_pages_and_the_news_after_it_are_of_one_node() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     let at = |id: u64, name: &str, sequence: u64| v1::Entry { sequence, ..entry(id, SYNC_ROOT, name, 1) };
     let mine = state.number_for_split();
     let here = node_of(&at(70, "f", 100), ROOT);
@@ -234,7 +234,7 @@ fn an_answer_between_two_pages_and_the_news_after_it_are_of_one_node() {
 #[test]
 fn what_an_answer_puts_into_a_folder_that_comes_back_outlives_the_news_that_it_was_gone() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     let inside = entry(62, 61, "x", 1);
     let all = vec![folder_entry(60, SYNC_ROOT, "b"), folder_entry(61, SYNC_ROOT, "a"), inside.clone()];
     follow(&mut state, all);
@@ -257,7 +257,7 @@ fn what_an_answer_puts_into_a_folder_that_comes_back_outlives_the_news_that_it_w
 #[test]
 fn what_is_in_a_folder_that_an_answer_puts_where_nothing_is_known_is_kept() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     follow(&mut state, vec![folder_entry(70, SYNC_ROOT, "c")]);
     let c = state.node_of_entry(70).unwrap().unwrap();
     // Another made x in c (3), made y (4) and moved c into it (5); then this device changed c (6). The page ends at 3.
@@ -278,7 +278,7 @@ fn what_is_in_a_folder_that_an_answer_puts_where_nothing_is_known_is_kept() {
 #[test]
 fn what_is_in_folders_that_an_answer_puts_in_a_circle_is_kept() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     let folders = [folder_entry(60, SYNC_ROOT, "a"), folder_entry(61, SYNC_ROOT, "b")];
     let files = [entry(62, 60, "in a", 1), entry(63, 61, "in b", 1)];
     follow(&mut state, folders.into_iter().chain(files).collect());
@@ -301,7 +301,7 @@ fn what_is_in_folders_that_an_answer_puts_in_a_circle_is_kept() {
 /// 5. This device, which had not heard of it, moves it in again (7).
 fn moved_out() -> (tempfile::TempDir, State, NodeId, v1::Entry, v1::Entry) {
     let (folder, mut state) = fresh();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     let inside = entry(61, 60, "x", 1);
     follow(&mut state, vec![folder_entry(60, SYNC_ROOT, "a"), inside.clone()]);
     let node = state.node_of_entry(60).unwrap().unwrap();

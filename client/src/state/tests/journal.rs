@@ -298,7 +298,7 @@ fn following_in_any_pages_ends_at_the_servers_tree() {
         let mut random = SmallRng::seed_from_u64(seed);
         let (folder, mut state) = fresh();
         let mut server = Server::new();
-        state.set_root_entry(SYNC_ROOT).unwrap();
+        state.set_root_entry(SYNC_ROOT, 0).unwrap();
         for _ in 0..25 {
             for _ in 0..random.random_range(1..12) {
                 server.random_change(&mut random);
@@ -317,7 +317,7 @@ fn following_in_any_pages_ends_at_the_servers_tree() {
 fn a_remote_root_that_is_gone_changes_nothing() {
     let (_folder, mut state) = fresh();
     let mut server = Server::new();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     server.create(entry(0, SYNC_ROOT, "f", 1));
     let page = server.page(0, 100);
     state.apply_changes(&page).unwrap();
@@ -336,7 +336,7 @@ fn a_remote_root_that_is_gone_changes_nothing() {
 fn followed() -> (tempfile::TempDir, State, Server) {
     let (folder, mut state) = fresh();
     let mut server = Server::new();
-    state.set_root_entry(SYNC_ROOT).unwrap();
+    state.set_root_entry(SYNC_ROOT, 0).unwrap();
     server.create(entry(0, SYNC_ROOT, "f", 1));
     follow_to_end(&mut state, &server);
     (folder, state, server)

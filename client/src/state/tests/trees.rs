@@ -424,7 +424,7 @@ fn what_the_server_never_had_is_told_apart() {
 fn an_edit_during_an_upload_is_one_sides_edit() {
     let (_folder, mut state) = fresh();
     let local = record(2, 1, "f", file(1));
-    state.set_root_entry(1_000).unwrap();
+    state.set_root_entry(1_000, 0).unwrap();
     state.apply_local(vec![LocalUpdate::Put(local)], &Untouched).unwrap();
     // While the first content goes up, the file is saved again.
     state.apply_local(vec![LocalUpdate::Put(record(2, 1, "f", file(2)))], &Untouched).unwrap();
@@ -437,7 +437,7 @@ fn an_edit_during_an_upload_is_one_sides_edit() {
 #[test]
 fn linked_nodes_keep_what_is_in_them() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(1_000).unwrap();
+    state.set_root_entry(1_000, 0).unwrap();
     let updates = vec![
         LocalUpdate::Put(record(1_002, 1, "d", Kind::Folder)),
         LocalUpdate::Put(record(1_003, 1_002, "x", file(1))),
@@ -459,7 +459,7 @@ fn linked_nodes_keep_what_is_in_them() {
 #[test]
 fn an_earlier_version_here_is_no_edit() {
     let (_folder, mut state) = fresh();
-    state.set_root_entry(1_000).unwrap();
+    state.set_root_entry(1_000, 0).unwrap();
     let local = record(1_002, 1, "f", file(1));
     let stamp = local.stamp;
     state.apply_local(vec![LocalUpdate::Put(local)], &Untouched).unwrap();

@@ -13,10 +13,21 @@ pub(crate) const ACTIONS_MAX: usize = 1_000;
 /// Carries the actions out and records what came of them.
 pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
     let actions: Vec<v1::Action> = tasks.iter().map(|task| task.action.clone()).collect();
-    let results = match shared.api.apply(actions).await {
-        Ok(results) => results,
+    let cursor = match shared.cursor().await {
+        Ok(cursor) => cursor,
+        Err(error) => {
+            let reason = error.to_string();
+            return tasks.iter().map(|task| Ended::failed(task.node, reason.as_str(), Again::Soon)).collect();
+        }
+    };
+    let (results, answered) = match shared.api.apply(cursor, actions).await {
+        Ok(answer) => answer,
         Err(error) => return tasks.iter().map(|task| Ended::call(task.node, &error)).collect(),
     };
+    if let Err(error) = shared.note_answered(answered).await {
+        let reason = error.to_string();
+        return tasks.iter().map(|task| Ended::failed(task.node, reason.as_str(), Again::Soon)).collect();
+    }
     let mut outcomes = Vec::with_capacity(tasks.len());
     let mut ended = Vec::with_capacity(tasks.len());
     for (task, result) in tasks.into_iter().zip(results) {

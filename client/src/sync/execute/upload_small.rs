@@ -308,8 +308,25 @@ async fn commit_all(
         return;
     }
     let commits = all.iter().map(|read| commit(&read.task, &read.upload_id)).collect();
-    let results = match shared.api.commit_uploads(commits).await {
-        Ok(results) => results,
+    let cursor = match shared.cursor().await {
+        Ok(cursor) => cursor,
+        Err(error) => {
+            let reason = error.to_string();
+            ended.extend(all.iter().map(|read| Ended::failed(read.task.node, reason.as_str(), Again::Soon)));
+            return;
+        }
+    };
+    let results = match shared.api.commit_uploads(cursor, commits).await {
+        Ok((results, answered)) => match shared.note_answered(answered).await {
+            Ok(()) => results,
+            Err(error) => {
+                let reason = error.to_string();
+                ended.extend(
+                    all.iter().map(|read| Ended::failed(read.task.node, reason.as_str(), Again::Soon)),
+                );
+                return;
+            }
+        },
         Err(error) => {
             // Whether they were committed shows in the server's news.
             ended.extend(all.iter().map(|read| Ended::call(read.task.node, &error)));

@@ -42,7 +42,7 @@ impl Harness {
     async fn new(gateway: FakeGateway) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut state = State::open(folder.path()).unwrap().state;
-        state.set_root_entry(SYNC_ROOT).unwrap();
+        state.set_root_entry(SYNC_ROOT, 0).unwrap();
         let changes = vec![told(entry(10, SYNC_ROOT, "kept"))];
         state.apply_changes(&RemotePage { changes, cursor: vec![1], more: false, sequence: 5 }).unwrap();
         assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
@@ -78,7 +78,10 @@ impl Running {
             loop {
                 match self.events.recv().await {
                     Some(FollowerEvent::Ended(reason)) => return reason,
-                    Some(FollowerEvent::Whole(_) | FollowerEvent::Offline(_)) | None => panic!("it goes on"),
+                    Some(
+                        FollowerEvent::Whole(_) | FollowerEvent::Offline(_) | FollowerEvent::WentBack(_),
+                    )
+                    | None => panic!("it goes on"),
                     Some(FollowerEvent::Online | FollowerEvent::CaughtUp) => {}
                 }
             }
@@ -185,6 +188,35 @@ async fn a_cursor_of_another_tree_ends_the_session_with_what_to_do() {
     let harness = Harness::new(gateway).await;
     let reason = harness.run().ended().await;
     assert!(reason.contains("another account") && reason.contains("keepstone login"), "{reason}");
+    assert_eq!(harness.calls.of("Sync/Changes"), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_went_back_is_told_of_and_nothing_is_forgotten_before() {
+    let gateway = FakeGateway::default().on("Sync/ListBelow", root_for(9)).on(
+        "Sync/Changes",
+        |request: v1::ChangesRequest| {
+            let mut answer = nothing_new(Bytes::from_static(b"2"));
+            answer.cursor_reset = !request.cursor.is_empty();
+            answer.set_reset_reason(v1::ResetReason::WentBack);
+            answer.common_sequence = 3;
+            Ok(answer)
+        },
+    );
+    let harness = Harness::new(gateway).await;
+    let mut running = harness.run();
+    let told = tokio::time::timeout(TIME_MAX, async {
+        loop {
+            match running.events.recv().await {
+                Some(FollowerEvent::WentBack(common)) => return common,
+                Some(FollowerEvent::Online) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert_eq!(told.await.unwrap(), 3);
+    running.task.await.unwrap();
+    assert_eq!(harness.known().await, 1);
     assert_eq!(harness.calls.of("Sync/Changes"), 1);
 }
 

@@ -177,6 +177,7 @@ impl Run {
                     self.want_plan = true;
                 }
             }
+            FollowerEvent::WentBack(common) => return Some(RunEnd::WentBack(common)),
             FollowerEvent::Ended(reason) => return Some(RunEnd::Failed(reason)),
         }
         None

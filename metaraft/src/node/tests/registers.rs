@@ -2,7 +2,7 @@
 
 use engine::ids::{GroupId, NamespaceId};
 
-use crate::app::{App, LogTime, NotUnderstood, Notice};
+use crate::app::{App, Made, NotUnderstood, Notice};
 use crate::kv::{Changes, KeyRange, Read, Txn, View};
 use crate::node::COMMAND_BYTES_MAX;
 
@@ -29,7 +29,7 @@ impl App for Registers {
         &self,
         _group: GroupId,
         txn: &mut Txn<'_>,
-        time: LogTime,
+        made: Made,
         command: &[u8],
     ) -> Result<Vec<u8>, NotUnderstood> {
         let text = String::from_utf8_lossy(command);
@@ -51,7 +51,7 @@ impl App for Registers {
                 txn.put(&register(name), b"new".to_vec());
                 Ok("new".to_owned())
             }
-            ["time"] => Ok(time.time_ms.to_string()),
+            ["time"] => Ok(made.time.time_ms.to_string()),
             _ => Err("unknown command".to_owned()),
         });
         Ok(result.unwrap_or_else(|refusal| refusal).into_bytes())

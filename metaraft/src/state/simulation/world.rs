@@ -196,7 +196,7 @@ impl World {
     fn apply(&mut self, group: GroupId, command: &[u8]) -> CommandOutcome {
         let store = self.groups.get_mut(&group).unwrap();
         let mut txn = Txn::new(store);
-        let outcome = self.machine.apply(group, &mut txn, LogTime::at(self.time_ms), command).unwrap();
+        let outcome = self.machine.apply(group, &mut txn, LogTime::at(self.time_ms).into(), command).unwrap();
         let changes = txn.into_changes().unwrap();
         store.commit(changes);
         decode(&outcome).unwrap()

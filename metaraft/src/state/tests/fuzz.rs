@@ -38,7 +38,7 @@ fn damaged_commands_and_queries_are_answered_and_two_replicas_agree() {
         let mut answers = (0..2).map(|_replica| {
             let mut txn = Txn::new(&harness.store);
             let answer =
-                harness.machine.apply(harness.group, &mut txn, LogTime::at(harness.time_ms), &command);
+                harness.machine.apply(harness.group, &mut txn, LogTime::at(harness.time_ms).into(), &command);
             (answer, txn.into_changes().unwrap())
         });
         let (answer, changes) = answers.next().unwrap();

@@ -7,6 +7,7 @@ mod registry;
 mod releases;
 mod requests;
 mod root;
+mod runs;
 mod tree;
 mod uploads;
 mod versions;
@@ -21,12 +22,13 @@ use engine::ids::{
 use engine::manifest::{ContentList, ManifestEntry};
 
 use super::machine::StateMachine;
-use crate::app::{App, LogTime};
+use crate::app::{App, LogTime, Made};
 use crate::kv::{MemoryStore, Txn, View};
 use crate::model::codec::{decode, encode};
 use crate::model::command::{
     Base, Command, CommandOutcome, DataStep, OnExisting, OpenUploadsMax, RootStep, StepError, Steps,
 };
+use crate::model::journal::Reign;
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
 use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY};
@@ -42,13 +44,21 @@ struct Harness {
     store: MemoryStore,
     machine: StateMachine,
     time_ms: u64,
+    reign: Reign,
     requests: u64,
 }
 
 impl Harness {
     fn bare(group: GroupId) -> Self {
         let machine = StateMachine::new(Arc::new(Liveness::default()));
-        Self { group, store: MemoryStore::default(), machine, time_ms: 1_800_000_000_000, requests: 0 }
+        Self {
+            group,
+            store: MemoryStore::default(),
+            machine,
+            time_ms: 1_800_000_000_000,
+            reign: Reign::default(),
+            requests: 0,
+        }
     }
 
     /// A data group with every slot and a namespace without quota.
@@ -68,8 +78,9 @@ impl Harness {
         if let Some(refused) = self.machine.refusal(self.group, command) {
             return decode(&refused).unwrap();
         }
+        let made = Made { time: LogTime::at(self.time_ms), reign: self.reign };
         let mut txn = Txn::new(&self.store);
-        let outcome = self.machine.apply(self.group, &mut txn, LogTime::at(self.time_ms), command).unwrap();
+        let outcome = self.machine.apply(self.group, &mut txn, made, command).unwrap();
         let changes = txn.into_changes().unwrap();
         self.store.commit(changes);
         decode(&outcome).unwrap()

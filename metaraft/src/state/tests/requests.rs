@@ -99,7 +99,7 @@ fn apply_at(harness: &mut Harness, log_days: i64, wall_days: i64, made_days: i64
     let time = LogTime { time_ms: at(log_days), wall_ms: at(wall_days) };
     let mut txn = crate::kv::Txn::new(&harness.store);
     let command = crate::model::codec::encode(&command);
-    let outcome = harness.machine.apply(harness.group, &mut txn, time, &command).unwrap();
+    let outcome = harness.machine.apply(harness.group, &mut txn, time.into(), &command).unwrap();
     harness.store.commit(txn.into_changes().unwrap());
     crate::model::codec::decode(&outcome).unwrap()
 }
@@ -213,8 +213,13 @@ fn steps_go_to_their_kind_of_group_and_garbage_nowhere() {
         assert_eq!(harness.apply_bytes(bad), CommandOutcome::NotUnderstood);
         // In the log all the same, it is of newer software: the replica stops.
         let mut txn = crate::kv::Txn::new(&harness.store);
-        let applied =
-            crate::app::App::apply(&harness.machine, DATA, &mut txn, LogTime::at(harness.time_ms), bad);
+        let applied = crate::app::App::apply(
+            &harness.machine,
+            DATA,
+            &mut txn,
+            LogTime::at(harness.time_ms).into(),
+            bad,
+        );
         assert!(applied.is_err());
     }
     assert!(harness.machine.refusal(DATA, &good).is_none());

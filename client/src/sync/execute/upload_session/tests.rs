@@ -56,13 +56,13 @@ impl Harness {
                     };
                     v1::EntryResult { result: Some(result) }
                 });
-                Ok(v1::CommitUploadsResponse { results: results.collect() })
+                Ok(v1::CommitUploadsResponse { results: results.collect(), ..Default::default() })
             });
         let (api, calls) = gateway.start().await;
         let folder = tempfile::tempdir().unwrap();
         let root = Arc::new(Root::create(folder.path(), None, &[]).unwrap());
         let mut state = State::open(root.state_path()).unwrap().state;
-        state.set_root_entry(SYNC_ROOT).unwrap();
+        state.set_root_entry(SYNC_ROOT, 0).unwrap();
         let index = Arc::new(Mutex::new(state.scan_index().unwrap()));
         let (state, _owner) = StateThread::start(state).unwrap();
         let (chunks, _task) = ChunkSender::start(api.clone());
