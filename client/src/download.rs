@@ -164,7 +164,7 @@ pub async fn download(
     }
     work.finish_folders().await;
     if stop.is_cancelled() {
-        context.fail("", "stopped before everything was got; the same call completes it");
+        context.fail("", "stopped before everything was got: got to the same place again, it is completed");
     }
     std::mem::take(&mut *context.report())
 }
@@ -241,7 +241,11 @@ impl Work {
         let mut subfolders = Vec::new();
         let mut after = String::new();
         loop {
-            let (page, more) = match context.api.list_folder_page(&folder.remote, &after).await {
+            let listed = context.api.list_folder_page(&folder.remote, &after);
+            let Some(listed) = context.stop.run_until_cancelled(listed).await else {
+                return Ok(subfolders);
+            };
+            let (page, more) = match listed {
                 Ok(page) => page,
                 Err(error) => {
                     context.stop_if_fatal(&error);

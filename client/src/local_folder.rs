@@ -373,6 +373,10 @@ impl TemporaryFile {
                 Err(error) if overwrite && error.kind() == io::ErrorKind::AlreadyExists => {}
                 done => return done,
             }
+            // Nobody may take it for left behind while it has that name.
+            if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+                tracing::trace!(%error, "no locks here");
+            }
             let folder = self.folder.clone();
             let link = |temporary: &OsStr| {
                 self.link(temporary).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))

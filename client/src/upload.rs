@@ -31,6 +31,7 @@ use self::batch::{Batcher, Unit};
 use self::chunk_stream::ChunkSender;
 use self::remote::RemoteTree;
 use self::walk::Found;
+pub(crate) use self::walk::{mode_bits, mtime_ns};
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
 use crate::path::RemotePath;

@@ -17,7 +17,7 @@ pub(crate) struct Put {
 
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// A file or folder of the account's tree; `/` is all of it.
+    /// A file or folder of the account's tree; `/` is all of it, and `FOLDER/.` what is in a folder.
     #[arg(value_name = "REMOTE")]
     pub(crate) source: String,
     /// Where to. An existing folder or a trailing `/` mean "into it". A single file may go to standard output (`-`),

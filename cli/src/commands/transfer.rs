@@ -101,7 +101,12 @@ fn into(source: &Path, target: &RemotePath) -> Result<RemotePath, String> {
 }
 
 pub(crate) async fn get(global: &Global, arguments: Get, output: &Output) -> anyhow::Result<ExitCode> {
-    let remote = RemotePath::parse(&arguments.source)?;
+    // As by `cp -r DIR/. INTO`: what is in the folder goes there, not the folder.
+    let (text, straight) = match arguments.source.strip_suffix("/.") {
+        Some(folder) => (if folder.is_empty() { "/" } else { folder }, true),
+        None => (arguments.source.as_str(), false),
+    };
+    let remote = RemotePath::parse(text)?;
     let shown = || arguments.target.display().to_string();
     let through = match write_through::look(&arguments.target) {
         Target::Place => None,
@@ -111,12 +116,19 @@ pub(crate) async fn get(global: &Global, arguments: Get, output: &Output) -> any
     if let Some(through) = through {
         return get_through(global, &remote, through, *output).await.with_context(shown);
     }
-    let source = place_target(&remote, &arguments.target).with_context(shown)?;
+    let source = place_target(&remote, straight, &arguments.target).with_context(shown)?;
     // From here on: a signal that comes at the wrong moment must not leave half a file.
     let mut signals = StopSignals::new()?;
-    let api = connect(global).await?;
+    let look = async {
+        let api = connect(global).await?;
+        let entry = api.get_entry(&remote).await?;
+        anyhow::Ok((api, entry))
+    };
     // Before anything is made here.
-    let entry = api.get_entry(&remote).await?;
+    let (api, entry) = tokio::select! {
+        found = look => found?,
+        () = signals.wait() => anyhow::bail!("stopped before anything was got"),
+    };
     if source.name.is_none() {
         crate::files::make_directory(&source.folder)?;
     }
@@ -136,7 +148,7 @@ pub(crate) async fn get(global: &Global, arguments: Get, output: &Output) -> any
             // A second signal does not wait for that: the next call cleans up.
             tokio::select! {
                 report = got => report,
-                () = signals.wait() => anyhow::bail!("stopped at once; the same call completes what is missing"),
+                () = signals.wait() => anyhow::bail!("stopped at once: got to the same place again, it is completed"),
             }
         }
     };
@@ -194,7 +206,7 @@ async fn get_through(
 }
 
 /// Where what is at `remote` goes exactly.
-fn place_target(remote: &RemotePath, target: &Path) -> anyhow::Result<DownloadSource> {
+fn place_target(remote: &RemotePath, straight: bool, target: &Path) -> anyhow::Result<DownloadSource> {
     let at = match std::fs::metadata(target) {
         Ok(metadata) if metadata.is_dir() => At::Folder,
         Ok(_) => At::Other,
@@ -204,7 +216,7 @@ fn place_target(remote: &RemotePath, target: &Path) -> anyhow::Result<DownloadSo
     };
     let trailing_slash = target.as_os_str().as_bytes().ends_with(b"/");
     // The whole tree has no name: it goes straight into the folder, which may be new.
-    if remote.is_root() {
+    if remote.is_root() || straight {
         anyhow::ensure!(at != At::Other, TargetError::NotAFolder);
         return Ok(DownloadSource { remote: remote.clone(), folder: target.to_owned(), name: None });
     }
@@ -271,16 +283,19 @@ mod tests {
         std::fs::create_dir(at("folder")).unwrap();
         std::fs::write(at("file"), "").unwrap();
         let remote = RemotePath::parse("/docs/a").unwrap();
-        let place =
-            |target: PathBuf| place_target(&remote, &target).map(|placed| (placed.folder, placed.name));
+        let place = |target: PathBuf| {
+            place_target(&remote, false, &target).map(|placed| (placed.folder, placed.name))
+        };
         assert_eq!(place(at("folder")).unwrap(), (at("folder"), Some("a".into())));
         assert_eq!(place(at("new")).unwrap(), (directory.path().to_owned(), Some("new".into())));
         assert_eq!(place(at("file")).unwrap(), (directory.path().to_owned(), Some("file".into())));
         assert!(place(at("new/")).is_err());
         assert!(place(at("file/")).is_err());
         assert!(place(at("no/such/folder")).is_err());
-        let all = place_target(&RemotePath::root(), &at("new")).unwrap();
+        let all = place_target(&RemotePath::root(), false, &at("new")).unwrap();
         assert_eq!((all.folder, all.name), (at("new"), None));
-        assert!(place_target(&RemotePath::root(), &at("file")).is_err());
+        let below = place_target(&remote, true, &at("folder")).unwrap();
+        assert_eq!((below.folder, below.name), (at("folder"), None));
+        assert!(place_target(&RemotePath::root(), false, &at("file")).is_err());
     }
 }

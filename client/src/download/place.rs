@@ -10,6 +10,7 @@ use super::FileJob;
 use super::verify::ContentCheck;
 use crate::local_folder::{LocalFolder, LocalKind};
 use crate::path::RemotePath;
+use crate::upload::{mode_bits, mtime_ns};
 use crate::wire;
 
 /// Bytes read at once where content is compared.
@@ -68,11 +69,23 @@ pub(crate) fn look_at_file(
     entry: &v1::Entry,
     overwrite: bool,
 ) -> Result<FileAt, String> {
-    let free = check_free(folder, name, overwrite, false);
-    if free.is_err() && has_content(folder, name, entry).unwrap_or(false) {
-        return Ok(FileAt::There);
+    let is_there = || has_content(folder, name, entry).unwrap_or(false);
+    match check_free(folder, name, overwrite, false) {
+        // Its bits and time are left alone, as it is.
+        Err(_in_the_way) if is_there() => Ok(FileAt::There),
+        Err(in_the_way) => Err(in_the_way),
+        Ok(()) if has_attributes(folder, name, entry).unwrap_or(false) && is_there() => Ok(FileAt::There),
+        Ok(()) => Ok(FileAt::Free),
     }
-    free.map(|()| FileAt::Free)
+}
+
+/// Whether a regular file with the entry's permission bits and time is at `name`. Blocks.
+fn has_attributes(folder: &LocalFolder, name: &OsStr, entry: &v1::Entry) -> io::Result<bool> {
+    if folder.kind(name)? != Some(LocalKind::File) {
+        return Ok(false);
+    }
+    let metadata = folder.open_file(name)?.metadata()?;
+    Ok(mode_bits(&metadata) == entry.mode && mtime_ns(&metadata) == entry.mtime_ns)
 }
 
 /// Whether a regular file with the entry's content is at `name`. Blocks; reads it only if the size is right.
