@@ -1,6 +1,7 @@
 //! Files that are on the server already, as they are here: nothing of them is sent, and they get no new version. Where
 //! only permission bits or time differ, these are set, which makes no version either and charges nothing.
 
+use bytes::Bytes;
 use engine::manifest::{ContentHasher, ManifestEntry};
 use proto::v1;
 
@@ -86,8 +87,9 @@ pub(crate) async fn settle(context: &Context, files: Vec<Unchanged>) {
         };
         v1::Action { action: Some(v1::action::Action::SetAttributes(attributes)) }
     });
-    match context.api.apply(actions.collect()).await {
-        Ok(results) => {
+    // Whatever history of the tree the server has: the version that was looked at is named.
+    match context.api.apply(Bytes::new(), actions.collect()).await {
+        Ok((results, _answered)) => {
             for (file, result) in differing.iter().zip(results) {
                 match result {
                     Ok(_entry) => done(context, file),
