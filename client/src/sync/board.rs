@@ -45,8 +45,7 @@ enum Waited {
 /// Something that is left out for good.
 struct Skipped {
     why: String,
-    /// Files that somebody may take to be kept in sync are in it.
-    has_data: bool,
+    kind: LeftOutKind,
 }
 
 /// Something that could not be read.
@@ -135,12 +134,14 @@ impl Board {
     /// What a scan left out. Where it has looked at all, that is all there is; where it has only listed folders, it
     /// has looked at the files in them, not at what is in the folders there.
     pub(crate) fn skipped(&mut self, skipped: Vec<LeftOut>, scope: &Scope) {
-        self.skipped.retain(|path, _why| !is_within(path, scope, false));
+        self.skipped.retain(|path, skipped| !is_within(path, scope, skipped.kind != LeftOutKind::OtherRoot));
         self.unread.retain(|path, unread| !is_within(path, scope, unread.changing));
         for LeftOut { waiting: Waiting { path, why }, kind } in skipped {
             match kind {
-                LeftOutKind::Meant | LeftOutKind::Elsewhere if self.skipped.len() < WAITING_LISTED_MAX => {
-                    self.skipped.insert(path, Skipped { why, has_data: kind == LeftOutKind::Elsewhere });
+                LeftOutKind::Meant | LeftOutKind::OtherRoot | LeftOutKind::Elsewhere
+                    if self.skipped.len() < WAITING_LISTED_MAX =>
+                {
+                    self.skipped.insert(path, Skipped { why, kind });
                 }
                 LeftOutKind::Unread | LeftOutKind::Changing if self.unread.len() < WAITING_LISTED_MAX => {
                     self.unread.insert(path, Unread { why, changing: kind == LeftOutKind::Changing });
@@ -157,9 +158,9 @@ impl Board {
         self.unread.iter().map(waiting).collect()
     }
 
-    /// What is left out for good, though there are files in it.
+    /// What is on other file systems, with files that somebody may take to be kept in sync.
     pub(crate) fn left_out_data(&self) -> Vec<Waiting> {
-        let left_out = self.skipped.iter().filter(|(_path, skipped)| skipped.has_data);
+        let left_out = self.skipped.iter().filter(|(_path, skipped)| skipped.kind == LeftOutKind::Elsewhere);
         left_out.map(|(path, skipped)| Waiting { path: path.clone(), why: skipped.why.clone() }).collect()
     }
 

@@ -66,8 +66,10 @@ pub(crate) struct LeftOut {
 /// Why something was left out, as far as it matters to whether both sides agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeftOutKind {
-    /// It cannot be kept in sync at all.
+    /// It cannot be kept in sync at all: listing its folder tells.
     Meant,
+    /// A folder that is kept in sync by itself: only a look into it tells.
+    OtherRoot,
     /// It is on another file system, with whatever files are there.
     Elsewhere,
     /// It could not be read.
@@ -537,7 +539,8 @@ fn shown(skipped: Skipped) -> LeftOut {
         Why::Unreadable | Why::Io(_) => LeftOutKind::Unread,
         Why::StillChanging => LeftOutKind::Changing,
         Why::MountPoint => LeftOutKind::Elsewhere,
-        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::OtherRoot => LeftOutKind::Meant,
+        Why::OtherRoot => LeftOutKind::OtherRoot,
+        Why::NameNotUtf8 | Why::Name(_) | Why::Special => LeftOutKind::Meant,
     };
     LeftOut { waiting: Waiting { path: skipped.path, why: skipped.why.to_string() }, kind }
 }

@@ -57,7 +57,7 @@ pub enum StartError {
     /// It is not the folder that was kept the same.
     #[error(
         "{path} has no marker .keepstone/root any more: if a disk or another file system belongs there, mount it. \
-         If it is to be taken for a new folder: keepstone sync remove {path}, then keepstone sync add {path} or \
+         If it is the right folder: keepstone sync add --again {path}. If it is to be taken for a new folder: keepstone sync remove {path}, then keepstone sync add {path} or \
          keepstone sync run --new {path}", path = .0.display()
     )]
     Unmarked(PathBuf),

@@ -423,6 +423,8 @@ impl<'a> Walk<'a> {
 
     fn place_new_folder(&mut self, folder: Pending) {
         match self.root.open_folder(&folder.rel) {
+            // Nothing is to come into it.
+            Ok(fd) if has_marker(&fd) => self.skip(folder.rel.to_string(), Why::OtherRoot),
             Ok(_readable) => {
                 let node = self.index.new_node();
                 self.place_folder(node, folder);
@@ -551,6 +553,9 @@ pub(super) fn fingerprint(entries: &[Entry]) -> u64 {
 
 /// Whether a folder has a marker.
 fn is_root_of_its_own(fd: &OwnedFd, entries: &[Entry]) -> bool {
-    entries.iter().any(|entry| entry.name == STATE_FOLDER)
-        && beneath::stat_at(fd.as_fd(), ".keepstone/root".as_ref(), AtFlags::empty()).is_ok()
+    entries.iter().any(|entry| entry.name == STATE_FOLDER) && has_marker(fd)
+}
+
+fn has_marker(fd: &OwnedFd) -> bool {
+    beneath::stat_at(fd.as_fd(), ".keepstone/root".as_ref(), AtFlags::empty()).is_ok()
 }
