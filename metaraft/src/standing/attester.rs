@@ -29,8 +29,8 @@ use crate::raft::peers::Peers;
 /// From one call to the next, of a peer or by a witness: once this node votes; before that; to confirm what was told. A
 /// storage node that is not expected at the next start calls seldom.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Storage nodes take turns, so that two in [`INTERVAL`] tell this node's count, up to this for each: it must call within
-/// the grace that a start gives to witnesses ([`super::prover::WITNESS_GRACE`]).
+/// Storage nodes call the more seldom the more there are, so that on average two of them call in [`INTERVAL`]; each calls
+/// at least this often, for it must be heard within the grace that a start gives to witnesses ([`super::prover::WITNESS_GRACE`]).
 const INTERVAL_STORAGE_MAX: Duration = Duration::from_millis(1500);
 const INTERVAL_PROVING: Duration = Duration::from_millis(50);
 const INTERVAL_TOLD: Duration = Duration::from_millis(10);
