@@ -28,6 +28,7 @@ pub(crate) struct Get {
 }
 
 #[derive(Debug, Args)]
+#[command(disable_version_flag = true)]
 pub(crate) struct Cat {
     /// A file of the account's tree.
     pub(crate) path: String,
@@ -119,7 +120,7 @@ pub(crate) enum VersionsCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("which").required(true)))]
+#[command(disable_version_flag = true, group(clap::ArgGroup::new("which").required(true)))]
 pub(crate) struct VersionsRm {
     /// The file.
     pub(crate) path: String,
@@ -135,6 +136,7 @@ pub(crate) struct VersionsRm {
 }
 
 #[derive(Debug, Args)]
+#[command(disable_version_flag = true)]
 pub(crate) struct Restore {
     /// The file.
     pub(crate) path: String,
