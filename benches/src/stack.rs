@@ -179,6 +179,7 @@ enum Direction {
 
 /// What one load took.
 struct Run {
+    /// Puts or gets of a file.
     files: usize,
     elapsed: Duration,
     cpu: Vec<(&'static str, f64)>,

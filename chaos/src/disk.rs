@@ -4,6 +4,7 @@
 //! with the mount.
 
 use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +18,13 @@ use crate::wait::wait_for;
 pub const XFS_BYTES_MIN: u64 = 512 << 20;
 /// The unit of `st_blocks`.
 const BLOCK_BYTES: u64 = 512;
+/// How much is written before it is seen what is left.
+const LEAVE_STEP_BYTES: u64 = 8 << 20;
+/// How far what is left may be from what was asked for.
+const LEAVE_SLACK_BYTES: u64 = 512 << 10;
+/// How many looks in turn must find it so.
+const LEAVE_SETTLED: u32 = 20;
+const LEAVE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a file system may stay busy after its last user was killed.
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -65,7 +73,7 @@ pub fn allocated_bytes(root: &Path) -> anyhow::Result<u64> {
         match entry.map(|entry| entry.metadata()) {
             Ok(Ok(metadata)) => blocks += metadata.blocks(),
             Ok(Err(error)) | Err(error) => {
-                let gone = error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+                let gone = error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound);
                 ensure!(gone, "{error}");
             }
         }
@@ -84,6 +92,32 @@ pub(crate) fn text(path: &Path) -> anyhow::Result<&str> {
 pub fn free_bytes_of(directory: &Path) -> anyhow::Result<u64> {
     let stat = rustix::fs::statvfs(directory)?;
     Ok(stat.f_bavail * stat.f_frsize)
+}
+
+/// Fills the file system of `directory`, by a file `ballast` there, until about `free_bytes` are left, and stay left:
+/// databases set space aside in steps, by the next write.
+///
+/// # Errors
+/// On IO errors, and if that is not reached in a minute.
+pub fn leave(directory: &Path, free_bytes: u64) -> anyhow::Result<()> {
+    let mut ballast = File::options().create(true).append(true).open(directory.join("ballast"))?;
+    let mut settled = 0;
+    wait_for("the free space to be what it should", LEAVE_DEADLINE, || {
+        let free = free_bytes_of(directory)?;
+        if free.abs_diff(free_bytes) <= LEAVE_SLACK_BYTES {
+            settled += 1;
+            return Ok((settled == LEAVE_SETTLED).then_some(()));
+        }
+        settled = 0;
+        if free < free_bytes {
+            let len = ballast.metadata()?.len();
+            ballast.set_len(len.saturating_sub(free_bytes - free))?;
+        } else {
+            let step = (free - free_bytes).min(LEAVE_STEP_BYTES);
+            io::copy(&mut io::repeat(0).take(step), &mut ballast)?;
+        }
+        Ok(None)
+    })
 }
 
 /// A mounted file system.

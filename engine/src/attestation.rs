@@ -2,8 +2,8 @@
 //! out: by a newer image of itself, which lies where its own disk cannot lose it.
 //!
 //! A voter's log counts its synced writes, its starts, and names each run. Witnesses (the other voters, the storage
-//! nodes) are told how far it is, about once a second each. A directory that was put back from an older copy is behind what
-//! some witness holds; one that was wiped has another incarnation.
+//! nodes) are told how far it is, once every second or two. A directory that was put back from an older copy is
+//! behind what some witness holds; one that was wiped has another incarnation.
 //!
 //! Invariants:
 //! - What a witness holds never goes back, and never changes its incarnation.

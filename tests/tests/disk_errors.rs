@@ -1,8 +1,7 @@
 //! Disks that answer with EIO, and metadata disks that fill up, while files are uploaded.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use chaos::client::{Client, binary};
 use chaos::cluster::{Cluster, Options, RoleInfo};
 use chaos::compare::assert_same;
-use chaos::disk::{Mount, XFS_BYTES_MIN, free_bytes_of};
+use chaos::disk::{Mount, XFS_BYTES_MIN, leave};
 use chaos::faulty::{FaultyDisk, unavailable};
 use chaos::ledger::Ledger;
 use chaos::serial::serial;
@@ -223,16 +222,6 @@ fn a_metadata_disk_that_takes_no_writes_stops_its_replica_only() -> Result<()> {
         check(&client, &ledger, scratch.path(), "healed")?;
         cluster.finish()?;
         drop(disk);
-    }
-    Ok(())
-}
-
-/// Fills a file system until only `free_bytes` are left.
-fn leave(directory: &Path, free_bytes: u64) -> Result<()> {
-    let free = free_bytes_of(directory)?;
-    if free > free_bytes {
-        let mut ballast = File::options().create(true).append(true).open(directory.join("ballast"))?;
-        std::io::copy(&mut std::io::repeat(0).take(free - free_bytes), &mut ballast)?;
     }
     Ok(())
 }

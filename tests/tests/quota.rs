@@ -1,13 +1,12 @@
 //! What an account may keep: what counts, what is said once it is full, and what makes room.
 
-use std::fs::{self, File};
-use std::path::Path;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use chaos::client::{Client, Output};
 use chaos::cluster::{Cluster, Options};
-use chaos::disk::{Mount, free_bytes_of};
+use chaos::disk::{Mount, leave};
 use chaos::serial::serial;
 use chaos::size::{Size, seed};
 use chaos::skip::skipped;
@@ -118,17 +117,6 @@ fn a_full_quota_says_what_fills_it_and_removing_versions_makes_room() -> Result<
     cluster.finish()
 }
 
-/// Fills a directory's file system, but for this many bytes.
-fn leave(directory: &Path, free_bytes: u64) -> Result<()> {
-    use std::io::Read as _;
-    let free = free_bytes_of(directory)?;
-    if free > free_bytes {
-        let mut ballast = File::options().create(true).append(true).open(directory.join("ballast"))?;
-        std::io::copy(&mut std::io::repeat(0).take(free - free_bytes), &mut ballast)?;
-    }
-    Ok(())
-}
-
 /// The health, and what is said about it.
 fn told(admin: &Client) -> Result<(String, String)> {
     let status = admin.json(&["admin", "status"])?;
@@ -165,6 +153,8 @@ fn within_the_reserve_of_all_metadata_disks_what_makes_room_works_and_the_state_
     }
     cluster.restart()?;
     wait_for("health", DEADLINE, || Ok((told(&client)?.0 == "ok").then_some(())))?;
+    // The databases have set space aside for what comes.
+    client.ok(&["mkdir", "/before"])?;
     homes.iter().try_for_each(|home| leave(home, 12 * MIB))?;
     // The disks are looked at from time to time.
     let mut made = 0;

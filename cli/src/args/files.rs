@@ -30,6 +30,7 @@ pub(crate) struct Get {
 }
 
 #[derive(Debug, Args)]
+#[command(disable_version_flag = true)]
 pub(crate) struct Cat {
     /// A file of the account's tree.
     pub(crate) path: String,
@@ -124,7 +125,7 @@ pub(crate) enum VersionsCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("which").required(true)))]
+#[command(disable_version_flag = true, group(clap::ArgGroup::new("which").required(true)))]
 pub(crate) struct VersionsRm {
     /// The file.
     pub(crate) path: String,
@@ -140,6 +141,7 @@ pub(crate) struct VersionsRm {
 }
 
 #[derive(Debug, Args)]
+#[command(disable_version_flag = true)]
 pub(crate) struct Restore {
     /// The file.
     pub(crate) path: String,

@@ -35,7 +35,8 @@ async fn a_stranger_is_refused_before_its_body_and_stops_nobody() {
     for token in [None, Some("ks1_nonsense"), Some(forged.as_str())] {
         for path in paths.iter().cycle().take(20) {
             let (response, mut body) = requests.send_request(grpc(path, token), false).unwrap();
-            body.send_data(message_head(15 << 20), false).unwrap();
+            // Refused already, perhaps: nothing of the body was waited for.
+            body.send_data(message_head(15 << 20), false).ok();
             open.push((response, body));
         }
     }
@@ -66,7 +67,7 @@ async fn bytes_before_the_caller_is_known_are_few_and_have_little_time() {
     let send = |requests: &mut h2::client::SendRequest<Bytes>, sent: usize| {
         let (response, mut body) = requests.send_request(grpc("Accounts/SignIn", None), false).unwrap();
         body.send_data(message_head(4 << 20), false).unwrap();
-        body.send_data(vec![0; sent].into(), false).unwrap();
+        body.send_data(vec![0; sent].into(), false).ok();
         (response, body)
     };
     // Too large: refused once that is seen, whatever is still to come.

@@ -26,7 +26,9 @@ pub enum MetaError {
         leader_ms: u64,
     },
     /// The installation has not been made, or the map has not been fetched yet.
-    #[error("the cluster has not been initialised; `keepstone cluster bootstrap` does it")]
+    #[error(
+        "there is no map of the cluster yet: it has not been fetched so far, or `keepstone cluster bootstrap` was not run"
+    )]
     NoCluster,
     /// The other side speaks differently, or refuses the caller: repeating does not help.
     #[error("the metadata cluster's answer is not understood: {what}")]

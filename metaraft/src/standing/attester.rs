@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::directory::{OwnFiles, enrol};
-use super::prover::{Action, Prover, Roster, Standing, VoterSelf, WitnessId};
+use super::prover::{Action, Prover, Roster, Standing, VoterSelf, WITNESS_GRACE, WitnessId};
 use crate::log_clock::{Clocks, own_wall_ms};
 use crate::raft::log_database::LogDatabase;
 use crate::raft::peers::Peers;
@@ -29,9 +29,10 @@ use crate::raft::peers::Peers;
 /// From one call to the next, of a peer or by a witness: once this node votes; before that; to confirm what was told. A
 /// storage node that is not expected at the next start calls seldom.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Storage nodes take turns, so that two in [`INTERVAL`] tell this node's count, up to this for each: it must call within
-/// the grace that a start gives to witnesses ([`super::prover::WITNESS_GRACE`]).
+/// Storage nodes call the more seldom the more there are, so that on average two of them call in [`INTERVAL`]; each calls
+/// at least this often, for it must be heard within the grace that a start gives to witnesses ([`WITNESS_GRACE`]).
 const INTERVAL_STORAGE_MAX: Duration = Duration::from_millis(1500);
+const _: () = assert!(INTERVAL_STORAGE_MAX.as_millis() < WITNESS_GRACE.as_millis());
 const INTERVAL_PROVING: Duration = Duration::from_millis(50);
 const INTERVAL_TOLD: Duration = Duration::from_millis(10);
 const INTERVAL_SPARE: Duration = Duration::from_secs(30);
@@ -387,4 +388,21 @@ fn identity_from_wire(identity: &VoterIdentity) -> Result<VoterSelf, String> {
         incarnation: incarnation(&identity.incarnation)?,
         roster: (!roster.is_empty()).then_some(roster),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_nodes_call_the_more_seldom_the_more_there_are() {
+        let interval = |count: u64| storage_interval(&(1..=count).collect(), 1);
+        assert_eq!([1, 2, 3].map(interval), [500, 500, 1000].map(Duration::from_millis));
+        assert_eq!([6, 64].map(interval), [INTERVAL_STORAGE_MAX; 2]);
+        assert_eq!(
+            storage_interval(&BTreeSet::from([1]), 2),
+            INTERVAL_SPARE,
+            "one that nobody asks at a start"
+        );
+    }
 }
