@@ -11,13 +11,16 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
+
+use crate::local::unsynced::{carry_over, set_bits};
+use crate::sparse::SparseWriter;
 
 /// Bytes of a file's own name kept in its temporary one, which must not get too long.
 const TEMPORARY_NAME_BYTES_MAX: usize = 200;
@@ -151,7 +154,7 @@ impl LocalFolder {
         })?;
         Ok(TemporaryFile {
             folder: self.clone(),
-            file: File::from(fd),
+            file: SparseWriter::new(File::from(fd)),
             name: name.to_owned(),
             temporary,
             placed: false,
@@ -163,7 +166,9 @@ impl LocalFolder {
     /// # Errors
     /// If one of that fails.
     pub fn finish(&self, mode_bits: u32, mtime_ns: i64) -> io::Result<()> {
-        rustix::fs::fchmod(&self.fd, mode(mode_bits))?;
+        // As it was made in its folder, it may give its group to what is made in it: that stays.
+        let made = rustix::fs::fstat(&self.fd)?.st_mode & Mode::SGID.bits();
+        set_bits(&self.fd, mode(mode_bits | made))?;
         rustix::fs::futimens(&self.fd, &times(mtime_ns))?;
         rustix::fs::fsync(&self.fd)?;
         Ok(())
@@ -223,21 +228,22 @@ impl LocalFolder {
 #[derive(Debug)]
 pub struct TemporaryFile {
     folder: Arc<LocalFolder>,
-    file: File,
+    file: SparseWriter,
     name: OsString,
     temporary: OsString,
     placed: bool,
 }
 
 impl TemporaryFile {
-    /// Gives it its permission bits and time, and makes its bytes durable. Blocks.
+    /// Gives it its length, permission bits and time, and makes its bytes durable. Blocks.
     ///
     /// # Errors
     /// If one of that fails.
     pub fn sync(&self, mode_bits: u32, mtime_ns: i64) -> io::Result<()> {
-        rustix::fs::fchmod(&self.file, mode(mode_bits))?;
-        rustix::fs::futimens(&self.file, &times(mtime_ns))?;
-        self.file.sync_all()
+        let file = self.file.finished()?;
+        set_bits(file, mode(mode_bits))?;
+        rustix::fs::futimens(file, &times(mtime_ns))?;
+        file.sync_all()
     }
 
     /// Gives it its name. Blocks.
@@ -245,9 +251,23 @@ impl TemporaryFile {
     /// # Errors
     /// ALREADY EXISTS if something is there and `overwrite` is not set; if a folder is there.
     pub fn place(mut self, overwrite: bool) -> io::Result<()> {
+        if overwrite && self.carry_over()? {
+            self.file.finished()?.sync_all()?;
+        }
         self.folder.rename(&self.temporary, &self.name, overwrite)?;
         self.placed = true;
         Ok(())
+    }
+}
+
+impl TemporaryFile {
+    /// Takes over what the file that is to be replaced has and versions do not: owner, group, ACL and the like.
+    fn carry_over(&self) -> io::Result<bool> {
+        match carry_over(self.folder.fd.as_fd(), &self.name, self.file.finished()?) {
+            // There is none.
+            Err(Errno::NOENT) => Ok(false),
+            carried => Ok(carried?),
+        }
     }
 }
 

@@ -222,9 +222,10 @@ impl End {
         let failed = |again| Self::Failed { reason: error.to_string(), again };
         match error {
             DiskError::Changed(_) | DiskError::Vanished(_) | DiskError::Exists(_) => Self::LocalChanged,
-            DiskError::NoSpace(_) | DiskError::Denied(_) | DiskError::NotSupported { .. } => {
-                failed(Again::Later)
-            }
+            DiskError::NoSpace(_)
+            | DiskError::Denied(_)
+            | DiskError::Protected { .. }
+            | DiskError::NotSupported { .. } => failed(Again::Later),
             DiskError::Io { .. } => failed(Again::Soon),
         }
     }
