@@ -16,4 +16,5 @@ pub mod temp;
 #[cfg(test)]
 mod testing;
 pub mod trash;
+pub(crate) mod unsynced;
 pub mod watch;

@@ -13,7 +13,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,9 @@ use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT,
 };
 use rustix::io::Errno;
+
+use crate::local::unsynced::{carry_over, set_bits};
+use crate::sparse::SparseWriter;
 
 /// Bytes of a file's own name kept in its temporary one, which must not get too long.
 const TEMPORARY_NAME_BYTES_MAX: usize = 200;
@@ -250,7 +253,7 @@ impl LocalFolder {
     pub fn begin_file(self: &Arc<Self>, name: &OsStr) -> io::Result<TemporaryFile> {
         let begun = |fd, temporary| TemporaryFile {
             folder: self.clone(),
-            file: File::from(fd),
+            file: SparseWriter::new(File::from(fd)),
             name: name.to_owned(),
             temporary,
         };
@@ -282,7 +285,9 @@ impl LocalFolder {
     /// # Errors
     /// If one of that fails.
     pub fn finish(&self, mode_bits: u32, mtime_ns: i64) -> io::Result<()> {
-        rustix::fs::fchmod(&self.fd, mode(mode_bits))?;
+        // As it was made in its folder, it may give its group to what is made in it: that stays.
+        let made = rustix::fs::fstat(&self.fd)?.st_mode & Mode::SGID.bits();
+        set_bits(&self.fd, mode(mode_bits | made))?;
         rustix::fs::futimens(&self.fd, &times(mtime_ns))?;
         rustix::fs::fsync(&self.fd)?;
         Ok(())
@@ -345,21 +350,22 @@ fn temporary_front(name: &[u8]) -> Vec<u8> {
 #[derive(Debug)]
 pub struct TemporaryFile {
     folder: Arc<LocalFolder>,
-    file: File,
+    file: SparseWriter,
     name: OsString,
     /// None while it has no name.
     temporary: Option<OsString>,
 }
 
 impl TemporaryFile {
-    /// Gives it its permission bits and time, and makes its bytes durable. Blocks.
+    /// Gives it its length, permission bits and time, and makes its bytes durable. Blocks.
     ///
     /// # Errors
     /// If one of that fails.
     pub fn sync(&self, mode_bits: u32, mtime_ns: i64) -> io::Result<()> {
-        rustix::fs::fchmod(&self.file, mode(mode_bits))?;
-        rustix::fs::futimens(&self.file, &times(mtime_ns))?;
-        self.file.sync_all()
+        let file = self.file.finished()?;
+        set_bits(file, mode(mode_bits))?;
+        rustix::fs::futimens(file, &times(mtime_ns))?;
+        file.sync_all()
     }
 
     /// Gives it its name. Blocks.
@@ -374,7 +380,7 @@ impl TemporaryFile {
                 done => return done,
             }
             // Nobody may take it for left behind while it has that name.
-            if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            if let Err(error) = rustix::fs::flock(self.file.finished()?, FlockOperation::NonBlockingLockExclusive) {
                 tracing::trace!(%error, "no locks here");
             }
             let folder = self.folder.clone();
@@ -382,6 +388,9 @@ impl TemporaryFile {
                 self.link(temporary).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
             };
             self.temporary = Some(folder.with_temporary_name(&self.name, link)?.0);
+        }
+        if overwrite && self.carry_over()? {
+            self.file.finished()?.sync_all()?;
         }
         if overwrite
             && let Some(kind) = self.folder.kind(&self.name)?
@@ -399,8 +408,19 @@ impl TemporaryFile {
     /// Gives a file without a name one that is free.
     fn link(&self, name: &OsStr) -> io::Result<()> {
         // By way of /proc: naming the descriptor itself is for the privileged.
-        let path = format!("{OPEN_FILES}/{}", self.file.as_raw_fd());
+        let path = format!("{OPEN_FILES}/{}", self.file.finished()?.as_raw_fd());
         Ok(rustix::fs::linkat(rustix::fs::CWD, path, &self.folder.fd, name, AtFlags::SYMLINK_FOLLOW)?)
+    }
+}
+
+impl TemporaryFile {
+    /// Takes over what the file that is to be replaced has and versions do not: owner, group, ACL and the like.
+    fn carry_over(&self) -> io::Result<bool> {
+        match carry_over(self.folder.fd.as_fd(), &self.name, self.file.finished()?) {
+            // There is none.
+            Err(Errno::NOENT) => Ok(false),
+            carried => Ok(carried?),
+        }
     }
 }
 

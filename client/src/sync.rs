@@ -11,6 +11,7 @@ mod execute;
 mod follower;
 mod guard;
 pub mod handle;
+mod lookout;
 pub mod opening;
 mod planning;
 mod prepare;

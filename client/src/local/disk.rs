@@ -19,6 +19,7 @@ use super::beneath::{self, Home};
 use super::model::{Identity, Stamp};
 use super::rel::Rel;
 use super::root::Root;
+use super::unsynced::{self, Protection};
 
 /// File systems keep times at least this precisely (FAT: two seconds).
 const TIME_PRECISION_NS: u64 = 2_000_000_001;
@@ -41,6 +42,16 @@ pub enum DiskError {
     /// Permissions, or a read-only file system.
     #[error("{0} may not be changed: check its permissions")]
     Denied(Rel),
+    /// A flag keeps everybody from changing it: the owner and root too.
+    #[error("{rel} is marked {flag}, or a folder that it is in is: take that away ({remedy})")]
+    Protected {
+        /// What.
+        rel: Rel,
+        /// As it is called.
+        flag: &'static str,
+        /// What a person does about it.
+        remedy: &'static str,
+    },
     /// This file system cannot hold it.
     #[error("this file system cannot hold {rel}: {reason}")]
     NotSupported {
@@ -229,6 +240,15 @@ pub(super) fn in_writable<T>(
     done
 }
 
+/// Permission bits of what this program has just made, or owns: those that the file system has no room for are left
+/// out, and a scan takes what it shows instead for what was asked for.
+pub(super) fn unless_unable(set: Result<(), Errno>) -> Result<(), Errno> {
+    match set {
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        done => done,
+    }
+}
+
 type Named<'a> = (BorrowedFd<'a>, &'a OsStr);
 
 /// Renames, replacing nothing, also on file systems that cannot promise that, and in folders that are read-only.
@@ -292,6 +312,32 @@ impl Root {
                 other => other,
             }),
         }
+    }
+
+    /// Says of what was denied whether that is by a flag that protects it, or a folder that it is in.
+    pub(super) fn explained(&self, error: DiskError) -> DiskError {
+        let DiskError::Denied(rel) = &error else { return error };
+        let protection = self.parent_of(rel).ok().and_then(|(folder, name)| {
+            let here = unsynced::protection(folder.as_fd(), name);
+            here.or_else(|| unsynced::protection(folder.as_fd(), OsStr::new("")))
+        });
+        let (flag, remedy) = match protection {
+            Some(Protection::Immutable) => ("immutable", "chattr -i"),
+            Some(Protection::AppendOnly) => ("append-only", "chattr -a"),
+            None => return error,
+        };
+        DiskError::Protected { rel: rel.clone(), flag, remedy }
+    }
+
+    /// The bits that a folder has beside those that it is given: where its own folder gives its group to what is made in
+    /// it, it does so as well.
+    fn inherited_bits(&self, rel: &Rel, object: &Object) -> u32 {
+        let inherits = object.kind == ObjectKind::Folder
+            && rel
+                .parent()
+                .and_then(|folder| self.stat(&folder).ok().flatten())
+                .is_some_and(|folder| folder.stamp.mode & Mode::SGID.bits() != 0);
+        if inherits { object.stamp.mode & Mode::SGID.bits() } else { 0 }
     }
 
     /// Opens a folder to be listed.
@@ -379,7 +425,10 @@ impl Root {
             .map_err(|errno| DiskError::of_rename(rel, errno))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
-        rustix::fs::fchmod(&fd, mode_of(mode)).map_err(failed)?;
+        let made = self.object_of_fd(fd.as_fd()).map_err(failed)?.stamp;
+        // In a folder that gives its group to what is made in it, so does this one.
+        let mode = mode_of(mode) | (mode_of(made.mode) & Mode::SGID);
+        unsynced::set_bits(&fd, mode).map_err(failed)?;
         if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
             rustix::fs::fsync(&fd).map_err(failed)?;
             self.sync_folder(&folder)?;
@@ -401,8 +450,14 @@ impl Root {
         let (parent, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
         let target = OsStr::from_bytes(target);
-        in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name))
-            .map_err(|errno| DiskError::of_rename(rel, errno))?;
+        in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name)).map_err(|errno| {
+            match errno {
+                Errno::PERM if unsynced::protection(parent.as_fd(), OsStr::new("")).is_none() => {
+                    DiskError::NotSupported { rel: rel.clone(), reason: "it has no symlinks".to_owned() }
+                }
+                other => self.explained(DiskError::of_rename(rel, other)),
+            }
+        })?;
         rustix::fs::utimensat(&parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         let made = self.object_at(parent.as_fd(), name).map_err(failed)?.stamp;
         if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
@@ -445,6 +500,10 @@ impl Root {
             // Into itself.
             Errno::INVAL if to.as_str().starts_with(&format!("{from}/")) => DiskError::Changed(to.clone()),
             Errno::NOENT => DiskError::Vanished(from.clone()),
+            Errno::PERM => match self.explained(DiskError::of(from, errno)) {
+                DiskError::Denied(_) => self.explained(DiskError::of(to, errno)),
+                protected => protected,
+            },
             Errno::XDEV => DiskError::NotMovable(from.clone()),
             other => DiskError::of_rename(to, other),
         })?;
@@ -475,7 +534,7 @@ impl Root {
         mode: u32,
         mtime_ns: i64,
     ) -> Result<Stamp, DiskError> {
-        let failed = |errno| DiskError::of(rel, errno);
+        let failed = |errno| self.explained(DiskError::of(rel, errno));
         // Not opened for reading: a file that nobody may read can get its bits back.
         let fd = beneath::open(self.fd(), rel, OFlags::PATH).map_err(failed)?;
         let object = self.object_of_fd(fd.as_fd()).map_err(failed)?;
@@ -496,11 +555,19 @@ impl Root {
             rustix::fs::utimensat(rustix::fs::CWD, &this, &times(mtime_ns), AtFlags::empty())
                 .map_err(failed)?;
         }
-        if object.stamp.mode != mode & 0o7777 {
-            rustix::fs::chmodat(rustix::fs::CWD, &this, mode_of(mode), AtFlags::empty()).map_err(failed)?;
+        let mode = (mode & 0o7777) | self.inherited_bits(rel, &object);
+        if object.stamp.mode != mode {
+            let set = rustix::fs::chmodat(rustix::fs::CWD, &this, mode_of(mode), AtFlags::empty());
+            let is_own = rustix::fs::fstat(&fd).is_ok_and(|stat| {
+                let user = rustix::process::geteuid();
+                user.is_root() || stat.st_uid == user.as_raw()
+            });
+            let is_free = unsynced::protection(fd.as_fd(), OsStr::new("")).is_none();
+            if is_own && is_free { unless_unable(set) } else { set }.map_err(failed)?;
         }
         let after = self.object_of_fd(fd.as_fd()).map_err(failed)?;
-        Ok(if is_edited(&object, &after, mtime_ns) { object.stamp } else { after.stamp })
+        let edited = is_edited(&object, &after, mtime_ns) || is_mode_edited(&object, &after, mode);
+        Ok(if edited { object.stamp } else { after.stamp })
     }
 }
 
@@ -508,6 +575,13 @@ impl Root {
 fn is_edited(before: &Object, after: &Object, mtime_ns: i64) -> bool {
     let is_time_set = after.stamp.mtime_ns.abs_diff(mtime_ns) < TIME_PRECISION_NS;
     before.kind == ObjectKind::File && !(is_time_set && before.stamp.size == after.stamp.size)
+}
+
+/// Whether what was to be given these bits has neither them nor those that it had: somebody else has set them since.
+/// (A file system may refuse them all, the system those that set an id.)
+fn is_mode_edited(before: &Object, after: &Object, mode: u32) -> bool {
+    let (is, asked, was) = (after.stamp.mode & 0o777, mode & 0o777, before.stamp.mode & 0o777);
+    is != asked && is != was
 }
 
 #[cfg(test)]

@@ -21,6 +21,14 @@ pub enum HashError {
     /// It is being written: try again once it is quiet.
     #[error("{0} changed while it was read")]
     StillChanging(Rel),
+    /// It gives another number of bytes than its size says, and nobody writes it: what it is cannot be told.
+    #[error("it says that it has {said} bytes and gives {gave}")]
+    OtherSize {
+        /// Its size.
+        said: u64,
+        /// `fewer` or `more`.
+        gave: &'static str,
+    },
     /// It cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -41,6 +49,17 @@ pub struct Hashed {
 }
 
 impl Root {
+    /// Has the file system write back what is in a file's pages, so that the next store into one of them through a
+    /// mapping changes the file's time. Gives the stamp from before that. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or the disk fails.
+    pub(super) fn write_back(&self, rel: &Rel) -> Result<Stamp, DiskError> {
+        let (file, before) = self.open_for_read(rel)?;
+        rustix::fs::fdatasync(&file).map_err(|errno| DiskError::of(rel, errno))?;
+        Ok(before)
+    }
+
     /// Reads a file and names its content, cut as `cutter` says for its size. Blocks.
     ///
     /// # Errors
@@ -54,14 +73,29 @@ impl Root {
         let (file, before) = self.open_for_read(rel)?;
         let cutter = cutter(before.size);
         let chunks = cut(&file, before.size, cutter, stop, rel)?;
-        let after = self.object_of_fd(file.as_fd()).map_err(|errno| DiskError::of(rel, errno))?;
         let size = chunks.iter().map(|chunk| chunk.size).sum::<u64>();
-        if after.stamp != before || size != before.size {
+        let other_size =
+            other_size(&file, before.size, size).map_err(|error| DiskError::of_io(rel, error))?;
+        let after = self.object_of_fd(file.as_fd()).map_err(|errno| DiskError::of(rel, errno))?;
+        if after.stamp != before {
             return Err(HashError::StillChanging(rel.clone()));
+        }
+        if let Some(gave) = other_size {
+            return Err(HashError::OtherSize { said: before.size, gave });
         }
         let content = FileContent { content: ContentId::of(&chunks), size, cutter };
         Ok(Hashed { content, stamp: before, chunks })
     }
+}
+
+/// How a file that gave `came` bytes is not as its size says.
+fn other_size(file: &File, said: u64, came: u64) -> std::io::Result<Option<&'static str>> {
+    use std::os::unix::fs::FileExt;
+    Ok(match came.cmp(&said) {
+        std::cmp::Ordering::Less => Some("fewer"),
+        std::cmp::Ordering::Greater => Some("more"),
+        std::cmp::Ordering::Equal => (file.read_at(&mut [0], said)? > 0).then_some("more"),
+    })
 }
 
 fn cut(
@@ -86,5 +120,20 @@ fn cut(
         if stop.is_cancelled() {
             return Err(HashError::Stopped);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_is_not_true_is_found_out() {
+        let scratch = tempfile::tempfile().unwrap();
+        scratch.set_len(10).unwrap();
+        assert_eq!(other_size(&scratch, 10, 10).unwrap(), None);
+        assert_eq!(other_size(&scratch, 10, 7).unwrap(), Some("fewer"));
+        let version = File::open("/proc/version").unwrap();
+        assert_eq!(other_size(&version, 0, 0).unwrap(), Some("more"));
     }
 }

@@ -1,4 +1,4 @@
-//! Finds out which names a file system takes for the same.
+//! Finds out what a file system can hold: which names it takes for the same, and whether it keeps permission bits.
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -27,6 +27,23 @@ impl Root {
         })
     }
 
+    /// Whether two files can have different permission bits, by trying it. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Denied`, `Io`: then it is not known.
+    pub fn probe_modes(&self) -> Result<bool, DiskError> {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let probe = self.temp_file()?;
+        let mut shown = [0; 2];
+        for (mode, shown) in [0o600, 0o755].into_iter().zip(&mut shown) {
+            let failed = |error| DiskError::of_io(&Rel::root(), error);
+            // A refusal says as much as a mode that stays.
+            drop(probe.as_file().set_permissions(PermissionsExt::from_mode(mode)));
+            *shown = probe.as_file().metadata().map_err(failed)?.mode() & 0o777;
+        }
+        Ok(shown == [0o600, 0o755])
+    }
+
     fn is_same_name(&self, one: &str, other: &str) -> Result<bool, DiskError> {
         let failed = |errno| DiskError::of(&Rel::root(), errno);
         let folder = self.state_folder(TEMPORARY_FOLDER)?;
@@ -47,6 +64,14 @@ impl Root {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn linux_file_systems_keep_modes() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::create(dir.path(), None, &[]).unwrap();
+        assert!(root.probe_modes().unwrap());
+        assert_eq!(std::fs::read_dir(dir.path().join(".keepstone/tmp")).unwrap().count(), 0);
+    }
 
     #[test]
     fn linux_file_systems_tell_names_apart_and_keep_no_probe() {

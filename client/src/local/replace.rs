@@ -10,6 +10,10 @@
 //!    whatever it was. (By hard link: the same.)
 //! 3. The old one removed, or in the trash: done.
 //!
+//! What is not kept in sync (owner, group, ACL, extended attributes, flags) is carried over to the new one before step 1.
+//! A file that has other names (hard links) leaves them with what they had: here each name is a file of its own, and the
+//! server's of that name says nothing of the others.
+//!
 //! What stays possible: a program that has the old file open writes into it after the exchange. Those bytes are in the
 //! trash if [`Replaced::ToTrash`] was asked for, else gone with the file.
 
@@ -27,6 +31,7 @@ use super::model::Stamp;
 use super::rel::Rel;
 use super::root::{Root, TEMPORARY_FOLDER};
 use super::temp::{SWAP_PREFIX, Temp};
+use super::unsynced;
 
 /// What becomes of the file that is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +205,11 @@ impl Root {
         durability: Durability,
     ) -> Result<Stamp, DiskError> {
         let (folder, name) = self.parent_of(rel)?;
-        temp.set_name(swap_name()?).map_err(|errno| DiskError::of(rel, errno))?;
+        let failed = |errno| DiskError::of(rel, errno);
+        if unsynced::carry_over(folder.as_fd(), name, temp.file()).map_err(failed)? {
+            rustix::fs::fsync(temp.fd()).map_err(failed)?;
+        }
+        temp.set_name(swap_name()?).map_err(failed)?;
         temp.keep(false);
         let new = self.object_of_fd(temp.fd()).map_err(|errno| DiskError::of(rel, errno))?.stamp;
         let swap = Swap {
@@ -219,7 +228,7 @@ impl Root {
         if done.is_ok() || self.is_gone(&temp) {
             temp.keep(true);
         }
-        done?
+        done.and_then(|disposed| disposed).map_err(|error| self.explained(error))
     }
 
     /// Whether a temporary name does not lead to its file any more.
@@ -250,7 +259,15 @@ impl Root {
         rustix::fs::symlinkat(OsStr::from_bytes(target), &temporary, &link).map_err(failed)?;
         let made = rustix::fs::utimensat(&temporary, &link, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW)
             .and_then(|()| self.object_at(temporary.as_fd(), &link));
-        let new = made.map_err(failed)?.stamp;
+        made.map_err(failed)?;
+        let owned = unsynced::own_symlink((folder.as_fd(), name), (temporary.as_fd(), &link));
+        let made = owned.and_then(|()| self.object_at(temporary.as_fd(), &link));
+        let new = made
+            .map_err(|errno| {
+                let _gone = rustix::fs::unlinkat(&temporary, &link, AtFlags::empty());
+                failed(errno)
+            })?
+            .stamp;
         let swap = Swap {
             root: self,
             rel,

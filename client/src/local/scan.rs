@@ -28,7 +28,7 @@ use super::ignore_rules::IgnoreRules;
 use super::model::{LocalIndex, LocalUpdate};
 use super::rel::Rel;
 use super::root::{Root, RootError};
-use super::watch::Unquiet;
+use super::watch::{Unquiet, Writers};
 use crate::planner::model::{NodeId, ROOT};
 
 /// Skipped things that are named; more are only counted.
@@ -65,8 +65,12 @@ pub struct ScanOptions {
     pub hash_threads: usize,
     /// Which files are being written, by the watcher's word: they are left out as still changing.
     pub unquiet: Option<Unquiet>,
+    /// Which files may be written without a word of it: what is in their pages is written back before they are read.
+    pub writers: Option<Writers>,
     /// Whether a root with nothing in it is believed though there was something: somebody has confirmed it.
     pub empty_allowed: bool,
+    /// Whether the file system keeps permission bits ([`Root::probe_modes`]).
+    pub takes_modes: bool,
 }
 
 impl ScanOptions {
@@ -74,7 +78,15 @@ impl ScanOptions {
     #[must_use]
     pub fn new(rules: IgnoreRules, stop: CancellationToken) -> Self {
         let hash_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { rules, stop, hash_threads, unquiet: None, empty_allowed: false }
+        Self {
+            rules,
+            stop,
+            hash_threads,
+            unquiet: None,
+            writers: None,
+            empty_allowed: false,
+            takes_modes: true,
+        }
     }
 }
 
@@ -171,6 +183,9 @@ impl From<HashError> for ScanError {
         match error {
             HashError::Disk(error) => Self::Disk(error),
             HashError::StillChanging(rel) => Self::Disk(DiskError::Changed(rel)),
+            error @ HashError::OtherSize { .. } => {
+                Self::Disk(DiskError::of_io(&Rel::root(), std::io::Error::other(error.to_string())))
+            }
             HashError::Stopped => Self::Stopped,
         }
     }

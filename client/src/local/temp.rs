@@ -16,6 +16,7 @@ use super::disk::{DiskError, Durability, ObjectKind, mode_of, moved_stamp, renam
 use super::model::Stamp;
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TEMPORARY_FOLDER};
+use super::unsynced;
 
 /// What the names of files to be gone on with begin with.
 const KEPT_PREFIX: &str = "part-";
@@ -145,9 +146,12 @@ impl Root {
     pub fn place_new(&self, mut temp: Temp, rel: &Rel, durability: Durability) -> Result<Stamp, DiskError> {
         let (folder, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
+        if unsynced::inherit(folder.as_fd(), &temp.file).map_err(failed)? {
+            rustix::fs::fsync(&temp.file).map_err(failed)?;
+        }
         let before = self.object_of_fd(temp.file.as_fd()).map_err(failed)?.stamp;
         rename_new((temp.folder.as_fd(), &temp.name), (folder.as_fd(), name))
-            .map_err(|errno| DiskError::of_rename(rel, errno))?;
+            .map_err(|errno| self.explained(DiskError::of_rename(rel, errno)))?;
         temp.kept = true;
         let after = self.object_of_fd(temp.file.as_fd()).map_err(failed)?.stamp;
         if let Some(folder) = rel.parent() {
@@ -158,6 +162,12 @@ impl Root {
 }
 
 impl Temp {
+    /// To be looked at.
+    #[must_use]
+    pub fn as_file(&self) -> &File {
+        &self.file
+    }
+
     /// To be written and read.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
@@ -174,7 +184,7 @@ impl Temp {
     /// # Errors
     /// `NoSpace`, `Io`: its bytes may not be on disk, and it must not be put in place.
     pub fn finish(&self, mode: u32, mtime_ns: i64) -> Result<(), DiskError> {
-        rustix::fs::fchmod(&self.file, mode_of(mode)).map_err(failed)?;
+        unsynced::set_bits(&self.file, mode_of(mode)).map_err(failed)?;
         rustix::fs::futimens(&self.file, &times(mtime_ns)).map_err(failed)?;
         rustix::fs::fsync(&self.file).map_err(failed)
     }

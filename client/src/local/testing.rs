@@ -263,6 +263,11 @@ impl LocalIndex for MemoryIndex {
         self.node(*self.identities.get(&identity)?)
     }
 
+    fn by_identity_all(&self, identity: Identity) -> Vec<LocalRecord> {
+        let all = self.nodes.values().filter(|record| record.stamp.identity == identity);
+        all.cloned().collect()
+    }
+
     fn node(&self, node: NodeId) -> Option<LocalRecord> {
         self.nodes.get(&node).cloned()
     }

@@ -88,7 +88,7 @@ impl Root {
         if there.stamp != *expected || !matches!(there.kind, ObjectKind::File | ObjectKind::Symlink) {
             return Err(DiskError::Changed(rel.clone()));
         }
-        let moved = self.move_to_trash(from, rel)?;
+        let moved = self.move_to_trash(from, rel).map_err(|error| self.explained(error))?;
         if !same_but_renamed(&moved.object.stamp, expected) {
             self.bring_back(&moved, from, rel)?;
             return Err(DiskError::Changed(rel.clone()));
@@ -123,7 +123,7 @@ impl Root {
         let check = FolderCheck { root: self, index };
         let level = rules.level_of(self, rel)?;
         check.check(&fd, rel, node, &level, 0)?;
-        let moved = self.move_to_trash(from, rel)?;
+        let moved = self.move_to_trash(from, rel).map_err(|error| self.explained(error))?;
         // Once more, for what was saved in it meanwhile.
         let again = if moved.object.stamp.identity == there.stamp.identity {
             child(moved.folder.as_fd(), &moved.name)

@@ -13,6 +13,7 @@
 mod debounce;
 #[cfg(target_os = "linux")]
 mod inotify;
+mod writers;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -26,6 +27,7 @@ use super::root::Root;
 use super::scan::Scope;
 
 pub use self::debounce::{KEPT_CHANGING_MAX, QUIET};
+pub use self::writers::Writers;
 
 /// Hints that wait to be taken; while they do, further ones are put together.
 const NOTICES_QUEUED_MAX: usize = 16;
@@ -78,29 +80,30 @@ impl Unquiet {
 pub struct Watcher {
     notices: mpsc::Receiver<Notice>,
     unquiet: Unquiet,
+    writers: Writers,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Watcher {
     /// Watches all folders of a root; returns once they are watched, so that a scan that begins then misses nothing.
-    /// Blocks; to be called in a tokio runtime.
+    /// `writers`: is kept told who writes. Blocks; to be called in a tokio runtime.
     ///
     /// # Errors
     /// See [`WatchError`].
-    pub fn start(root: &Arc<Root>) -> Result<Self, WatchError> {
+    pub fn start(root: &Arc<Root>, writers: &Writers) -> Result<Self, WatchError> {
         let (sender, notices) = mpsc::channel(NOTICES_QUEUED_MAX);
         let stop = CancellationToken::new();
         let unquiet = Unquiet::default();
         #[cfg(target_os = "linux")]
-        let thread = inotify::start(root.clone(), sender, unquiet.clone(), stop.clone())?;
+        let thread = inotify::start(root.clone(), sender, (unquiet.clone(), writers.clone()), stop.clone())?;
         #[cfg(not(target_os = "linux"))]
         let thread = {
-            drop((root, sender));
+            drop((root, sender, writers));
             return Err(WatchError::NotSupported);
         };
         #[cfg(target_os = "linux")]
-        Ok(Self { notices, unquiet, stop, thread: Some(thread) })
+        Ok(Self { notices, unquiet, writers: writers.clone(), stop, thread: Some(thread) })
     }
 
     /// The next hint; `None` once the watcher has ended. May be dropped at any time.
@@ -117,6 +120,12 @@ impl Watcher {
     #[must_use]
     pub fn unquiet(&self) -> Unquiet {
         self.unquiet.clone()
+    }
+
+    /// Which files may be written without a word: for the same.
+    #[must_use]
+    pub fn writers(&self) -> Writers {
+        self.writers.clone()
     }
 
     /// Ends it, and its thread.

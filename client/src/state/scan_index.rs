@@ -13,7 +13,7 @@ use super::database::{State, connect_reader};
 use super::error::StateError;
 use super::row::{id, read_node, read_stamp, signed, unsigned};
 use super::schema::node_columns;
-use crate::local::model::{Identity, LocalIndex, LocalRecord};
+use crate::local::model::{Identity, LocalIndex, LocalRecord, NAMES_MAX};
 use crate::planner::model::{Kind, Node, NodeId};
 use crate::planner::names::swapped;
 use crate::planner::transition::same_kind;
@@ -149,6 +149,32 @@ impl ScanIndex {
         found.map_or(Ok(None), |node| self.record(NodeId(unsigned(node))))
     }
 
+    fn by_identity_all_of(&self, identity: Identity) -> Result<Vec<LocalRecord>, StateError> {
+        let most = i64::try_from(NAMES_MAX).unwrap_or(i64::MAX);
+        let mut statement =
+            self.connection.prepare_cached("SELECT id FROM nodes WHERE inode = ? AND born = ? LIMIT ?")?;
+        let parameters = params![signed(identity.inode), identity.born_ns, most];
+        let nodes: Vec<i64> =
+            statement.query_map(parameters, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let records = nodes.into_iter().map(|node| self.record(NodeId(unsigned(node))));
+        records.filter_map(Result::transpose).collect()
+    }
+
+    /// Nodes that are on the disk, by number: those that come after one. For [`LocalIndex`]'s kind of questions only.
+    pub(crate) fn nodes_after(&self, after: NodeId, count_max: usize) -> Vec<NodeId> {
+        self.answer(self.nodes_after_of(after, count_max))
+    }
+
+    fn nodes_after_of(&self, after: NodeId, count_max: usize) -> Result<Vec<NodeId>, StateError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id FROM nodes WHERE id > ? AND inode IS NOT NULL ORDER BY id LIMIT ?")?;
+        let most = i64::try_from(count_max).unwrap_or(i64::MAX);
+        let nodes = statement.query_map(params![id(after), most], |row| row.get::<_, i64>(0))?;
+        let nodes: Vec<i64> = nodes.collect::<rusqlite::Result<_>>()?;
+        Ok(nodes.into_iter().map(|node| NodeId(unsigned(node))).collect())
+    }
+
     fn children_of(&self, parent: NodeId) -> Result<Vec<LocalRecord>, StateError> {
         let snapshot = self.connection.unchecked_transaction()?;
         let mut all = Vec::new();
@@ -239,6 +265,10 @@ impl LocalIndex for ScanIndex {
 
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord> {
         self.answer(ScanIndex::by_identity(self, identity))
+    }
+
+    fn by_identity_all(&self, identity: Identity) -> Vec<LocalRecord> {
+        self.answer(self.by_identity_all_of(identity))
     }
 
     fn node(&self, node: NodeId) -> Option<LocalRecord> {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::board::is_within;
 use super::effects::Effects;
+use super::lookout::{self, Lookout};
 use super::state_thread::StateThread;
 use super::status::Waiting;
 use crate::local::ignore_rules::IgnoreRules;
@@ -24,7 +25,7 @@ use crate::local::model::LocalUpdate;
 use crate::local::rel::Rel;
 use crate::local::root::{Root, RootError};
 use crate::local::scan::{ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why, scan};
-use crate::local::watch::{Notice, Watcher};
+use crate::local::watch::{Notice, Watcher, Writers};
 use crate::planner::model::NodeId;
 use crate::state::error::StateError;
 use crate::state::local::LocalApplied;
@@ -132,6 +133,11 @@ pub(crate) struct Scanner {
     pub(crate) incomplete_wait: Duration,
     /// When it may be tried to watch anew: one that ends at once is not begun again at once.
     pub(crate) watch_not_before: Instant,
+    /// Who writes without a word.
+    pub(crate) writers: Writers,
+    pub(crate) lookout: Lookout,
+    /// Whether the file system keeps permission bits, once that is known.
+    pub(crate) takes_modes: Option<bool>,
 }
 
 /// What a scan came to.
@@ -219,6 +225,7 @@ impl Scanner {
             }
         };
         let mut next_whole = Instant::now() + self.interval();
+        let mut next_look = Instant::now() + lookout::INTERVAL;
         while !self.stop.is_cancelled() {
             // Scans that fail follow one another, and what the watcher says is not left waiting for their end.
             while let Some(notice) = self.watcher.as_mut().and_then(Watcher::try_next) {
@@ -262,6 +269,10 @@ impl Scanner {
                     Some(request) => self.take_request(request, &mut pending).await,
                     None => break,
                 },
+                () = tokio::time::sleep_until(next_look) => {
+                    index = self.look(index, &mut pending).await;
+                    next_look = Instant::now() + lookout::INTERVAL;
+                }
                 () = tokio::time::sleep_until(due) => {
                     if Instant::now() >= next_whole {
                         pending.whole = true;
@@ -347,8 +358,8 @@ impl Scanner {
         }
         self.watch_not_before = Instant::now() + UNWATCHED_INTERVAL;
         self.end_watcher().await;
-        let root = self.root.clone();
-        let started = tokio::task::spawn_blocking(move || Watcher::start(&root)).await;
+        let (root, writers) = (self.root.clone(), self.writers.clone());
+        let started = tokio::task::spawn_blocking(move || Watcher::start(&root, &writers)).await;
         let trouble = match started {
             Ok(Ok(watcher)) => {
                 self.watcher = Some(watcher);
@@ -389,6 +400,38 @@ impl Scanner {
             .collect()
     }
 
+    /// Looks at files that nobody tells of. Gives the index back.
+    async fn look(&mut self, index: Option<ScanIndex>, pending: &mut Pending) -> Option<ScanIndex> {
+        // What is being changed here is not as it is known.
+        if !self.effects.is_idle() {
+            return index;
+        }
+        let (index, root, writers) = (index?, self.root.clone(), self.writers.clone());
+        let mut lookout = std::mem::take(&mut self.lookout);
+        let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
+        let work = tokio::task::spawn_blocking(move || {
+            let changed = lookout.look(&root, &index, &writers, unquiet.as_ref());
+            (index, lookout, changed)
+        });
+        let (index, lookout, changed) = work.await.ok()?;
+        self.lookout = lookout;
+        if let Err(error) = index.check() {
+            drop(self.events.send(ScanEvent::State(error.to_string())).await);
+        }
+        changed.into_iter().for_each(|folder| pending.add(folder));
+        Some(index)
+    }
+
+    /// Tried out once; as long as that cannot be, modes are taken to be what they seem.
+    async fn takes_modes(&mut self) -> bool {
+        if self.takes_modes.is_none() {
+            let root = self.root.clone();
+            let probed = tokio::task::spawn_blocking(move || root.probe_modes()).await;
+            self.takes_modes = probed.ok().and_then(Result::ok);
+        }
+        self.takes_modes.unwrap_or(true)
+    }
+
     /// Scans, and takes in what that says. Gives the index back (`None` if it is lost), and whether nothing was left
     /// out.
     async fn scan(
@@ -403,10 +446,13 @@ impl Scanner {
         let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
         let whole = scope == Scope::Whole;
         let empty_confirmed = self.empty_confirmed.clone();
+        let (takes_modes, writers) = (self.takes_modes().await, self.writers.clone());
         let work = tokio::task::spawn_blocking(move || {
             let mut index = index;
             let mut options = ScanOptions::new((*rules).clone(), stop);
             options.unquiet = unquiet;
+            options.writers = Some(writers);
+            options.takes_modes = takes_modes;
             options.empty_allowed = empty_confirmed.load(Ordering::Relaxed);
             let result = scan(&root, &mut index, &scope, &options);
             if matches!(root.is_empty(), Ok(false)) {

@@ -19,6 +19,7 @@ use super::effects::Effects;
 use super::execute::download_large::Parts;
 use super::follower::Follower;
 use super::handle::{COMMANDS_QUEUED_MAX, Command, EVENTS_QUEUED_MAX, Handle};
+use super::lookout::Lookout;
 use super::opening::open_root;
 use super::recover::recover;
 use super::run::{Channels, Run, RunEnd};
@@ -31,7 +32,7 @@ use crate::call_error::CallError;
 use crate::connection::ApiClient;
 use crate::local::ignore_rules::IgnoreRules;
 use crate::local::root::{Root, RootError};
-use crate::local::watch::Watcher;
+use crate::local::watch::{Watcher, Writers};
 use crate::planner::{Deletes, NameRules, Rules};
 use crate::state::database::{Opened, State};
 use crate::state::error::StateError;
@@ -349,7 +350,7 @@ impl Keeper {
     /// Watches the folder, so that a scan that begins then misses nothing.
     async fn watch(&self, board: &mut Board) -> (Option<Watcher>, Option<String>) {
         let root = self.root.clone();
-        let started = tokio::task::spawn_blocking(move || Watcher::start(&root)).await;
+        let started = tokio::task::spawn_blocking(move || Watcher::start(&root, &Writers::default())).await;
         let trouble = match started {
             Ok(Ok(watcher)) => {
                 board.watching(true);
@@ -373,6 +374,7 @@ impl Keeper {
     ) -> JoinHandle<()> {
         let scanner = Scanner {
             root: self.root.clone(),
+            writers: watcher.as_ref().map(Watcher::writers).unwrap_or_default(),
             watcher,
             state: shared.state.clone(),
             effects: shared.effects.clone(),
@@ -388,6 +390,8 @@ impl Keeper {
             watch_anew: false,
             incomplete_wait: INCOMPLETE_INTERVAL,
             watch_not_before: tokio::time::Instant::now(),
+            lookout: Lookout::default(),
+            takes_modes: None,
         };
         tokio::spawn(scanner.run())
     }

@@ -230,6 +230,7 @@ impl End {
             DiskError::Changed(_) | DiskError::Vanished(_) | DiskError::Exists(_) => Self::LocalChanged,
             DiskError::NoSpace(_)
             | DiskError::Denied(_)
+            | DiskError::Protected { .. }
             | DiskError::NotSupported { .. }
             | DiskError::NotMovable(_) => failed(Again::Later),
             DiskError::Io { .. } => failed(Again::Soon),

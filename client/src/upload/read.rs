@@ -5,8 +5,12 @@
 //! - Every read of one file goes through one descriptor, opened without following a symlink.
 //! - What is committed is the file as it was at one moment: its size and time are the same before the first byte was
 //!   read and after the last, and a chunk that is read again still has its name.
+//! - A size is only what the system says: files are read to their end. Where another number of bytes comes, though
+//!   nothing has changed (files of `/proc` and `/sys`, some network file systems), those bytes are the file if they can be
+//!   held at once; else it is refused, and why is said.
 
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -27,9 +31,33 @@ pub(crate) enum ReadFileError {
     Changed,
     #[error("it is no regular file any more")]
     NotRegular,
+    #[error(
+        "it says that it has {said} bytes and gives {gave} of them, so that it cannot be read twice alike; copy it to \
+         a disk, and put the copy"
+    )]
+    OtherSize { said: u64, gave: Gave },
     #[error("cannot be read: {0}")]
     Io(#[from] std::io::Error),
 }
+
+/// How many bytes a file gives, beside what its size says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gave {
+    Fewer,
+    More,
+}
+
+impl std::fmt::Display for Gave {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fewer => "fewer",
+            Self::More => "more",
+        })
+    }
+}
+
+/// Bytes of a file whose size cannot be relied on: it is held in memory.
+const OTHER_SIZE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// What must not change while a file is read, and what is kept of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,15 +116,23 @@ impl OpenFile {
         if stamp_of(&self.file)? == self.stamp { Ok(()) } else { Err(ReadFileError::Changed) }
     }
 
-    /// Reads it whole and cuts it; gives its bytes and the chunk list. Blocks.
-    pub(crate) fn read_whole(&self, cutter: Cutter) -> Result<(Bytes, Vec<ManifestEntry>), ReadFileError> {
-        let size = usize::try_from(self.stamp.size).map_err(|_too_large| ReadFileError::Changed)?;
-        let mut bytes = vec![0; size];
-        read_at(&self.file, &mut bytes, 0)?;
+    /// Reads a small file whole. Its stamp's size is that of what came. Blocks.
+    pub(crate) fn read_whole(&mut self) -> Result<Bytes, ReadFileError> {
+        let said = self.stamp.size;
+        let most = said.max(OTHER_SIZE_BYTES_MAX);
+        let mut bytes =
+            Vec::with_capacity(usize::try_from(said).map_err(|_too_large| ReadFileError::Changed)?);
+        let mut file = &self.file;
+        // What cannot be read from any place is at its beginning.
+        drop(file.rewind());
+        file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
         self.check_unchanged()?;
-        let bytes = Bytes::from(bytes);
-        let entries = cut_bytes(&bytes, cutter);
-        Ok((bytes, entries))
+        let came = bytes.len() as u64;
+        if came > most {
+            return Err(ReadFileError::OtherSize { said, gave: Gave::More });
+        }
+        self.stamp.size = came;
+        Ok(bytes.into())
     }
 
     /// The first pass over a large file: its chunk list. Calls `advanced` with the bytes of each chunk; it stops the
@@ -106,9 +142,14 @@ impl OpenFile {
         cutter: Cutter,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<Vec<ManifestEntry>, ReadFileError> {
-        let entries = cut_file(&self.file, self.stamp.size, cutter, &mut go_on)?;
+        let cut = cut_file(&self.file, self.stamp.size, cutter, &mut go_on);
+        let more = cut.is_ok() && has_more(&self.file, self.stamp.size)?;
+        // A change explains whatever came.
         self.check_unchanged()?;
-        Ok(entries)
+        if more {
+            return Err(ReadFileError::OtherSize { said: self.stamp.size, gave: Gave::More });
+        }
+        cut
     }
 
     /// Reads a chunk again and checks that it still is what its name says. Blocks.
@@ -160,7 +201,15 @@ pub(crate) fn cut_file(
             return Err(ReadFileError::Changed);
         }
     }
-    if reader.left > 0 { Err(ReadFileError::Changed) } else { Ok(entries) }
+    if reader.left > 0 {
+        return Err(ReadFileError::OtherSize { said: size, gave: Gave::Fewer });
+    }
+    Ok(entries)
+}
+
+/// Whether a file gives bytes beyond its size. Blocks.
+pub(crate) fn has_more(file: &File, size: u64) -> Result<bool, std::io::Error> {
+    Ok(file.read_at(&mut [0], size)? > 0)
 }
 
 /// Reads a chunk and checks that it is what its name says. Blocks.
@@ -192,7 +241,7 @@ struct SequentialReader<'a> {
     left: u64,
 }
 
-impl std::io::Read for SequentialReader<'_> {
+impl Read for SequentialReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         let read = self.file.read_at(&mut buffer[..wanted], self.offset)?;
@@ -216,9 +265,10 @@ mod tests {
             let mut bytes = vec![0; size];
             rand::rngs::SmallRng::seed_from_u64(7).fill(&mut bytes[..]);
             std::fs::write(&path, &bytes).unwrap();
-            let file = OpenFile::open(&path).unwrap();
-            let (whole, entries) = file.read_whole(Cutter::Cdc64k).unwrap();
+            let mut file = OpenFile::open(&path).unwrap();
+            let whole = file.read_whole().unwrap();
             assert_eq!(whole, bytes);
+            let entries = cut_bytes(&whole, Cutter::Cdc64k);
             assert_eq!(file.cut(Cutter::Cdc64k, || true).unwrap(), entries);
             let mut offset = 0;
             for entry in &entries {
@@ -236,8 +286,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("f");
         std::fs::write(&path, vec![1; 100_000]).unwrap();
-        let file = OpenFile::open(&path).unwrap();
-        let (_bytes, entries) = file.read_whole(Cutter::Cdc64k).unwrap();
+        let mut file = OpenFile::open(&path).unwrap();
+        let entries = cut_bytes(&file.read_whole().unwrap(), Cutter::Cdc64k);
         std::fs::write(&path, vec![2; 100_000]).unwrap();
         assert!(matches!(file.read_chunk(0, &entries[0]), Err(ReadFileError::Changed)));
         std::fs::write(&path, vec![1; 100_001]).unwrap();
@@ -245,6 +295,21 @@ mod tests {
         assert!(matches!(file.cut(Cutter::Cdc64k, || true), Err(ReadFileError::Changed)), "it has grown");
         std::fs::write(&path, vec![1; 10]).unwrap();
         assert!(matches!(file.cut(Cutter::Cdc64k, || true), Err(ReadFileError::Changed)), "it has shrunk");
+    }
+
+    #[test]
+    fn a_file_whose_size_is_not_true_is_read_to_its_end() {
+        for path in ["/proc/version", "/proc/self/status", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+            let Ok(text) = std::fs::read(path) else { continue };
+            let mut file = OpenFile::open(Path::new(path)).unwrap();
+            assert_ne!(file.stamp.size, text.len() as u64, "{path} tells the truth here");
+            let said = file.stamp.size;
+            let cut = file.cut(Cutter::Cdc64k, || true).unwrap_err();
+            assert!(matches!(cut, ReadFileError::OtherSize { said: size, .. } if size == said), "{cut}");
+            let bytes = file.read_whole().unwrap();
+            assert!(!bytes.is_empty());
+            assert_eq!(file.stamp.size, bytes.len() as u64);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use engine::ids::ChunkId;
 use engine::manifest::ManifestEntry;
 
 use super::chunk_stream::{OutgoingChunk, PutFailure, outcome};
-use super::read::{FileStamp, OpenFile, ReadFileError};
+use super::read::{FileStamp, OpenFile, ReadFileError, cut_bytes};
 use super::remote::PlannedFile;
 use super::session::{Patience, Session, abort, choose_cutter, commit_all};
 use super::{Context, unchanged};
@@ -61,12 +61,13 @@ async fn read_all(context: &Arc<Context>, files: Vec<PlannedFile>) -> Vec<Small>
 }
 
 fn read(file: &PlannedFile) -> Result<(FileStamp, Bytes, Vec<ManifestEntry>), ReadFileError> {
-    let open = OpenFile::open(&file.file.local)?;
+    let mut open = OpenFile::open(&file.file.local)?;
     if open.stamp.size > super::batch::SMALL_FILE_BYTES_MAX {
         // It has grown since the walk, past what may be held in memory.
         return Err(ReadFileError::Changed);
     }
-    let (bytes, entries) = open.read_whole(choose_cutter(file.previous, open.stamp.size))?;
+    let bytes = open.read_whole()?;
+    let entries = cut_bytes(&bytes, choose_cutter(file.previous, open.stamp.size));
     Ok((open.stamp, bytes, entries))
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use engine::cutter::Cutter;
 use engine::ids::ContentId;
@@ -14,16 +14,14 @@ use super::{HASH_THREADS_MAX, Scan, ScanError, ScopeFolder, Why};
 use crate::local::disk::{DiskError, ObjectKind};
 use crate::local::hash::HashError;
 use crate::local::list::list;
-use crate::local::model::{LocalRecord, LocalUpdate, Stamp};
-use crate::planner::model::{Attributes, FileContent, Kind, NodeId, Place};
+use crate::local::model::{LocalRecord, LocalUpdate, NO_CTIME_NS, Stamp, attributes_of};
+use crate::planner::model::{FileContent, Kind, NodeId, Place};
 
 /// A clock of a file system may be behind the machine's by this much: what was changed within it can change once more
 /// without another stamp.
 const GRANULARITY_NS: i64 = 20_000_000;
 /// As above, for file systems that keep whole or even seconds.
 const GRANULARITY_COARSE_NS: i64 = 2_000_000_000;
-/// In the place of the change time of a stamp that cannot be relied on: no file has it.
-const NO_CTIME_NS: i64 = i64::MIN;
 
 /// What was read.
 type Read = Result<Content, HashError>;
@@ -33,6 +31,8 @@ struct Content {
     stamp: Stamp,
     /// Before the first byte was read.
     began_ns: i64,
+    /// Somebody stores into it just now: its time may not change with the next store.
+    stored: bool,
 }
 
 /// The cutter of each file, or `None` for a symlink.
@@ -110,13 +110,20 @@ fn look_again(walk: &mut Walk<'_>, file: &Found) {
 fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
     let next = AtomicUsize::new(0);
     let (root, found, stop) = (walk.root, &walk.found, &walk.options.stop);
-    let unquiet = walk.options.unquiet.as_ref();
+    let (unquiet, writers) = (walk.options.unquiet.as_ref(), walk.options.writers.as_ref());
     let one = |at: usize| -> Read {
         let rel = &found[at].rel;
         if unquiet.is_some_and(|unquiet| unquiet.contains(rel)) {
             return Err(HashError::StillChanging(rel.clone()));
         }
         let began_ns = now_ns();
+        let is_known_file = cutters[at].is_some() && found[at].previous.is_some();
+        let may_store = match writers {
+            Some(writers) if is_known_file => writers.may_store(rel, Instant::now()),
+            Some(writers) => writers.contains(rel),
+            None => false,
+        };
+        let before = may_store.then(|| root.write_back(rel)).transpose()?;
         let (kind, stamp) = match cutters[at] {
             Some(cutter) => {
                 let read = root.hash(rel, |_size| cutter, stop)?;
@@ -127,7 +134,8 @@ fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
                 (Kind::Symlink(target), stamp)
             }
         };
-        Ok(Content { kind, stamp, began_ns })
+        let stored = before.is_some_and(|before| before != stamp);
+        Ok(Content { kind, stamp, began_ns, stored })
     };
     let work = || {
         let mut read = Vec::new();
@@ -172,18 +180,20 @@ pub(super) fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
 
 /// Makes an update of a file that was read; new files are put aside.
 fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<LocalRecord>) {
-    let Content { kind, stamp, began_ns } = content;
+    let Content { kind, stamp, began_ns, stored } = content;
     walk.result.counts.hashed += 1;
     walk.result.counts.hashed_bytes += stamp.size;
-    let attributes = Attributes { mode: stamp.mode, mtime_ns: stamp.mtime_ns };
+    let takes_modes = walk.options.takes_modes;
+    let attributes = attributes_of(&stamp, &kind, None, takes_modes);
     let mut record = LocalRecord { node: NodeId(0), place: file.place.clone(), kind, attributes, stamp };
-    if is_fresh(&stamp, began_ns) {
+    if stored || is_fresh(&stamp, began_ns) {
         record.stamp.ctime_ns = NO_CTIME_NS;
         look_again(walk, &file);
     }
     match file.previous {
         Some(previous) if is_still(&previous, &record) => {
             record.node = previous.node;
+            record.attributes = attributes_of(&stamp, &record.kind, Some(&previous), takes_modes);
             walk.result.updates.push(LocalUpdate::Put(record));
         }
         Some(previous) => {
@@ -236,7 +246,11 @@ fn match_by_content(walk: &mut Walk<'_>, new: Vec<LocalRecord>) {
         record.node = match moved {
             Some(node) => {
                 walk.claimed.insert(node);
-                walk.vanished.remove(&node);
+                let was = walk.vanished.remove(&node);
+                if !walk.options.takes_modes {
+                    let known = was.or_else(|| walk.index.node(node));
+                    record.attributes = attributes_of(&record.stamp, &record.kind, known.as_ref(), false);
+                }
                 node
             }
             None => walk.index.new_node(),

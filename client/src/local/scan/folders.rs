@@ -5,7 +5,7 @@
 //! from elsewhere are moved; those at a place where no folder was are new; and a folder at the place of another one is
 //! that one made anew, unless that one was found elsewhere by then.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::AtFlags;
@@ -17,10 +17,10 @@ use crate::local::beneath;
 use crate::local::disk::{DiskError, Object, ObjectKind};
 use crate::local::ignore_rules::{IGNORE_FILE, Level};
 use crate::local::list::{Entry, list};
-use crate::local::model::{LocalIndex, LocalRecord, LocalUpdate, Stamp};
+use crate::local::model::{LocalIndex, LocalRecord, LocalUpdate, Stamp, attributes_of};
 use crate::local::rel::{Rel, STATE_FOLDER};
 use crate::local::root::Root;
-use crate::planner::model::{Attributes, Kind, NodeId, Place, ROOT};
+use crate::planner::model::{Kind, NodeId, Place, ROOT};
 
 /// Folders on one path, above which an index is taken to be wrong.
 const DEPTH_MAX: usize = 10_000;
@@ -84,6 +84,8 @@ pub(super) struct Walk<'a> {
     moved: HashMap<NodeId, Place>,
     pub(super) listed: Vec<Listed>,
     pub(super) found: Vec<Found>,
+    /// Of these, so many have had their other names looked at.
+    names_asked: usize,
     /// Known, and not at their place.
     pub(super) vanished: HashMap<NodeId, LocalRecord>,
     /// Another object of the same kind is at their place.
@@ -108,6 +110,7 @@ impl<'a> Walk<'a> {
             moved: HashMap::new(),
             listed: Vec::new(),
             found: Vec::new(),
+            names_asked: 0,
             vanished: HashMap::new(),
             displaced: HashSet::new(),
             claimed: HashSet::new(),
@@ -131,13 +134,38 @@ impl<'a> Walk<'a> {
         }
         loop {
             self.list_jobs()?;
-            if self.pending.is_empty() {
+            if self.pending.is_empty() && !self.ask_other_names()? {
                 let replaced = std::mem::take(&mut self.replaced);
                 replaced.into_iter().for_each(|record| self.vanish(record));
                 return Ok(());
             }
             self.decide_some()?;
         }
+    }
+
+    /// A file that has changed has so under all its names: has the folders listed in which there are others. Says
+    /// whether there were any.
+    fn ask_other_names(&mut self) -> Result<bool, ScanError> {
+        let mut folders = BTreeSet::new();
+        for file in &self.found[self.names_asked..] {
+            let Object { links, stamp, .. } = file.object;
+            if links < 2 {
+                continue;
+            }
+            for other in self.index.by_identity_all(stamp.identity) {
+                if other.stamp != stamp
+                    && !self.visited.contains(&other.place.parent)
+                    && let Some(rel) = self.path_of(&other)
+                {
+                    folders.extend(rel.parent());
+                }
+            }
+        }
+        self.names_asked = self.found.len();
+        for folder in &folders {
+            self.ask(folder, false)?;
+        }
+        Ok(!folders.is_empty())
     }
 
     fn ask(&mut self, folder: &Rel, deep: bool) -> Result<(), ScanError> {
@@ -321,8 +349,8 @@ impl<'a> Walk<'a> {
         match known {
             Some(known) if known.stamp.identity == object.stamp.identity => {
                 let node = known.node;
-                if known.attributes.mode != object.stamp.mode {
-                    self.put_folder(node, known.place, object);
+                if known.stamp.mode != object.stamp.mode {
+                    self.put_folder(node, known.place.clone(), object, Some(&known));
                 }
                 if deep {
                     let (expected, above) = (Some(object.stamp), Some(level.clone()));
@@ -372,13 +400,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn put_folder(&mut self, node: NodeId, place: Place, object: Object) {
+    fn put_folder(&mut self, node: NodeId, place: Place, object: Object, known: Option<&LocalRecord>) {
         let stamp = object.stamp;
+        let attributes = attributes_of(&stamp, &Kind::Folder, known, self.options.takes_modes);
         self.result.updates.push(LocalUpdate::Put(LocalRecord {
             node,
             place,
             kind: Kind::Folder,
-            attributes: Attributes { mode: stamp.mode, mtime_ns: stamp.mtime_ns },
+            attributes,
             stamp,
         }));
     }
@@ -440,12 +469,13 @@ impl<'a> Walk<'a> {
     }
 
     fn place_folder(&mut self, node: NodeId, folder: Pending) {
+        let known = self.index.node(node);
         if let Some(known) = folder.known
             && known.node != node
         {
             self.replaced.push(known);
         }
-        self.put_folder(node, folder.place, folder.object);
+        self.put_folder(node, folder.place, folder.object, known.as_ref());
         let (expected, above) = (Some(folder.object.stamp), Some(folder.above));
         self.jobs.push(Job { node, rel: folder.rel, expected, above, deep: true, asked: false });
     }

@@ -1,5 +1,6 @@
 //! That a scan finds what is on disk, whatever was done to it, and which node each thing is.
 
+mod links;
 mod random;
 
 use std::os::unix::fs::PermissionsExt;
@@ -378,7 +379,7 @@ fn a_file_the_watcher_calls_unquiet_is_left_for_later() {
     let (root, mut index) = known();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let watcher = crate::local::watch::Watcher::start(root.root()).unwrap();
+        let watcher = crate::local::watch::Watcher::start(root.root(), &Default::default()).unwrap();
         let options = ScanOptions { unquiet: Some(watcher.unquiet()), ..options() };
         let began = std::time::Instant::now();
         root.write("f", "being written");

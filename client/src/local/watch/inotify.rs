@@ -22,7 +22,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use super::debounce::Due;
-use super::{Notice, Unquiet, WatchError};
+use super::{Notice, Unquiet, WatchError, Writers};
 use crate::local::beneath;
 use crate::local::rel::{Rel, STATE_FOLDER};
 use crate::local::root::Root;
@@ -54,6 +54,7 @@ struct State {
     /// A name that went away, and may come back under another one with the same cookie.
     moved_from: Option<(u32, i32, Box<str>)>,
     unquiet: Unquiet,
+    writers: Writers,
     /// New folders: hinted at with all below, once they are quiet.
     deep: HashMap<Rel, ()>,
     notices: mpsc::Sender<Notice>,
@@ -79,7 +80,7 @@ fn flags() -> WatchFlags {
 pub(super) fn start(
     root: Arc<Root>,
     notices: mpsc::Sender<Notice>,
-    unquiet: Unquiet,
+    (unquiet, writers): (Unquiet, Writers),
     stop: CancellationToken,
 ) -> Result<std::thread::JoinHandle<()>, WatchError> {
     let fd = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(std::io::Error::from)?;
@@ -100,6 +101,7 @@ pub(super) fn start(
         root_watch,
         moved_from: None,
         unquiet,
+        writers,
         deep: HashMap::new(),
         notices,
         waiting: None,
@@ -237,6 +239,12 @@ impl State {
             self.unquiet.with(|changes| changes.note(folder.join("?").unwrap_or_default(), now));
             return;
         };
+        self.writers.heard(&rel, now);
+        if events.contains(ReadFlags::MODIFY) {
+            self.writers.written(&rel, now);
+        } else if events.intersects(ReadFlags::CLOSE_WRITE | ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+            self.writers.closed(&rel, now);
+        }
         if events.contains(ReadFlags::MOVED_FROM) {
             self.settle_moved_from();
             self.moved_from = Some((cookie, watch, name.into()));

@@ -28,7 +28,7 @@ async fn until(watcher: &mut Watcher, folders: &[(&str, bool)]) -> Vec<ScopeFold
 }
 
 fn start(root: &TestRoot) -> Watcher {
-    Watcher::start(root.root()).unwrap()
+    Watcher::start(root.root(), &Writers::default()).unwrap()
 }
 
 #[tokio::test]

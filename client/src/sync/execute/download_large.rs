@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
@@ -27,6 +26,7 @@ use crate::local::rel::Rel;
 use crate::local::root::Root;
 use crate::local::temp::Temp;
 use crate::planner::model::{Kind, NodeId};
+use crate::sparse::{self, Before, is_zero};
 use crate::state::chunk_index::ChunkPlace;
 use crate::state::trees::Side;
 use crate::sync::shared::{Shared, Shown};
@@ -39,6 +39,10 @@ use crate::upload::read::{cut_file, read_chunk};
 const RANGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Left free for the state and for small files: a large file that would need this too waits.
 const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
+/// Sizes of chunks that are compared with zeros of that size, to know how much room a file needs.
+const ZERO_SIZES_MAX: usize = 64;
+/// Chunks above this size are not.
+const ZERO_CHUNK_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Ranges under way of one file.
 const RANGES_MAX: usize = 4;
 
@@ -149,9 +153,10 @@ async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<En
         return Err(End::of_call(&CallError::protocol("a chunk list of another content")));
     }
     let entries = Arc::new(entries);
-    let (mut temp, missing) = assemble_local(shared, task, &entries, shown).await?;
+    let (mut temp, Filled { missing, before, .. }) = assemble_local(shared, task, &entries, shown).await?;
     let file = Arc::new(temp.file().try_clone().map_err(|error| end_of_write(&task.rel, &error))?);
-    if let Err(end) = fetch_missing(shared, task, &file, &entries, missing, shown).await {
+    let target = Target { file, rel: task.rel.clone(), before };
+    if let Err(end) = fetch_missing(shared, task, &target, &entries, missing, shown).await {
         let root = shared.root.clone();
         // What was fetched is kept, unless that keeps others from having room.
         drop(tokio::task::spawn_blocking(move || give_room(&root, temp)).await);
@@ -166,16 +171,55 @@ async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<En
         temp.finish(here.attributes.mode, here.attributes.mtime_ns).map_err(|error| End::of_disk(&error))?;
         put_in_place(&root, temp, &here, Durability::Now)
     });
-    let stamp = work.await.unwrap_or(Err(End::Stopped))?;
+    let file = work.await.unwrap_or(Err(End::Stopped))?;
     let node = task.node;
     drop(shared.state.ask(move |state| state.index_chunks(node, &entries)).await);
-    let (outcome, done) = placed(shared, task, stamp);
+    let (outcome, done) = placed(shared, task, &file);
     let ended = record(shared, vec![outcome], vec![done]).await.pop();
     drop(effect);
     ended.ok_or(End::Done)
 }
 
-/// Whether what is still missing of a file has room beside the reserve.
+/// The file that is being made.
+#[derive(Clone, Debug)]
+struct Target {
+    file: Arc<File>,
+    rel: Rel,
+    before: Before,
+}
+
+impl Target {
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), End> {
+        sparse::write_at(&self.file, bytes, offset, self.before)
+            .map_err(|error| end_of_write(&self.rel, &error))
+    }
+}
+
+/// Bytes that need room: all but those of chunks that are zero, as far as these show by coming again and again.
+fn bytes_on_disk(entries: &[ManifestEntry]) -> u64 {
+    let mut counts: HashMap<ChunkId, (u64, u64)> = HashMap::new();
+    for entry in entries {
+        counts.entry(entry.id).or_insert((entry.size, 0)).1 += 1;
+    }
+    let mut sizes: HashMap<u64, ChunkId> = HashMap::new();
+    let mut zero_bytes = 0;
+    for (id, (size, count)) in counts {
+        // The longest ones only: a run of zeros is cut into chunks of one size, the cutter's largest.
+        if count < 2
+            || size > ZERO_CHUNK_BYTES_MAX
+            || (sizes.len() >= ZERO_SIZES_MAX && !sizes.contains_key(&size))
+        {
+            continue;
+        }
+        let Ok(bytes) = usize::try_from(size) else { continue };
+        if *sizes.entry(size).or_insert_with(|| ChunkId::of(&vec![0; bytes])) == id {
+            zero_bytes += size * count;
+        }
+    }
+    entries.iter().map(|entry| entry.size).sum::<u64>().saturating_sub(zero_bytes)
+}
+
+/// Whether what is still missing of a file has room beside the reserve. `size`: the bytes that need room.
 fn has_room(root: &Root, temp: &mut Temp, size: u64) -> bool {
     use std::os::unix::fs::MetadataExt;
     // As it is on disk: holes hold nothing yet.
@@ -212,7 +256,7 @@ async fn assemble_local(
     task: &DownloadTask,
     entries: &Arc<Vec<ManifestEntry>>,
     shown: &Shown,
-) -> Result<(Temp, Vec<Piece>), End> {
+) -> Result<(Temp, Filled), End> {
     let wanted = entries.clone();
     let failed = |error: AskError| End::Failed { reason: error.to_string(), again: Again::Soon };
     let hints = shared.state.ask(move |state| {
@@ -234,7 +278,7 @@ async fn assemble_local(
     let work = tokio::task::spawn_blocking(move || {
         let key = temporary_key(here.node, &here.content.content);
         let mut temp = root.temp_file_kept(key).map_err(|error| End::of_disk(&error))?;
-        if !has_room(&root, &mut temp, here.content.size) {
+        if !has_room(&root, &mut temp, bytes_on_disk(&entries)) {
             temp.discard();
             return Err(End::of_disk(&DiskError::NoSpace(here.rel)));
         }
@@ -247,18 +291,21 @@ async fn assemble_local(
             }
         }
     });
-    let (temp, Filled { missing, copied_bytes: copied, wrong }) = work.await.unwrap_or(Err(End::Stopped))?;
-    shown.advance(copied);
+    let (temp, mut filled) = work.await.unwrap_or(Err(End::Stopped))?;
+    shown.advance(filled.copied_bytes);
+    let wrong = std::mem::take(&mut filled.wrong);
     if !wrong.is_empty() {
         drop(shared.state.ask(move |state| state.drop_chunk_hints(&wrong)).await);
     }
-    Ok((temp, missing))
+    Ok((temp, filled))
 }
 
 /// What came of looking for chunks on this device.
 struct Filled {
     missing: Vec<Piece>,
     copied_bytes: u64,
+    /// What the file held when it was begun, or gone on with.
+    before: Before,
     /// Hints that were wrong.
     wrong: Vec<(ChunkId, ChunkPlace)>,
 }
@@ -274,8 +321,9 @@ fn fill_local(
 ) -> Result<Filled, End> {
     local.index_old(task.replaces.as_ref(), &task.rel, entries, places, stop);
     let failed = |error: std::io::Error| end_of_write(&task.rel, &error);
-    let mut filled = Filled { missing: Vec::new(), copied_bytes: 0, wrong: Vec::new() };
-    let held = temp.file().metadata().map_or(0, |metadata| metadata.len());
+    let held = temp.file().metadata().map_or(u64::MAX, |metadata| metadata.len());
+    let before = if held == 0 { Before::Hole } else { Before::Anything };
+    let mut filled = Filled { missing: Vec::new(), copied_bytes: 0, before, wrong: Vec::new() };
     temp.file().set_len(task.content.size).map_err(failed)?;
     for (piece, places) in pieces(entries).into_iter().zip(places) {
         if stop.is_cancelled() {
@@ -286,7 +334,7 @@ fn fill_local(
         if there {
             filled.copied_bytes += piece.entry.size;
         } else if let Some(bytes) = local.find(&piece.entry, places) {
-            temp.file().write_all_at(&bytes, piece.offset).map_err(failed)?;
+            sparse::write_at(temp.file(), &bytes, piece.offset, before).map_err(failed)?;
             filled.copied_bytes += piece.entry.size;
         } else {
             filled.missing.push(piece);
@@ -380,7 +428,7 @@ fn runs(missing: &[Piece]) -> Vec<Run> {
 async fn fetch_missing(
     shared: &Shared,
     task: &DownloadTask,
-    file: &Arc<File>,
+    target: &Target,
     entries: &[ManifestEntry],
     missing: Vec<Piece>,
     shown: &Shown,
@@ -400,7 +448,7 @@ async fn fetch_missing(
     }
     debug_assert!(once.len() + again.len() <= entries.len());
     let mut ranges = stream::iter(runs(&once))
-        .map(|run| fetch_run(shared, task, file, run, shown))
+        .map(|run| fetch_run(shared, task, target, run, shown))
         .buffer_unordered(RANGES_MAX);
     while let Some(done) = ranges.next().await {
         done?;
@@ -409,22 +457,40 @@ async fn fetch_missing(
     if again.is_empty() {
         return Ok(());
     }
-    let (file, rel) = (file.clone(), task.rel.clone());
-    let work = tokio::task::spawn_blocking(move || {
-        again.into_iter().try_for_each(|piece| {
-            let from = first.get(&piece.entry.id).ok_or(End::LocalChanged)?;
-            let bytes =
-                read_chunk(&file, from.offset, &from.entry).map_err(super::upload_small::end_of_read)?;
-            file.write_all_at(&bytes, piece.offset).map_err(|error| end_of_write(&rel, &error))
-        })
-    });
+    let target = target.clone();
+    let work = tokio::task::spawn_blocking(move || copy_again(&target, &first, again));
     work.await.unwrap_or(Err(End::Stopped))
+}
+
+/// Copies chunks from where they are first in the file. Blocks.
+fn copy_again(target: &Target, first: &BTreeMap<ChunkId, Piece>, mut again: Vec<Piece>) -> Result<(), End> {
+    // One chunk after another, so that each is read once.
+    again.sort_by_key(|piece| (piece.entry.id, piece.offset));
+    let mut read: Option<(ChunkId, bytes::Bytes, bool)> = None;
+    for piece in again {
+        let id = piece.entry.id;
+        let (bytes, zero) = match &read {
+            Some((of, bytes, zero)) if *of == id => (bytes.clone(), *zero),
+            _ => {
+                let from = first.get(&id).ok_or(End::LocalChanged)?;
+                let bytes = read_chunk(&target.file, from.offset, &from.entry)
+                    .map_err(super::upload_small::end_of_read)?;
+                let zero = is_zero(&bytes);
+                read = Some((id, bytes.clone(), zero));
+                (bytes, zero)
+            }
+        };
+        if !(zero && target.before == Before::Hole) {
+            target.write(&bytes, piece.offset)?;
+        }
+    }
+    Ok(())
 }
 
 async fn fetch_run(
     shared: &Shared,
     task: &DownloadTask,
-    file: &Arc<File>,
+    target: &Target,
     run: Run,
     shown: &Shown,
 ) -> Result<(), End> {
@@ -453,24 +519,20 @@ async fn fetch_run(
         }
         let done: u64 = whole.iter().map(|(_, entry, _)| entry.size).sum();
         if !whole.is_empty() {
-            write_chunks(file.clone(), task.rel.clone(), whole).await?;
+            write_chunks(target.clone(), whole).await?;
         }
         shown.advance(done);
     }
     Ok(())
 }
 
-async fn write_chunks(
-    file: Arc<File>,
-    rel: Rel,
-    chunks: Vec<(u64, ManifestEntry, bytes::Bytes)>,
-) -> Result<(), End> {
+async fn write_chunks(target: Target, chunks: Vec<(u64, ManifestEntry, bytes::Bytes)>) -> Result<(), End> {
     let work = tokio::task::spawn_blocking(move || {
         chunks.into_iter().try_for_each(|(offset, entry, bytes)| {
             if ChunkId::of(&bytes) != entry.id {
                 return Err(End::of_call(&CallError::protocol("bytes of another chunk")));
             }
-            file.write_all_at(&bytes, offset).map_err(|error| end_of_write(&rel, &error))
+            target.write(&bytes, offset)
         })
     });
     work.await.unwrap_or(Err(End::Stopped))
@@ -496,6 +558,15 @@ mod tests {
         assert_eq!(parts.begin(NodeId(7), new), Some(old));
         parts.broken_off(NodeId(7), new);
         assert!(parts.take(NodeId(7), new) && parts.all().is_empty());
+    }
+
+    #[test]
+    fn zeros_that_come_again_and_again_need_no_room() {
+        let entry = |bytes: &[u8]| ManifestEntry { id: ChunkId::of(bytes), size: bytes.len() as u64 };
+        let (zero, tail, full) = (entry(&[0; 5_000]), entry(&[0; 70]), entry(&[3; 5_000]));
+        assert_eq!(bytes_on_disk(&[full, zero, zero, full, zero, tail]), 10_070);
+        assert_eq!(bytes_on_disk(&[full, full]), 10_000);
+        assert_eq!(bytes_on_disk(&[]), 0);
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! before it is recorded.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 
 use bytes::{Bytes, BytesMut};
 use proto::v1;
@@ -21,6 +20,7 @@ use crate::local::replace::Replaced;
 use crate::local::root::Root;
 use crate::local::temp::Temp;
 use crate::planner::model::{Kind, NodeId};
+use crate::sparse::{self, Before};
 use crate::state::record::{Outcome, Part};
 use crate::sync::shared::Shared;
 use crate::sync::status::Done;
@@ -79,8 +79,8 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<DownloadTask>) -> Vec<Ended>
     let mut outcomes = Vec::with_capacity(written.len());
     for (task, result) in written {
         match result {
-            Ok(stamp) => {
-                let (outcome, done) = placed(shared, &task, stamp);
+            Ok(file) => {
+                let (outcome, done) = placed(shared, &task, &file);
                 outcomes.push(outcome);
                 ended.push(done);
             }
@@ -118,8 +118,15 @@ fn check_disk(root: &Root, task: &DownloadTask, room: &mut u64) -> Result<(), Di
     Ok(())
 }
 
+/// A file in its place.
+pub(super) struct InPlace {
+    stamp: Stamp,
+    /// Other names (hard links) that the one before it had: they keep what they had.
+    names_left: u32,
+}
+
 /// What a file in its place comes to.
-pub(super) fn placed(shared: &Shared, task: &DownloadTask, stamp: Stamp) -> (Outcome, Ended) {
+pub(super) fn placed(shared: &Shared, task: &DownloadTask, file: &InPlace) -> (Outcome, Ended) {
     shared.counters.down.file(task.content.size);
     let part = if task.replaces.is_some() { Part::Content } else { Part::Whole };
     let record = LocalRecord {
@@ -127,9 +134,12 @@ pub(super) fn placed(shared: &Shared, task: &DownloadTask, stamp: Stamp) -> (Out
         place: task.place.clone(),
         kind: Kind::File(task.content),
         attributes: task.attributes,
-        stamp,
+        stamp: file.stamp,
     };
-    let detail = format!("{} bytes", task.content.size);
+    let mut detail = format!("{} bytes", task.content.size);
+    if file.names_left > 0 {
+        detail.push_str("; it had another name here (a hard link), which keeps what it was");
+    }
     let done = Ended::done(task.node, Done::FileDown, task.rel.as_str(), detail);
     (Outcome::Local { record, part }, done)
 }
@@ -248,7 +258,7 @@ async fn receive_together(
     if ended < asked.len() { Err(shared.api.broken_off()) } else { Ok(()) }
 }
 
-type Written = (DownloadTask, Result<Stamp, End>);
+type Written = (DownloadTask, Result<InPlace, End>);
 
 /// Writes and syncs all in parallel, then gives all their names, then syncs the folders.
 fn write_all(root: &Root, received: Vec<(DownloadTask, Bytes)>) -> Vec<Written> {
@@ -291,7 +301,10 @@ fn write(root: &Root, task: &DownloadTask, bytes: &Bytes) -> Result<Temp, End> {
     check.finish().map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
     let disk = |error: DiskError| End::of_disk(&error);
     let mut temp = root.temp_file().map_err(disk)?;
-    temp.file().write_all(bytes).map_err(|error| end_of_write(&task.rel, &error))?;
+    let file = temp.file();
+    sparse::write_at(file, bytes, 0, Before::Hole)
+        .and_then(|()| if bytes.last() == Some(&0) { file.set_len(bytes.len() as u64) } else { Ok(()) })
+        .map_err(|error| end_of_write(&task.rel, &error))?;
     temp.finish(task.attributes.mode, task.attributes.mtime_ns).map_err(disk)?;
     Ok(temp)
 }
@@ -312,15 +325,18 @@ pub(super) fn put_in_place(
     temp: Temp,
     task: &DownloadTask,
     durability: Durability,
-) -> Result<Stamp, End> {
+) -> Result<InPlace, End> {
+    let mut names_left = 0;
     let placed = match &task.replaces {
         None => root.place_new(temp, &task.rel, durability),
         Some(record) => {
+            let there = root.stat(&task.rel).map_err(|error| End::of_disk(&error))?;
+            names_left = there.map_or(0, |object| object.links.saturating_sub(1));
             let replaced = if task.keeps_replaced { Replaced::ToTrash } else { Replaced::Removed };
             root.replace(temp, &task.rel, &record.stamp, replaced, durability)
         }
     };
-    placed.map_err(|error| End::of_disk(&error))
+    placed.map(|stamp| InPlace { stamp, names_left }).map_err(|error| End::of_disk(&error))
 }
 
 /// Makes the names durable; what cannot be made so counts as failed.
