@@ -15,7 +15,7 @@ use chaos::client::Client;
 use chaos::cluster::Cluster;
 use chaos::compare::file_digest;
 use chaos::device::{Device, SETTLE_DEADLINE};
-use chaos::group::digests;
+use chaos::contents::digests;
 use chaos::size::{Size, seed};
 use chaos::snapshot::{Item, Snapshot};
 use chaos::wait::wait_for;

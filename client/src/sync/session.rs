@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -176,6 +176,30 @@ fn first_status(config: &SyncConfig) -> Status {
     }
 }
 
+/// The first pause before a session begins anew once more, and the longest one.
+const ANEW_PAUSE_FIRST: Duration = Duration::from_secs(1);
+const ANEW_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// After this time without, it is the first time again.
+const ANEW_CALM: Duration = Duration::from_secs(600);
+
+/// Beginnings anew, with pauses between them: a server that goes back again and again, or a disk that comes and goes,
+/// does not keep the device busy.
+#[derive(Default)]
+struct Anew {
+    last: Option<Instant>,
+    pause: Duration,
+}
+
+impl Anew {
+    /// How long to wait before the session begins anew.
+    fn pause(&mut self, now: Instant) -> Duration {
+        let again = self.last.is_some_and(|last| now.duration_since(last) < self.pause + ANEW_CALM);
+        self.last = Some(now);
+        self.pause = if again { (self.pause * 2).clamp(ANEW_PAUSE_FIRST, ANEW_PAUSE_MAX) } else { Duration::ZERO };
+        self.pause
+    }
+}
+
 /// Runs a session from its start to its end, with a new state if the old one is found damaged on the way.
 struct Keeper {
     config: SyncConfig,
@@ -188,6 +212,7 @@ struct Keeper {
 impl Keeper {
     async fn keep(mut self, mut opened: Opened, mut board: Board, mut commands: mpsc::Receiver<Command>) {
         let mut rebuilds = 0;
+        let mut anew = Anew::default();
         let message = loop {
             if let Some((reason, aside)) = &opened.rebuilt {
                 let shown = aside.display();
@@ -207,6 +232,9 @@ impl Keeper {
                 RunEnd::Damaged => rebuilds += 1,
                 RunEnd::Remounted => {
                     board.session("the folder is there again as another disk: it is opened anew".to_owned());
+                    if !self.pause(&mut anew).await {
+                        break "it was stopped".to_owned();
+                    }
                     match self.reopen().await {
                         Ok(anew) => opened = anew,
                         Err(reason) => break reason,
@@ -217,6 +245,9 @@ impl Keeper {
                     let message = "the server went back to an older state: what it lacks is sent again, and nothing \
                                    is deleted here";
                     board.session(message.to_owned());
+                    if !self.pause(&mut anew).await {
+                        break "it was stopped".to_owned();
+                    }
                 }
             }
             let (config, root) = (self.config.clone(), self.root.clone());
@@ -228,6 +259,14 @@ impl Keeper {
             }
         };
         board.stopped(&message);
+    }
+
+    /// Waits before the session begins anew. `false` if it was stopped meanwhile.
+    async fn pause(&self, anew: &mut Anew) -> bool {
+        tokio::select! {
+            () = self.stop.cancelled() => false,
+            () = tokio::time::sleep(anew.pause(Instant::now())) => true,
+        }
     }
 
     /// Opens the folder and its state anew, once nothing uses the old ones.

@@ -25,7 +25,8 @@ pub(crate) struct Follower {
 impl Follower {
     /// Takes one page; tells whether there is more.
     async fn page(&mut self, client: &Client, count_max: u32) -> bool {
-        let request = v1::ChangesRequest { cursor: self.cursor.clone(), count_max };
+        let request =
+            v1::ChangesRequest { cursor: self.cursor.clone(), count_max, ..v1::ChangesRequest::default() };
         let response = client.sync().changes(client.request(request)).await.unwrap().into_inner();
         if response.cursor_reset {
             *self = Self { resets: self.resets + 1, ..Self::default() };

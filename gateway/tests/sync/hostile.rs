@@ -13,7 +13,7 @@ async fn changes(
     cursor: Bytes,
     count_max: u32,
 ) -> Result<v1::ChangesResponse, tonic::Status> {
-    let request = client.request(v1::ChangesRequest { cursor, count_max });
+    let request = client.request(v1::ChangesRequest { cursor, count_max, ..v1::ChangesRequest::default() });
     Ok(client.sync().changes(request).await?.into_inner())
 }
 

@@ -156,7 +156,11 @@ async fn a_cursor_older_than_the_horizon_is_reset(client: &Client) {
     client.admin().set_setting(set("1s")).await.unwrap();
     let deadline = std::time::Instant::now() + crate::cluster::PATIENCE;
     for number in 0_u64.. {
-        let request = v1::ChangesRequest { cursor: early.cursor.clone(), count_max: 100 };
+        let request = v1::ChangesRequest {
+            cursor: early.cursor.clone(),
+            count_max: 100,
+            ..v1::ChangesRequest::default()
+        };
         let response = client.sync().changes(client.request(request)).await.unwrap().into_inner();
         if response.cursor_reset {
             assert!(response.changes.is_empty() && response.cursor.is_empty());

@@ -285,14 +285,14 @@ async fn bent_positions(victim: &Caller, attacker: &Caller) -> Result<()> {
     for number in 0..5 {
         victim.make_folder(&format!("/{number}")).await?;
     }
-    let message = v1::ChangesRequest { cursor: Bytes::new(), count_max: 2 };
+    let message = v1::ChangesRequest { count_max: 2, ..v1::ChangesRequest::default() };
     let cursor = victim.sync().changes(victim.request(message)).await?.into_inner().cursor;
     let message = v1::ListBelowRequest { entry_id: 1, page: Bytes::new(), count_max: 2 };
     let page = victim.sync().list_below(victim.request(message)).await?.into_inner().next_page;
     ensure!(!page.is_empty() && !cursor.is_empty(), "there is more than one page");
 
     let changes = async |caller: &Caller, cursor: Bytes| {
-        let message = v1::ChangesRequest { cursor, count_max: 2 };
+        let message = v1::ChangesRequest { cursor, count_max: 2, ..v1::ChangesRequest::default() };
         caller.sync().changes(caller.request(message)).await.map(drop)
     };
     let below = async |caller: &Caller, page: Bytes| {

@@ -156,7 +156,7 @@ async fn whole_folder(caller: &Caller, count_max: u32) -> Result<usize> {
 async fn whole_journal(caller: &Caller, count_max: u32) -> Result<usize> {
     let (mut cursor, mut count) = (Bytes::new(), 0);
     loop {
-        let message = v1::ChangesRequest { cursor, count_max };
+        let message = v1::ChangesRequest { cursor, count_max, ..v1::ChangesRequest::default() };
         let page = timeout(PAGE_TIME_MAX, caller.sync().changes(caller.request(message))).await;
         let page = page.context("a page of the journal takes too long")??.into_inner();
         count += page.changes.len();
