@@ -175,7 +175,8 @@ impl Device {
     pub(super) fn take(&mut self, batch: Batch) {
         // A second answer to a question that was asked twice says nothing new; of a whole listing it may not be
         // believed that the rest is gone.
-        let of_now = self.state.reigns.is_empty() || batch.reigns.starts_with(&self.state.reigns);
+        let begun = self.state.reigns.partition_point(|(_, first)| *first <= self.state.sequence);
+        let of_now = batch.reigns.starts_with(&self.state.reigns[..begun]);
         if batch.sequence >= self.state.sequence && of_now && (!self.state.relist || batch.relist) {
             self.state.reigns.clone_from(&batch.reigns);
             self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
