@@ -20,7 +20,8 @@ pub(crate) use files::{
     VersionsCommand, VersionsRm,
 };
 pub(crate) use sync::{
-    SyncAdd, SyncBelow, SyncCommand, SyncDaemon, SyncFolder, SyncLimits, SyncLog, SyncRun, SyncSome, SyncUnit,
+    SyncAdd, SyncBelow, SyncCommand, SyncDaemon, SyncFolder, SyncLimits, SyncLog, SyncLs, SyncRun, SyncSome,
+    SyncUnit,
 };
 
 /// Keepstone: a cloud file store on your own disk servers.

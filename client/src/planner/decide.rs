@@ -4,6 +4,7 @@ mod content;
 mod names;
 mod pair;
 mod place;
+mod rules_first;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,8 @@ pub(super) struct Planning<'a> {
     pub(super) ready: Ready<'a>,
     survivors: OnceCell<Survivors>,
     decisions: Decisions,
+    /// Folders of which it was asked whether rules for them are to come.
+    awaiting: BTreeMap<NodeId, bool>,
     /// What waits for what.
     pub(super) waits: BTreeMap<NodeId, Wait>,
 }
@@ -42,6 +45,7 @@ pub(super) fn plan(trees: &Trees<'_>, dirty: &[NodeId], busy: &BTreeSet<NodeId>,
         ready: Ready::new(&view, &rules.names, busy),
         survivors: OnceCell::new(),
         decisions: Decisions::new(),
+        awaiting: BTreeMap::new(),
         waits: BTreeMap::new(),
     };
     planning.run()
@@ -259,6 +263,9 @@ impl Planning<'_> {
 
     fn send(&mut self, node: NodeId, triple: &Triple, because: Because) -> Decided {
         let Some(local) = triple.local.as_ref() else { return Ok(()) };
+        if because == Because::New && (self.rules.sends_held || self.awaits_rules(local.place.parent)) {
+            return Err(Blocked::Rules);
+        }
         if let Some(decided) = self.rename_leftover(node, local, Side::Local) {
             return decided;
         }

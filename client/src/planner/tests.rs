@@ -82,6 +82,7 @@ fn rules() -> Rules {
         tag: "t".to_owned(),
         names: NameRules::default(),
         deletes: Deletes::Allowed,
+        sends_held: false,
         operations_max: super::PLAN_OPERATIONS_MAX,
     }
 }

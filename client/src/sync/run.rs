@@ -25,6 +25,7 @@ use super::guard::Guard;
 use super::handle::Command;
 use super::planning::{PlanInput, PlanStep, plan_step};
 use super::queues::{Lane, Portion, Queues};
+use super::rules_first;
 use super::scanner::{ScanEvent, ScanRequest};
 use super::shared::Shared;
 use super::status::Quiet;
@@ -91,6 +92,8 @@ pub(crate) struct Run {
     quiet: Vec<oneshot::Sender<Quiet>>,
     /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
     checking: Option<oneshot::Receiver<()>>,
+    /// Rules have changed here, and what they are about is being looked at: nothing new is sent meanwhile.
+    reading_rules: Option<oneshot::Receiver<()>>,
     disturbed: bool,
     /// Everything was scanned once more, for what could not be read, before it is said to be quiet.
     looked_for_unread: bool,
@@ -113,6 +116,7 @@ enum Event {
     Scan(Option<ScanEvent>),
     Task(Result<(tokio::task::Id, Vec<Ended>), tokio::task::JoinError>),
     Checked,
+    RulesRead,
     Time,
     Stop,
 }
@@ -158,6 +162,7 @@ impl Run {
             told: now,
             quiet: Vec::new(),
             checking: None,
+            reading_rules: None,
             disturbed: false,
             looked_for_unread: false,
         }
@@ -205,6 +210,12 @@ impl Run {
                 None => std::future::pending().await,
             }
         };
+        let reading = async {
+            match &mut self.reading_rules {
+                Some(reading) => drop(reading.await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.stop.cancelled() => Event::Stop,
             command = self.channels.commands.recv() => Event::Command(command),
@@ -212,6 +223,7 @@ impl Run {
             event = self.channels.scanner.recv() => Event::Scan(event),
             Some(ended) = self.tasks.join_next_with_id() => Event::Task(ended),
             () = checking => Event::Checked,
+            () = reading => Event::RulesRead,
             () = tokio::time::sleep_until(due) => Event::Time,
         }
     }
@@ -250,7 +262,7 @@ impl Run {
         let busy = self.busy.iter().copied().chain(waiting.iter().map(|(node, _why)| *node)).collect();
         let input = PlanInput {
             busy,
-            rules: (self.rules)(),
+            rules: Rules { sends_held: self.reading_rules.is_some(), ..(self.rules)() },
             guard: std::mem::take(&mut self.guard),
             now,
             withheld: !self.complete,
@@ -297,7 +309,8 @@ impl Run {
                 let Some(portion) = self.queues.take(lane) else { break };
                 let nodes = portion.nodes();
                 let shared = self.shared.clone();
-                let handle = self.tasks.spawn(async move { carry_out(&shared, portion).await });
+                let held = self.reading_rules.is_some();
+                let handle = self.tasks.spawn(async move { carry_out(&shared, portion, held).await });
                 self.running.insert(handle.id(), (lane, nodes));
             }
         }
@@ -324,8 +337,11 @@ impl Run {
     }
 }
 
-async fn carry_out(shared: &Shared, portion: Portion) -> Vec<Ended> {
-    match portion {
+/// `held`: nothing new is to be sent now.
+async fn carry_out(shared: &Shared, portion: Portion, held: bool) -> Vec<Ended> {
+    let (portion, kept_back) = rules_first::keep_back(shared, portion, held).await;
+    let Some(portion) = portion else { return kept_back };
+    let mut ended = match portion {
         Portion::Remote(tasks) => remote::run(shared, tasks).await,
         Portion::Local(tasks) => local::run(shared, tasks).await,
         Portion::UploadSmall(tasks) => upload_small::run(shared, tasks).await,
@@ -333,5 +349,7 @@ async fn carry_out(shared: &Shared, portion: Portion) -> Vec<Ended> {
         Portion::UploadLarge(task) => vec![upload_large::run(shared, task).await],
         Portion::Compare(tasks) => compare::run(shared, tasks).await,
         Portion::DownloadLarge(task) => vec![download_large::run(shared, task).await],
-    }
+    };
+    ended.extend(kept_back);
+    ended
 }

@@ -71,6 +71,8 @@ pub(crate) enum LeftOutKind {
     Unread,
     /// A file that is being written.
     Changing,
+    /// A folder's rules are not known.
+    Rules,
 }
 
 /// What the scanner tells.
@@ -87,6 +89,8 @@ pub(crate) enum ScanEvent {
         scope: Scope,
         /// Left out there, and why.
         skipped: Vec<LeftOut>,
+        /// How much is ignored in which folders of it.
+        ignored: Vec<(String, u64)>,
         /// Files that are still being written.
         unquiet: usize,
     },
@@ -418,7 +422,8 @@ impl Scanner {
                 }
                 let skipped = left_out(found.skipped, found.counts.skipped);
                 let changed = applied.changed;
-                let event = ScanEvent::Applied { changed, whole, complete, scope, skipped, unquiet };
+                let ignored = found.ignored;
+                let event = ScanEvent::Applied { changed, whole, complete, scope, skipped, ignored, unquiet };
                 drop(self.events.send(event).await);
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
@@ -484,7 +489,8 @@ fn shown(skipped: Skipped) -> LeftOut {
     let kind = match &skipped.why {
         Why::Unreadable | Why::Io(_) => LeftOutKind::Unread,
         Why::StillChanging => LeftOutKind::Changing,
-        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::MountPoint | Why::OtherRoot => {
+        Why::Rules(_) => LeftOutKind::Rules,
+        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::MountPoint | Why::OtherRoot | Why::Own(_) => {
             LeftOutKind::Meant
         }
     };

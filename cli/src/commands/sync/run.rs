@@ -149,8 +149,17 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
                 if !quiet.agreed {
                     return String::new();
                 }
-                format!("{} in sync with {}", format::count(status.agreed_count, "entry"), status.remote_path)
-                    .replace("entrys", "entries")
+                let ignored = match status.ignored_count {
+                    0 => String::new(),
+                    count => format!("; {count} ignored (`keepstone sync ls --ignored`)"),
+                };
+                let agreed = format!(
+                    "{} in sync with {}",
+                    format::count(status.agreed_count, "entry"),
+                    status.remote_path
+                )
+                .replace("entrys", "entries");
+                format!("{agreed}{ignored}")
             })?;
             if quiet.agreed {
                 return Ok(ExitCode::SUCCESS);

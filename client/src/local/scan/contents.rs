@@ -33,6 +33,8 @@ struct Content {
     stamp: Stamp,
     /// Before the first byte was read.
     began_ns: i64,
+    /// It signs a device in.
+    is_profile: bool,
 }
 
 /// The cutter of each file, or `None` for a symlink.
@@ -62,6 +64,10 @@ pub(super) fn read(walk: &mut Walk<'_>) -> Result<(), ScanError> {
     let mut new = Vec::new();
     for (file, result) in found.into_iter().zip(results) {
         let error = match result {
+            Ok(content) if content.is_profile && file.previous.is_none() => {
+                walk.skip(file.rel.to_string(), Why::Own("a profile with a device's token"));
+                continue;
+            }
             Ok(content) => {
                 accept(walk, file, content, &mut new);
                 continue;
@@ -117,17 +123,17 @@ fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
             return Err(HashError::StillChanging(rel.clone()));
         }
         let began_ns = now_ns();
-        let (kind, stamp) = match cutters[at] {
+        let (kind, stamp, is_profile) = match cutters[at] {
             Some(cutter) => {
                 let read = root.hash(rel, |_size| cutter, stop)?;
-                (Kind::File(read.content), read.stamp)
+                (Kind::File(read.content), read.stamp, read.is_profile)
             }
             None => {
                 let (target, stamp) = root.read_symlink(rel)?;
-                (Kind::Symlink(target), stamp)
+                (Kind::Symlink(target), stamp, false)
             }
         };
-        Ok(Content { kind, stamp, began_ns })
+        Ok(Content { kind, stamp, began_ns, is_profile })
     };
     let work = || {
         let mut read = Vec::new();
@@ -172,7 +178,7 @@ pub(super) fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
 
 /// Makes an update of a file that was read; new files are put aside.
 fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<LocalRecord>) {
-    let Content { kind, stamp, began_ns } = content;
+    let Content { kind, stamp, began_ns, is_profile: _ } = content;
     walk.result.counts.hashed += 1;
     walk.result.counts.hashed_bytes += stamp.size;
     let attributes = Attributes { mode: stamp.mode, mtime_ns: stamp.mtime_ns };
@@ -190,7 +196,9 @@ fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<Loca
             // The inode number was given anew, after all.
             walk.claimed.remove(&previous.node);
             walk.vanished.insert(previous.node, *previous);
-            new.push(record);
+            if !file.only_moved {
+                new.push(record);
+            }
         }
         None => new.push(record),
     }
@@ -276,6 +284,11 @@ impl Walk<'_> {
             self.vanished.keys().copied().collect()
         };
         self.result.updates.extend(gone.into_iter().map(LocalUpdate::Gone));
+        let dropped = std::mem::take(&mut self.dropped).into_iter();
+        let dropped =
+            dropped.filter(|node| !self.claimed.contains(node) && !self.vanished.contains_key(node));
+        self.result.updates.extend(dropped.map(LocalUpdate::Gone));
+        self.hollow.leave_out(&mut self.result.updates);
         if self.unsettled {
             let folders = self.vanished.values().filter_map(|record| self.path_of(record)?.parent());
             let again: Vec<_> = folders.map(|folder| ScopeFolder { folder, deep: false }).collect();

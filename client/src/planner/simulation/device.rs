@@ -178,6 +178,7 @@ impl Device {
             tag: format!("t{}", self.number),
             names: self.disk.names,
             deletes: if self.withheld { Deletes::Withheld } else { Deletes::Allowed },
+            sends_held: false,
             operations_max,
         };
         let busy: BTreeSet<NodeId> = self.busy();

@@ -7,7 +7,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Event, Run, RunEnd};
+use crate::local::ignore_rules::IGNORE_FILE;
 use crate::planner::model::{Kind, NodeId, ROOT};
+use crate::state::excluded::EXCLUDED_MAX;
 use crate::state::trees::Side;
 use crate::sync::config::Limits;
 use crate::sync::follower::FollowerEvent;
@@ -16,6 +18,14 @@ use crate::sync::scanner::{ScanEvent, ScanRequest};
 use crate::sync::status::Done;
 use crate::sync::task::{Again, End, Ended, Line};
 use crate::sync::waits::Until;
+
+/// Whether what was done changed which rules are here.
+fn is_about_rules(line: &Line) -> bool {
+    let name = line.path.rsplit('/').next().unwrap_or_default();
+    let is_here =
+        matches!(line.what, Done::FileDown | Done::LocalChanged | Done::LocalDeleted | Done::Conflict);
+    is_here && name == IGNORE_FILE
+}
 
 impl Run {
     pub(super) async fn handle(&mut self, event: Event) -> Option<RunEnd> {
@@ -36,6 +46,10 @@ impl Run {
             Event::Checked => {
                 self.checking = None;
                 self.answer_quiet(false);
+            }
+            Event::RulesRead => {
+                self.reading_rules = None;
+                self.disturb();
             }
             Event::Time => {
                 if self.waits.wake(None, Instant::now()) {
@@ -104,29 +118,43 @@ impl Run {
 
     async fn set_excluded(&mut self, path: String, excluded: bool) -> Result<(), ExcludeError> {
         let asked = path.clone();
+        let root = self.shared.root.clone();
         let done = self.shared.state.ask(move |state| {
             if !excluded {
                 let known = state.excluded()?.into_iter().find(|(_, known)| *known == asked);
-                return match known {
-                    Some((entry, _path)) => state.include(entry).map(|_| Ok(())),
-                    None => Ok(Err("it is not excluded")),
-                };
+                let Some((entry, _path)) = known else { return Ok(Err("it is not excluded".to_owned())) };
+                let mut listed = state.excluded()?;
+                listed.retain(|(other, _path)| *other != entry);
+                if let Err(error) = root.write_exclusions(&listed) {
+                    return Ok(Err(error.to_string()));
+                }
+                return state.include(entry).map(|_| Ok(()));
             }
             let Some(node) = state.node_at_path(Side::Remote, &asked)? else {
-                return Ok(Err("there is no such folder on the server"));
+                return Ok(Err("there is no such folder on the server".to_owned()));
             };
             let is_folder = state.side(Side::Remote, node)?.is_some_and(|value| value.kind == Kind::Folder);
             match state.remote_facts(node)? {
                 Some(facts) if is_folder && node != ROOT => {
+                    let mut listed = state.excluded()?;
+                    listed.retain(|(other, _path)| *other != facts.entry);
+                    if listed.len() >= EXCLUDED_MAX {
+                        return Ok(Err(format!("{EXCLUDED_MAX} folders are excluded already")));
+                    }
+                    listed.push((facts.entry, asked.clone()));
+                    // The list first: it is what a new state follows.
+                    if let Err(error) = root.write_exclusions(&listed) {
+                        return Ok(Err(error.to_string()));
+                    }
                     state.exclude(facts.entry, &asked).map(|()| Ok(()))
                 }
-                _ => Ok(Err("only folders can be excluded")),
+                _ => Ok(Err("only folders can be excluded".to_owned())),
             }
         });
         let refused = |reason: String| ExcludeError::Refused { path: path.clone(), reason };
         match done.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(reason)) => Err(refused(reason.to_owned())),
+            Ok(Err(reason)) => Err(refused(reason)),
             Err(error) => Err(refused(error.to_string())),
         }
     }
@@ -176,7 +204,7 @@ impl Run {
 
     fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
         match event {
-            ScanEvent::Applied { changed, whole, complete, scope, skipped, unquiet } => {
+            ScanEvent::Applied { changed, whole, complete, scope, skipped, ignored, unquiet } => {
                 self.trouble = None;
                 self.unquiet = unquiet;
                 if whole {
@@ -184,6 +212,7 @@ impl Run {
                     self.complete = complete;
                 }
                 self.board.skipped(skipped, &scope);
+                self.board.ignored(ignored, &scope);
                 changed.iter().for_each(|node| self.waits.forget(*node));
                 let woken = self.waits.wake(Some(Until::Scanned), Instant::now());
                 if whole || woken || !changed.is_empty() {
@@ -247,6 +276,7 @@ impl Run {
     pub(super) async fn take_ended(&mut self, all: impl Iterator<Item = Ended>) -> Option<RunEnd> {
         let now = Instant::now();
         let mut rescan = Vec::new();
+        let mut look_below = Vec::new();
         let mut check = false;
         for ended in all {
             if let End::Failed { reason, again: Again::Never } = &ended.end {
@@ -259,6 +289,9 @@ impl Run {
                     self.compared.insert(ended.node);
                 }
                 _ => {}
+            }
+            if ended.look_below || ended.line.as_ref().is_some_and(is_about_rules) {
+                look_below.push(ended.node);
             }
             let fresh = self.waits.ended(ended.node, &ended.end, now);
             if let End::Failed { reason, .. } = &ended.end
@@ -273,6 +306,9 @@ impl Run {
         self.disturb();
         if !rescan.is_empty() {
             self.rescan_around(rescan).await;
+        }
+        if !look_below.is_empty() {
+            self.read_rules(look_below).await;
         }
         if check {
             let (answer, _nobody) = oneshot::channel();
@@ -301,6 +337,45 @@ impl Run {
         if let Ok(folders) = folders.await {
             self.request_scan(ScanRequest::Nodes(folders.into_iter().collect()));
         }
+    }
+
+    /// Rules came, went or changed, or a folder that was here was taken in: all that they are about is looked at, and
+    /// nothing new is sent until that has been done.
+    async fn read_rules(&mut self, nodes: Vec<NodeId>) {
+        let folders = self.shared.state.ask(move |state| {
+            let mut folders = BTreeMap::new();
+            for node in nodes {
+                match state.side(Side::Local, node)? {
+                    Some(value) if value.kind == Kind::Folder => folders.insert(node, true),
+                    Some(value) => folders.insert(value.place.parent, true),
+                    // Gone, with the place that it had.
+                    None => folders.insert(ROOT, true),
+                };
+            }
+            Ok(folders)
+        });
+        let is_known = match folders.await {
+            Ok(folders) if !folders.contains_key(&ROOT) => {
+                self.request_scan(ScanRequest::Nodes(folders.into_iter().collect()));
+                !self.scan_owed
+            }
+            Ok(_) | Err(_) => {
+                self.request_scan(ScanRequest::Whole);
+                !self.scan_owed
+            }
+        };
+        let (done, read) = oneshot::channel();
+        let scans = self.channels.scans.clone();
+        tokio::spawn(async move {
+            // What had no room becomes a scan of everything, and is asked for before this.
+            let request = if is_known { None } else { Some(ScanRequest::Whole) };
+            for request in request.into_iter().chain([ScanRequest::Settled(done)]) {
+                if scans.send(request).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.reading_rules = Some(read);
     }
 
     /// Asks for a scan. The scanner takes no requests while it scans, and that can be for hours: what has no room
