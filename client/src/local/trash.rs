@@ -142,7 +142,7 @@ impl Root {
         let check = FolderCheck { root: self, index };
         let level = rules.level_of(self, rel)?;
         if check.check(&fd, rel, node, &level, 0)? {
-            return self.trash_around_ignored(&check, (&fd, rel, node), rules, fate);
+            return self.trash_around_ignored(&check, (rel, node), rules, fate);
         }
         let moved = self.move_to_trash(from, rel)?;
         // Once more, for what was saved in it meanwhile.

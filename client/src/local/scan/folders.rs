@@ -294,6 +294,7 @@ impl<'a> Walk<'a> {
             && !job.rel.is_root()
         {
             self.skip(job.rel.to_string(), Why::Own(what));
+            self.hollow.ignored(job.node, 1);
             return Ok(());
         }
         let mut known: HashMap<String, LocalRecord> = self

@@ -49,7 +49,9 @@ impl Hollow {
                 self.mark(*folder, &mut ignoring);
             }
         }
-        let is_hollow = |folder: &NodeId| ignoring.contains(folder) && !holding.contains(folder);
+        let is_new = |folder: &NodeId| self.0.contains_key(folder);
+        let is_hollow =
+            |folder: &NodeId| is_new(folder) && ignoring.contains(folder) && !holding.contains(folder);
         if !self.0.keys().any(is_hollow) {
             return;
         }

@@ -1,7 +1,7 @@
 //! Folders that go from here without what is ignored in them, and what is removed because the server has it.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -23,12 +23,14 @@ impl Root {
     pub(super) fn trash_around_ignored(
         &self,
         check: &FolderCheck<'_>,
-        (fd, rel, node): (&OwnedFd, &Rel, NodeId),
+        (rel, node): (&Rel, NodeId),
         rules: &IgnoreRules,
         fate: Fate,
     ) -> Result<String, TrashFolderError> {
         let known = check.index.children_sent(node);
-        for Entry { name, object } in check.list(fd, rel)? {
+        // The check has read the folder to its end: it is opened anew.
+        let fd = self.open_folder(rel).map_err(|errno| DiskError::of(rel, errno))?;
+        for Entry { name, object } in check.list(&fd, rel)? {
             let Some(name) = name.to_str() else { continue };
             let Some((known, sent)) = known.iter().find(|(known, _sent)| known.place.name == name) else {
                 continue;
