@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk::DiskError;
 use super::model::Stamp;
+use super::own_data;
 use super::rel::Rel;
 use super::root::Root;
 use crate::planner::model::FileContent;
@@ -46,6 +47,8 @@ pub struct Hashed {
     pub stamp: Stamp,
     /// Its chunks.
     pub chunks: Vec<ManifestEntry>,
+    /// It signs a device in.
+    pub is_profile: bool,
 }
 
 impl Root {
@@ -72,7 +75,7 @@ impl Root {
     ) -> Result<Hashed, HashError> {
         let (file, before) = self.open_for_read(rel)?;
         let cutter = cutter(before.size);
-        let chunks = cut(&file, before.size, cutter, stop, rel)?;
+        let (chunks, is_profile) = cut(&file, before.size, cutter, stop, rel)?;
         let size = chunks.iter().map(|chunk| chunk.size).sum::<u64>();
         let other_size =
             other_size(&file, before.size, size).map_err(|error| DiskError::of_io(rel, error))?;
@@ -84,7 +87,7 @@ impl Root {
             return Err(HashError::OtherSize { said: before.size, gave });
         }
         let content = FileContent { content: ContentId::of(&chunks), size, cutter };
-        Ok(Hashed { content, stamp: before, chunks })
+        Ok(Hashed { content, stamp: before, chunks, is_profile })
     }
 }
 
@@ -104,18 +107,20 @@ fn cut(
     cutter: Cutter,
     stop: &CancellationToken,
     rel: &Rel,
-) -> Result<Vec<ManifestEntry>, HashError> {
+) -> Result<(Vec<ManifestEntry>, bool), HashError> {
     let mut chunks = Vec::new();
+    let mut is_profile = false;
     let mut cut = ChunkCutter::new(cutter);
     // No further than it reached when it was opened: a log that grows all the time would never end.
     let mut reader = file.take(size);
     loop {
         let ended = cut.push_from(&mut reader).map_err(|error| DiskError::of_io(rel, error))?;
         while let Some(chunk) = cut.next_chunk() {
+            is_profile |= own_data::is_profile(chunk.bytes, size);
             chunks.push(ManifestEntry { id: ChunkId::of(chunk.bytes), size: chunk.bytes.len() as u64 });
         }
         if ended {
-            return Ok(chunks);
+            return Ok((chunks, is_profile));
         }
         if stop.is_cancelled() {
             return Err(HashError::Stopped);

@@ -16,7 +16,10 @@
 
 mod contents;
 mod folders;
+mod hollow;
+mod judging;
 mod matching;
+mod moving;
 
 use std::collections::BTreeMap;
 
@@ -33,6 +36,8 @@ use crate::planner::model::{NodeId, ROOT};
 
 /// Skipped things that are named; more are only counted.
 pub const SKIPPED_MAX: usize = 10_000;
+/// Folders whose ignored things are counted one by one; those of more are counted together.
+pub const IGNORED_FOLDERS_MAX: usize = 100_000;
 /// Threads that read files, at most.
 pub const HASH_THREADS_MAX: usize = 8;
 
@@ -108,6 +113,15 @@ pub enum Why {
     /// A folder that is kept in sync by itself.
     #[error("it is kept in sync by itself")]
     OtherRoot,
+    /// The rules of a folder are not known.
+    #[error("{0}; nothing new in this folder is sent until these rules can be read whole and understood")]
+    Rules(String),
+    /// A folder with keys, tokens or data of this program.
+    #[error("it is {0}, which is never sent")]
+    Own(&'static str),
+    /// A file with the like.
+    #[error("it is {0}, which is never sent")]
+    OwnFile(&'static str),
     /// May not be read.
     #[error("it may not be read: check its permissions")]
     Unreadable,
@@ -152,6 +166,9 @@ pub struct Scan {
     pub updates: Vec<LocalUpdate>,
     /// Left out, and why.
     pub skipped: Vec<Skipped>,
+    /// Folders that were listed, with how much is ignored in each; of a scan of everything only those in which
+    /// something is, and up to [`IGNORED_FOLDERS_MAX`].
+    pub ignored: Vec<(String, u64)>,
     /// Whether all that was to be looked at could be.
     pub complete: bool,
     /// Known folders that could not be read: what is in them stays as it was known, and nothing at, below or above them

@@ -1,4 +1,4 @@
-//! Folders that are not kept on this device. By the server's ids, so that a rename elsewhere keeps them excluded.
+//! Folders that are not kept on this device, as the list beside the root's marker has them. By the server's ids, so that a rename elsewhere keeps them excluded.
 
 use rusqlite::params;
 
@@ -20,6 +20,23 @@ impl State {
         let rows = statement.query_map([], |row| Ok((unsigned(row.get(0)?), row.get::<_, String>(1)?)))?;
         let rows: Result<Vec<_>, _> = rows.collect();
         Ok(rows?)
+    }
+
+    /// Takes these in the place of those that there are.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set_excluded(&mut self, excluded: &[(u64, String)]) -> Result<(), StateError> {
+        self.transaction(|state| {
+            state.connection.execute("DELETE FROM excluded", [])?;
+            let mut statement = state
+                .connection
+                .prepare_cached("INSERT OR REPLACE INTO excluded (entry, path) VALUES (?, ?)")?;
+            for (entry, path) in excluded {
+                statement.execute(params![signed(*entry), path])?;
+            }
+            Ok(())
+        })
     }
 
     /// Excludes a folder.

@@ -69,7 +69,7 @@ pub(crate) struct LeftOut {
 pub(crate) enum LeftOutKind {
     /// It cannot be kept in sync at all: listing its folder tells.
     Meant,
-    /// A folder that is kept in sync by itself: only a look into it tells.
+    /// A folder that is kept in sync by itself, or is this program's own: only a look into it tells.
     OtherRoot,
     /// It is on another file system, with whatever files are there.
     Elsewhere,
@@ -77,6 +77,8 @@ pub(crate) enum LeftOutKind {
     Unread,
     /// A file that is being written.
     Changing,
+    /// A folder's rules are not known.
+    Rules,
 }
 
 /// What the scanner tells.
@@ -94,6 +96,8 @@ pub(crate) enum ScanEvent {
         scope: Scope,
         /// Left out there, and why.
         skipped: Vec<LeftOut>,
+        /// How much is ignored in which folders of it.
+        ignored: Vec<(String, u64)>,
         /// Files that are still being written.
         unquiet: usize,
     },
@@ -498,7 +502,8 @@ impl Scanner {
                 }
                 let skipped = left_out(found.skipped, found.counts.skipped);
                 let changed = applied.changed;
-                let event = ScanEvent::Applied { changed, whole, unread, scope, skipped, unquiet };
+                let ignored = found.ignored;
+                let event = ScanEvent::Applied { changed, whole, unread, scope, skipped, ignored, unquiet };
                 drop(self.events.send(event).await);
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
@@ -584,9 +589,10 @@ fn shown(skipped: Skipped) -> LeftOut {
     let kind = match &skipped.why {
         Why::Unreadable | Why::Io(_) => LeftOutKind::Unread,
         Why::StillChanging => LeftOutKind::Changing,
+        Why::Rules(_) => LeftOutKind::Rules,
         Why::MountPoint => LeftOutKind::Elsewhere,
-        Why::OtherRoot => LeftOutKind::OtherRoot,
-        Why::NameNotUtf8 | Why::Name(_) | Why::Special => LeftOutKind::Meant,
+        Why::OtherRoot | Why::Own(_) => LeftOutKind::OtherRoot,
+        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::OwnFile(_) => LeftOutKind::Meant,
     };
     LeftOut { waiting: Waiting { path: skipped.path, why: skipped.why.to_string() }, kind }
 }
