@@ -9,6 +9,7 @@ pub mod ignored;
 mod list;
 pub mod local_names;
 pub mod model;
+mod only_ignored;
 mod own_data;
 pub mod rel;
 pub mod replace;

@@ -180,6 +180,18 @@ impl Level {
         self.rule(name, kind, &|name| beside.has(name))
     }
 
+    /// As [`Self::judge`] says, of a thing in a folder that was not listed; `entries` lists it, if that is needed: for
+    /// names as editors and office programs give them.
+    pub(super) fn judge_one(
+        &self,
+        name: &str,
+        kind: ObjectKind,
+        entries: impl Fn() -> Vec<Entry>,
+    ) -> Option<Rule> {
+        let listed = OnceCell::new();
+        self.rule(name, kind, &|beside| Beside::new(listed.get_or_init(&entries)).has(beside))
+    }
+
     fn rule(&self, name: &str, kind: ObjectKind, beside: &dyn Fn(&str) -> bool) -> Option<Rule> {
         if self.0.within.is_some() {
             return self.0.within.clone();

@@ -2,10 +2,11 @@
 //! hold a device's token. It is known by what it is, wherever it lies and whoever owns it.
 
 use std::ffi::OsStr;
+use std::io::Read as _;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::beneath;
 use super::list::Entry;
@@ -14,6 +15,10 @@ use crate::profile::Profile;
 
 /// Bytes of a profile, at most, that it is known by.
 const PROFILE_BYTES_MAX: u64 = 4 * 1024;
+
+/// What a file with a device's token is called.
+pub(super) const PROFILE: &str = "a profile with a device's token";
+const STATE: &str = "the state of a folder that is kept in sync";
 
 /// A folder that has all of these in it.
 struct Shape {
@@ -31,7 +36,7 @@ const SHAPES: &[Shape] = &[
     Shape { what: "a cluster's metadata", has: &["identity", "log.witness", "log", "state"] },
     Shape { what: "a cluster's disk", has: &["superblock", "extents", "index", "lock"] },
     Shape { what: "a storage node's data", has: &["known-disks.json", "metadata-voters"] },
-    Shape { what: "the state of a folder that is kept in sync", has: &["state.db", "lock"] },
+    Shape { what: STATE, has: &["state.db", "lock"] },
     Shape { what: "the sync daemon's own files", has: &["roots.toml", "sync.log"] },
     Shape { what: "the sync daemon's own files", has: &["sync.sock", "sync.log"] },
 ];
@@ -39,7 +44,7 @@ const SHAPES: &[Shape] = &[
 /// What a folder that was listed is, if it is this program's own. `name`: the folder's.
 pub(super) fn folder(fd: BorrowedFd<'_>, name: &str, entries: &[Entry]) -> Option<&'static str> {
     if name == STATE_FOLDER {
-        return Some("the state of a folder that is kept in sync");
+        return Some(STATE);
     }
     // Most folders have no name of the first of each shape: one look at the names tells.
     let starts = |entry: &Entry| {
@@ -48,6 +53,15 @@ pub(super) fn folder(fd: BorrowedFd<'_>, name: &str, entries: &[Entry]) -> Optio
     if !entries.iter().any(starts) {
         return None;
     }
+    shape_of(fd)
+}
+
+/// As [`folder`] says, of one that was not listed. Blocks.
+pub(super) fn folder_not_listed(fd: BorrowedFd<'_>, name: &str) -> Option<&'static str> {
+    if name == STATE_FOLDER { Some(STATE) } else { shape_of(fd) }
+}
+
+fn shape_of(fd: BorrowedFd<'_>) -> Option<&'static str> {
     let has = |path: &str| beneath::stat_at(fd, OsStr::new(path), AtFlags::SYMLINK_NOFOLLOW).is_ok();
     SHAPES.iter().find(|shape| shape.has.iter().all(|path| has(path))).map(|shape| shape.what)
 }
@@ -61,7 +75,7 @@ fn first_name(path: &str) -> &OsStr {
 pub(super) fn around(path: &Path) -> Option<(&Path, &'static str)> {
     let what = |folder: &Path| {
         if folder.file_name() == Some(OsStr::new(STATE_FOLDER)) {
-            return Some("the state of a folder that is kept in sync");
+            return Some(STATE);
         }
         let has = |path: &&str| folder.join(path).symlink_metadata().is_ok();
         SHAPES.iter().find(|shape| shape.has.iter().all(|path| has(path))).map(|shape| shape.what)
@@ -79,6 +93,18 @@ pub(super) fn is_profile(bytes: &[u8], size: u64) -> bool {
     // Most files are no text, or do not have the word.
     std::str::from_utf8(bytes)
         .is_ok_and(|text| text.contains("token") && toml::from_str::<Profile>(text).is_ok())
+}
+
+/// Whether the file `name` in a folder is a profile. Blocks.
+pub(super) fn is_profile_at(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(fd) = rustix::fs::openat(folder, name, flags, Mode::empty()) else { return false };
+    let file = std::fs::File::from(fd);
+    let size = file.metadata().map_or(u64::MAX, |known| known.len());
+    let mut bytes = Vec::new();
+    size <= PROFILE_BYTES_MAX
+        && file.take(PROFILE_BYTES_MAX + 1).read_to_end(&mut bytes).is_ok()
+        && is_profile(&bytes, size)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod moving;
 
 use std::collections::BTreeMap;
 
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::DiskError;
@@ -131,6 +132,26 @@ pub enum Why {
     /// The disk fails, or the like.
     #[error("it cannot be read: {0}")]
     Io(String),
+}
+
+impl Why {
+    fn of_disk(error: DiskError) -> Self {
+        match error {
+            DiskError::Denied(_) => Self::Unreadable,
+            DiskError::Io { source, .. } => {
+                Errno::from_io_error(&source).map_or_else(|| Self::Io(source.to_string()), Self::of_errno)
+            }
+            other => Self::Io(other.to_string()),
+        }
+    }
+
+    fn of_errno(errno: Errno) -> Self {
+        match errno {
+            Errno::ACCESS | Errno::PERM => Self::Unreadable,
+            Errno::NAMETOOLONG => Self::Name("its path is too long".to_owned()),
+            other => Self::Io(other.to_string()),
+        }
+    }
 }
 
 /// Something that was left out.

@@ -9,7 +9,7 @@ use engine::cutter::Cutter;
 use engine::ids::ContentId;
 use rustix::io::Errno;
 
-use super::folders::{Found, Listed, Walk, fingerprint, why_of_disk};
+use super::folders::{Found, Listed, Walk, fingerprint};
 use super::{HASH_THREADS_MAX, Scan, ScanError, ScopeFolder, Why};
 use crate::local::disk::{DiskError, ObjectKind};
 use crate::local::hash::HashError;
@@ -93,7 +93,7 @@ pub(super) fn read(walk: &mut Walk<'_>) -> Result<(), ScanError> {
 
 fn why_of_read(error: HashError) -> Why {
     match error {
-        HashError::Disk(error) => why_of_disk(error),
+        HashError::Disk(error) => Why::of_disk(error),
         other => Why::Io(other.to_string()),
     }
 }

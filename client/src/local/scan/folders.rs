@@ -277,7 +277,7 @@ impl<'a> Walk<'a> {
         if job.rel.is_root() {
             return Err(DiskError::of(&job.rel, errno).into());
         }
-        self.unread(job, why_of(errno));
+        self.unread(job, Why::of_errno(errno));
         Ok(())
     }
 
@@ -304,7 +304,7 @@ impl<'a> Walk<'a> {
             self.result.again.push(ScopeFolder { folder, deep: false });
             return;
         }
-        self.unread(job, why_of_disk(error));
+        self.unread(job, Why::of_disk(error));
     }
 
     fn level(&self, job: &Job, fd: &OwnedFd, has_rules: bool) -> Result<Level, DiskError> {
@@ -540,7 +540,7 @@ impl<'a> Walk<'a> {
                 self.result.again.push(ScopeFolder { folder: again, deep: false });
             }
             Err(errno) => {
-                self.skip(folder.rel.to_string(), why_of(errno));
+                self.skip(folder.rel.to_string(), Why::of_errno(errno));
             }
         }
     }
@@ -555,24 +555,6 @@ impl<'a> Walk<'a> {
         self.put_folder(node, folder.place, folder.object, known.as_ref());
         let (expected, above) = (Some(folder.object.stamp), Some(folder.above));
         self.jobs.push(Job { node, rel: folder.rel, expected, above, deep: true, asked: false });
-    }
-}
-
-pub(super) fn why_of_disk(error: DiskError) -> Why {
-    match error {
-        DiskError::Denied(_) => Why::Unreadable,
-        DiskError::Io { source, .. } => {
-            Errno::from_io_error(&source).map_or_else(|| Why::Io(source.to_string()), why_of)
-        }
-        other => Why::Io(other.to_string()),
-    }
-}
-
-pub(super) fn why_of(errno: Errno) -> Why {
-    match errno {
-        Errno::ACCESS | Errno::PERM => Why::Unreadable,
-        Errno::NAMETOOLONG => Why::Name("its path is too long".to_owned()),
-        other => Why::Io(other.to_string()),
     }
 }
 

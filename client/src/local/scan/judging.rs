@@ -60,17 +60,18 @@ impl Walk<'_> {
     /// Whether something was in sync at another place, where nothing is any more: then it stays in sync under the name
     /// that it has now. (Where something is, an editor has renamed the file to keep what it was.)
     fn is_moved_here(&self, object: &Object) -> bool {
-        if !self.root.keeps_inodes() {
-            return false;
-        }
-        let identity = object.stamp.identity;
-        let Some(record) = self.index.by_identity(identity) else { return false };
+        let was = self.index.by_identity_all(object.stamp.identity);
+        self.root.keeps_inodes() && was.iter().any(|record| self.is_moved_from(record, object))
+    }
+
+    fn is_moved_from(&self, record: &LocalRecord, object: &Object) -> bool {
         let is_alike =
             record.stamp.size == object.stamp.size && record.stamp.mtime_ns == object.stamp.mtime_ns;
-        let is_it = identity.born_ns != 0 || (is_alike && object.kind != ObjectKind::Folder);
+        let is_it =
+            object.stamp.identity.born_ns != 0 || (is_alike && object.kind != ObjectKind::Folder);
         if !is_it
             || record.node == ROOT
-            || !is_kind(&record, object.kind)
+            || !is_kind(record, object.kind)
             || self.claimed.contains(&record.node)
         {
             return false;
@@ -78,6 +79,6 @@ impl Walk<'_> {
         if self.index.children_unsent(record.place.parent).contains(&record.node) {
             return false;
         }
-        self.path_of(&record).is_none_or(|rel| matches!(self.root.stat(&rel), Ok(None)))
+        self.path_of(record).is_none_or(|rel| matches!(self.root.stat(&rel), Ok(None)))
     }
 }

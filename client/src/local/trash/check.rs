@@ -12,6 +12,7 @@ use crate::local::disk::{DiskError, ObjectKind};
 use crate::local::ignore_rules::{Beside, Level};
 use crate::local::list::{Entry, list};
 use crate::local::model::{LocalIndex, LocalRecord};
+use crate::local::own_data;
 use crate::local::rel::{Rel, STATE_FOLDER};
 use crate::local::root::Root;
 use crate::planner::model::NodeId;
@@ -54,7 +55,9 @@ impl FolderCheck<'_> {
                 return Err(blocked(rel, name, MOUNTED));
             }
             let Some((known, sent)) = known else {
-                if level.judge(text, object.kind, &beside).is_none() {
+                let is_ignored = level.judge(text, object.kind, &beside).is_some()
+                    || (is_folder && self.holds_only_ignored(fd.as_fd(), text, level));
+                if !is_ignored {
                     return Err(if level.is_unknown() {
                         blocked(rel, name, "the rules of its folder are not understood, so it may be ignored")
                     } else {
@@ -74,6 +77,14 @@ impl FolderCheck<'_> {
             }
         }
         Ok(ignores)
+    }
+
+    /// Whether an unknown folder is one that no scan takes in.
+    fn holds_only_ignored(&self, parent: BorrowedFd<'_>, name: &str, level: &Level) -> bool {
+        child(parent, OsStr::new(name)).is_ok_and(|fd| {
+            let level = level.enter(fd.as_fd(), name);
+            self.root.holds_only_ignored(&fd, name, &level)
+        })
     }
 
     pub(super) fn list(&self, fd: &OwnedFd, rel: &Rel) -> Result<Vec<Entry>, TrashFolderError> {
@@ -101,6 +112,9 @@ fn refused(fd: BorrowedFd<'_>, folder: &Rel, entry: &Entry, below: Rel) -> Trash
                 .is_err_and(|errno| errno == Errno::ACCESS) =>
         {
             blocked(folder, name, "it may not be read: check its permissions")
+        }
+        ObjectKind::File if own_data::is_profile_at(fd, name) => {
+            blocked(folder, name, &format!("it is {}, which is never sent", own_data::PROFILE))
         }
         _ => DiskError::Changed(below).into(),
     }

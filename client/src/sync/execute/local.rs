@@ -7,6 +7,7 @@ use engine::ids::ContentId;
 
 use super::remote::record;
 use super::upload_small::end_of_read;
+use crate::local::blocker::Blocker;
 use crate::local::disk::{DiskError, Durability, Object, ObjectKind, moved_stamp};
 use crate::local::model::{LocalIndex as _, LocalRecord};
 use crate::local::rel::Rel;
@@ -219,7 +220,12 @@ impl Disk<'_> {
             return Err(End::LocalChanged);
         };
         let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        if index.by_identity(stamp.identity).is_some() || index.check().is_err() {
+        // Nothing is to come into another root, or into data of this program's own.
+        let is_in_the_way = |blocker: &Blocker| !blocker.kind.may_be_adopted();
+        if self.root.blocker(rel, &*index, self.rules).as_ref().is_some_and(is_in_the_way)
+            || index.by_identity(stamp.identity).is_some()
+            || index.check().is_err()
+        {
             return Err(End::LocalChanged);
         }
         let attributes = Attributes { mode: stamp.mode, mtime_ns: stamp.mtime_ns };
