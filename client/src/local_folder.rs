@@ -380,7 +380,9 @@ impl TemporaryFile {
                 done => return done,
             }
             // Nobody may take it for left behind while it has that name.
-            if let Err(error) = rustix::fs::flock(self.file.finished()?, FlockOperation::NonBlockingLockExclusive) {
+            if let Err(error) =
+                rustix::fs::flock(self.file.finished()?, FlockOperation::NonBlockingLockExclusive)
+            {
                 tracing::trace!(%error, "no locks here");
             }
             let folder = self.folder.clone();

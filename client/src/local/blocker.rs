@@ -19,8 +19,7 @@ use super::root::Root;
 use crate::planner::model::ROOT;
 
 /// To look at what is in a folder by name.
-const PASS: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Names the content of files: cuts and hashes them, and says how they were while that was done.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek as _, SeekFrom};
 use std::os::fd::AsFd;
 
 use engine::cutter::{ChunkCutter, Cutter};
@@ -109,7 +109,7 @@ fn cut(
     rel: &Rel,
 ) -> Result<(Vec<ManifestEntry>, bool), HashError> {
     let mut chunks = Vec::new();
-    let mut is_profile = false;
+    let (mut is_profile, mut may_be_profile) = (false, false);
     let mut cut = ChunkCutter::new(cutter);
     // No further than it reached when it was opened: a log that grows all the time would never end.
     let mut reader = file.take(size);
@@ -117,9 +117,16 @@ fn cut(
         let ended = cut.push_from(&mut reader).map_err(|error| DiskError::of_io(rel, error))?;
         while let Some(chunk) = cut.next_chunk() {
             is_profile |= own_data::is_profile(chunk.bytes, size);
+            may_be_profile |= own_data::may_be_of_profile(chunk.bytes, size);
             chunks.push(ManifestEntry { id: ChunkId::of(chunk.bytes), size: chunk.bytes.len() as u64 });
         }
         if ended {
+            if may_be_profile {
+                let (mut again, mut whole) = (file, Vec::new());
+                again.seek(SeekFrom::Start(0)).map_err(|error| DiskError::of_io(rel, error))?;
+                again.take(size).read_to_end(&mut whole).map_err(|error| DiskError::of_io(rel, error))?;
+                is_profile = own_data::is_profile(&whole, size);
+            }
             return Ok((chunks, is_profile));
         }
         if stop.is_cancelled() {
@@ -131,6 +138,33 @@ fn cut(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::testing::TestRoot;
+    use crate::profile::{Ca, Profile};
+
+    #[test]
+    fn a_profile_is_known_however_many_certificates_it_holds() {
+        let root = TestRoot::new();
+        for lines in [0, 10, 1_000, 8_000] {
+            let certificates = "-----BEGIN CERTIFICATE-----\n".to_owned()
+                + &"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n".repeat(lines)
+                + "-----END CERTIFICATE-----\n";
+            let profile = Profile {
+                endpoint: "https://127.0.0.1:7420".to_owned(),
+                ca: Ca::Pem(certificates.clone()),
+                token: "ks1_secret".to_owned(),
+                account: "00".repeat(16),
+                device: "00".repeat(8),
+            };
+            root.write("profile", &toml::to_string(&profile).unwrap());
+            root.write("certificates", &certificates);
+            let is_profile = |name: &str| {
+                let rel = Rel::parse(name).unwrap();
+                root.hash(&rel, Cutter::for_size, &CancellationToken::new()).unwrap().is_profile
+            };
+            assert!(is_profile("profile"), "{lines} lines");
+            assert!(!is_profile("certificates"), "{lines} lines");
+        }
+    }
 
     #[test]
     fn a_size_that_is_not_true_is_found_out() {

@@ -107,8 +107,7 @@ impl Listing<'_> {
             let Ok(below) = rel.join(name) else { continue };
             let known = known.get(name).map(|known| known.node);
             // What is mounted there is a folder to the rules.
-            let kind =
-                if object.kind == ObjectKind::MountPoint { ObjectKind::Folder } else { object.kind };
+            let kind = if object.kind == ObjectKind::MountPoint { ObjectKind::Folder } else { object.kind };
             match level.judge(name, kind, &beside) {
                 Some(rule) if known.is_none() => tell(Ignored::Thing(below.to_string(), rule)),
                 Some(rule) if !level.is_within_ignored() => {

@@ -11,10 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use super::beneath;
 use super::list::Entry;
 use super::rel::STATE_FOLDER;
-use crate::profile::Profile;
-
-/// Bytes of a profile, at most, that it is known by.
-const PROFILE_BYTES_MAX: u64 = 4 * 1024;
+use crate::profile::{FILE_BYTES_MAX, PEM_MARK, Profile};
 
 /// What a file with a device's token is called.
 pub(super) const PROFILE: &str = "a profile with a device's token";
@@ -87,12 +84,19 @@ pub(super) fn around(path: &Path) -> Option<(&Path, &'static str)> {
 
 /// Whether the bytes of a whole file are a profile. `size`: the file's.
 pub(super) fn is_profile(bytes: &[u8], size: u64) -> bool {
-    if size > PROFILE_BYTES_MAX || bytes.len() as u64 != size {
+    if size > FILE_BYTES_MAX || bytes.len() as u64 != size {
         return false;
     }
     // Most files are no text, or do not have the word.
     std::str::from_utf8(bytes)
         .is_ok_and(|text| text.contains("token") && toml::from_str::<Profile>(text).is_ok())
+}
+
+/// Whether a part of a file is as one of a profile would be that is longer than that: with many certificates.
+pub(super) fn may_be_of_profile(part: &[u8], size: u64) -> bool {
+    size <= FILE_BYTES_MAX
+        && (part.len() as u64) < size
+        && std::str::from_utf8(part).is_ok_and(|text| text.contains(PEM_MARK))
 }
 
 /// Whether the file `name` in a folder is a profile. Blocks.
@@ -102,20 +106,21 @@ pub(super) fn is_profile_at(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
     let file = std::fs::File::from(fd);
     let size = file.metadata().map_or(u64::MAX, |known| known.len());
     let mut bytes = Vec::new();
-    size <= PROFILE_BYTES_MAX
-        && file.take(PROFILE_BYTES_MAX + 1).read_to_end(&mut bytes).is_ok()
+    size <= FILE_BYTES_MAX
+        && file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).is_ok()
         && is_profile(&bytes, size)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Ca;
 
     #[test]
     fn a_profile_is_known_by_what_is_in_it() {
         let profile = Profile {
             endpoint: "https://127.0.0.1:7420".to_owned(),
-            ca: "ca.pem".into(),
+            ca: Ca::File("ca.pem".into()),
             token: "ks1_secret".to_owned(),
             account: "00".repeat(16),
             device: "00".repeat(8),

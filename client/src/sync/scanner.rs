@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::pending::Pending;
+use self::pending::{AGAIN_FIRST, Pending, UNQUIET_MAX};
 use super::board::is_within;
 use super::effects::Effects;
 use super::lookout::{self, Lookout};

@@ -67,8 +67,7 @@ impl Walk<'_> {
     fn is_moved_from(&self, record: &LocalRecord, object: &Object) -> bool {
         let is_alike =
             record.stamp.size == object.stamp.size && record.stamp.mtime_ns == object.stamp.mtime_ns;
-        let is_it =
-            object.stamp.identity.born_ns != 0 || (is_alike && object.kind != ObjectKind::Folder);
+        let is_it = object.stamp.identity.born_ns != 0 || (is_alike && object.kind != ObjectKind::Folder);
         if !is_it
             || record.node == ROOT
             || !is_kind(record, object.kind)

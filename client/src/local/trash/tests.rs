@@ -245,6 +245,36 @@ fn what_may_not_be_read_is_named_when_it_keeps_a_folder() {
 }
 
 #[test]
+fn what_no_scan_takes_in_because_of_rules_stays_with_its_folder() {
+    let (root, index) = known_folder();
+    for folder in ["d/sub/new/below", "d/state"] {
+        std::fs::create_dir_all(root.dir().join(folder)).unwrap();
+    }
+    // Never taken in, for there is nothing else in it; and this program's own.
+    for path in ["d/sub/new/below/.DS_Store", "d/state/state.db", "d/state/lock"] {
+        root.write(path, "mine");
+    }
+    let shown = trash_folder(&root, &index, "d").unwrap();
+    assert!(shown.contains("stays here"), "{shown}");
+    for path in ["d/sub/new/below/.DS_Store", "d/state/state.db", "d/state/lock"] {
+        assert_eq!(root.read(path), "mine");
+    }
+    assert_eq!(root.trashed().into_keys().collect::<Vec<_>>(), ["d/f", "d/l", "d/sub/g"]);
+}
+
+#[test]
+fn what_is_mounted_in_an_ignored_folder_stays_with_that() {
+    let (root, index) = known_folder();
+    let at = root.dir().join("d/.Trash-1/deep/mnt");
+    std::fs::create_dir_all(&at).unwrap();
+    let Some(mounted) = Mounted::at(&at) else { return };
+    std::fs::write(at.join("f"), "on another file system").unwrap();
+    trash_folder(&root, &index, "d").unwrap();
+    assert_eq!(root.read("d/.Trash-1/deep/mnt/f"), "on another file system");
+    drop(mounted);
+}
+
+#[test]
 fn a_folder_with_another_file_system_in_it_stays() {
     let (root, index) = known_folder();
     let path = "d/sub/mnt";

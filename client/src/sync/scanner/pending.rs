@@ -10,11 +10,11 @@ use crate::local::rel::Rel;
 use crate::local::scan::{Scope, ScopeFolder};
 
 /// Looks in a row after which something that is never quiet is not waited for any more.
-const UNQUIET_MAX: u32 = 6;
+pub(super) const UNQUIET_MAX: u32 = 6;
 /// Folders hinted at; more make it a scan of everything.
 const FOLDERS_MAX: usize = 2_000;
 /// What was not quiet, or not believed, is looked at again after this, then ever later.
-const AGAIN_FIRST: Duration = Duration::from_millis(100);
+pub(super) const AGAIN_FIRST: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// What is to be scanned.
