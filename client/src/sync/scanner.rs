@@ -152,7 +152,7 @@ enum Looked {
 impl Scanner {
     /// Scans until it is stopped.
     pub(crate) async fn run(mut self) {
-        let mut pending = Pending { whole: true, ..Pending::default() };
+        let mut pending = Pending::of_whole();
         let mut index = match self.state.ask(|state| state.scan_index()).await {
             Ok(index) => Some(index),
             Err(error) => {

@@ -29,6 +29,11 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Everything.
+    pub(super) fn of_whole() -> Self {
+        Self { whole: true, ..Self::default() }
+    }
+
     pub(super) fn add(&mut self, folder: ScopeFolder) {
         *self.folders.entry(folder.folder).or_default() |= folder.deep;
         if self.folders.len() > FOLDERS_MAX {
