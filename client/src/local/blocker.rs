@@ -267,7 +267,8 @@ fn is_own_folder(folder: BorrowedFd<'_>, name: &str) -> bool {
         .is_ok_and(|fd| own_data::folder_not_listed(fd.as_fd(), name).is_some())
 }
 
-fn is_other_root(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
+/// Whether a folder in another one is kept in sync by itself. Blocks.
+pub(super) fn is_other_root(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
     rustix::fs::openat(folder, name, PASS, Mode::empty()).is_ok_and(|fd| {
         let marker = format!("{STATE_FOLDER}/root");
         beneath::stat_at(fd.as_fd(), OsStr::new(&marker), AtFlags::empty()).is_ok()

@@ -1,11 +1,13 @@
 //! Folders that are not known and hold nothing but what is ignored, and rules: no scan takes them in (`scan`). So they
 //! stay as what is ignored does.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::beneath;
 use super::disk::ObjectKind;
 use super::ignore_rules::{Beside, IGNORE_FILE, Level};
 use super::list::{Entry, list};
@@ -33,7 +35,8 @@ impl Root {
             return Ok(Some(true));
         }
         // One that is kept in sync by itself.
-        if entries.iter().any(|entry| entry.name == STATE_FOLDER) {
+        let marker = format!("{STATE_FOLDER}/root");
+        if beneath::stat_at(fd.as_fd(), OsStr::new(&marker), AtFlags::empty()).is_ok() {
             return Ok(None);
         }
         let beside = Beside::new(&entries);

@@ -8,6 +8,19 @@ use super::row::{signed, unsigned};
 
 /// Folders that can be excluded.
 pub const EXCLUDED_MAX: usize = 10_000;
+/// Set while the list beside the marker is older than what is here.
+const LIST_OUTDATED: &str = "excluded_list_outdated";
+
+/// How the list beside the root's marker is to what the state has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExclusionList {
+    /// It is right.
+    Right,
+    /// Ids in it are of a history that the server does not have any more, and the new ones are not known yet.
+    Void,
+    /// The state has the new ones: it is to be written anew.
+    Outdated,
+}
 
 impl State {
     /// The excluded folders: the server's id, and the path as it was given.
@@ -37,6 +50,26 @@ impl State {
             }
             Ok(())
         })
+    }
+
+    /// Whether the list beside the marker can be gone by.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn exclusion_list(&self) -> Result<ExclusionList, StateError> {
+        Ok(match self.number(LIST_OUTDATED)?.unwrap_or(0) {
+            0 => ExclusionList::Right,
+            _ if self.went_back()?.is_some() => ExclusionList::Void,
+            _ => ExclusionList::Outdated,
+        })
+    }
+
+    /// Notes whether the list beside the marker has what is here.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_exclusion_list(&self, is_right: bool) -> Result<(), StateError> {
+        self.set_number(LIST_OUTDATED, i64::from(!is_right))
     }
 
     /// Excludes a folder.

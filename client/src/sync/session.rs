@@ -36,6 +36,7 @@ use crate::local::watch::{Watcher, Writers};
 use crate::planner::{Deletes, NameRules, Rules};
 use crate::state::database::{Opened, State};
 use crate::state::error::StateError;
+use crate::state::excluded::ExclusionList;
 use crate::upload::chunk_stream::ChunkSender;
 
 /// How long a call of a session is repeated by itself; afterwards the session does, and says so.
@@ -159,6 +160,14 @@ fn bind(state: &mut State, root: &Root, config: &SyncConfig) -> Result<(), Start
 /// one whose list was damaged.
 fn reconcile_exclusions(state: &mut State, root: &Root) -> Result<(), StartError> {
     let known = state.excluded()?;
+    match state.exclusion_list()? {
+        ExclusionList::Right => {}
+        ExclusionList::Void => return Ok(()),
+        ExclusionList::Outdated => {
+            root.write_exclusions(&known)?;
+            return Ok(state.note_exclusion_list(true)?);
+        }
+    }
     match root.exclusions() {
         Ok(Some(mut listed)) => {
             listed.sort_by(|a, b| a.1.cmp(&b.1));

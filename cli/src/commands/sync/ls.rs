@@ -10,9 +10,9 @@ use client::daemon::paths::Paths;
 use client::local::ignored::{Ignored, list_ignored};
 use serde_json::json;
 
-use super::show::shown;
 use crate::args::SyncLs;
 use crate::output::Output;
+use crate::shown::{shown, shown_path};
 
 /// A folder and, if it is elsewhere, its state.
 type Folder = (PathBuf, Option<PathBuf>);
@@ -73,7 +73,7 @@ fn document(directory: &Path, found: &[Ignored]) -> serde_json::Value {
 fn text(directory: &Path, found: &[Ignored], is_one_of_many: bool) -> String {
     let mut text = String::new();
     if is_one_of_many {
-        text.push_str(&format!("{}\n", shown(&directory.to_string_lossy())));
+        text.push_str(&format!("{}\n", shown_path(directory)));
     }
     for one in found {
         text.push_str(&match one {

@@ -144,7 +144,7 @@ pub(crate) fn folder_text(status: &Status, metered: bool) -> String {
         text.push_str(&format!(
             "  {} ignored; `keepstone sync ls --ignored {}` says by which rules\n",
             status.ignored_count,
-            status.root.display()
+            shown_argument(&status.root)
         ));
     }
     for path in &status.excluded {

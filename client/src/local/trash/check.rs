@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{TrashFolderError, child};
+use crate::local::blocker::is_other_root;
 use crate::local::disk::{DiskError, ObjectKind};
 use crate::local::ignore_rules::{Beside, Level};
 use crate::local::list::{Entry, list};
@@ -56,7 +57,9 @@ impl FolderCheck<'_> {
             }
             let Some((known, sent)) = known else {
                 let is_ignored = level.judge(text, object.kind, &beside).is_some()
-                    || (is_folder && self.holds_only_ignored(fd.as_fd(), text, level));
+                    || (is_folder
+                        && text != STATE_FOLDER
+                        && self.holds_only_ignored(fd.as_fd(), text, level));
                 if !is_ignored {
                     return Err(if level.is_unknown() {
                         blocked(rel, name, "the rules of its folder are not understood, so it may be ignored")
@@ -104,7 +107,7 @@ fn refused(fd: BorrowedFd<'_>, folder: &Rel, entry: &Entry, below: Rel) -> Trash
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match object.kind {
         ObjectKind::Special => blocked(folder, name, "it is a pipe, socket or device"),
-        ObjectKind::Folder if name == STATE_FOLDER => {
+        ObjectKind::Folder if name == STATE_FOLDER || is_other_root(fd, name) => {
             blocked(folder, name, "that folder is kept in sync by itself")
         }
         ObjectKind::File | ObjectKind::Folder

@@ -10,7 +10,7 @@ use crate::local::ignore_rules::IGNORE_FILE;
 use crate::local::rel::Rel;
 use crate::local::scan::Scope;
 use crate::planner::model::{Kind, NodeId, ROOT};
-use crate::state::excluded::EXCLUDED_MAX;
+use crate::state::excluded::{EXCLUDED_MAX, ExclusionList};
 use crate::state::trees::Side;
 use crate::sync::board::is_within;
 use crate::sync::config::Limits;
@@ -43,7 +43,12 @@ impl Run {
         match event {
             Event::Command(Some(command)) => return self.command(command).await,
             Event::Command(None) => return Some(RunEnd::Stopped),
-            Event::Follower(Some(event)) => return self.follower(event),
+            Event::Follower(Some(event)) => {
+                if matches!(event, FollowerEvent::CaughtUp) {
+                    self.renew_exclusions().await;
+                }
+                return self.follower(event);
+            }
             Event::Scan(Some(event)) => return self.scan(event).await,
             Event::Stop => return Some(RunEnd::Stopped),
             // They end by themselves when all is stopped.
@@ -163,6 +168,25 @@ impl Run {
             Ok(Ok(())) => Ok(()),
             Ok(Err(reason)) => Err(refused(reason)),
             Err(error) => Err(refused(error.to_string())),
+        }
+    }
+
+    /// Once the server's tree was listed anew, the excluded folders have new ids: the list beside the marker gets them.
+    async fn renew_exclusions(&mut self) {
+        let root = self.shared.root.clone();
+        let renewed = self.shared.state.ask(move |state| {
+            if state.exclusion_list()? != ExclusionList::Outdated {
+                return Ok(false);
+            }
+            match root.write_exclusions(&state.excluded()?) {
+                Ok(()) => state.note_exclusion_list(true)?,
+                // It is written at the next start.
+                Err(error) => tracing::warn!(%error, "the list of what is excluded is out of date"),
+            }
+            Ok(true)
+        });
+        if renewed.await.unwrap_or(false) {
+            self.show_excluded().await;
         }
     }
 
