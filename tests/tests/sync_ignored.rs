@@ -64,7 +64,7 @@ fn what_is_ignored_survives_that_its_folder_is_deleted_elsewhere() -> Result<()>
     a.write("d/sub/again", "again")?;
     b.wait_content("d/sub/again", "again")?;
     b.wait_up_to_date()?;
-    ensure!(b.read("d/sub/secret.key").as_deref() == Some(b"secret"));
+    ensure!(b.read("d/sub/secret.key").as_deref() == Some(b"secret".as_slice()));
     ensure!(!group.client.exists("/d/sub/secret.key")? && !group.client.exists("/d/sub/build")?, "sent");
     fs::remove_dir_all(b.path("d/sub/build"))?;
     fs::remove_file(b.path("d/sub/secret.key"))?;

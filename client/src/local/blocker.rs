@@ -290,7 +290,9 @@ mod tests {
         let blocker = |path: &str| root.blocker(&Rel::parse(path).unwrap(), &index, &rules);
         let kind = |path: &str| blocker(path).map(|blocker| (blocker.rel.to_string(), blocker.kind));
         let _socket = UnixListener::bind(root.dir().join("socket")).unwrap();
-        std::fs::create_dir_all(root.dir().join("other/.keepstone")).unwrap();
+        for folder in ["other/.keepstone", "out", "folder", "state", "rest/below", "bad"] {
+            std::fs::create_dir_all(root.dir().join(folder)).unwrap();
+        }
         std::fs::write(root.dir().join("other/.keepstone/root"), "").unwrap();
         std::fs::write(root.dir().join(".keepstoneignore"), "secret\nout/\n").unwrap();
         for path in ["secret", "out/f", "plain", "folder/f"] {
