@@ -23,6 +23,9 @@ use crate::client::{Client, Output, Running, binary};
 use crate::process::ProcessRef;
 use crate::wait::wait_for;
 
+/// Around the certificates in a profile.
+const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const PEM_END: &str = "-----END CERTIFICATE-----\n";
 /// How long a first start may take (keys and certificates are made).
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a clean stop may take.
@@ -454,12 +457,17 @@ impl Cluster {
         Running::start(&binary()?, None, &arguments, Some(password), STOP_DEADLINE)?.wait()
     }
 
-    /// The CA's certificate, from the administrator's profile.
+    /// A file with the CA's certificate, which the administrator's profile holds or names.
     ///
     /// # Errors
-    /// If the profile names none.
+    /// If the profile has none, or the file cannot be written.
     pub fn ca(&self) -> anyhow::Result<PathBuf> {
         let text = fs::read_to_string(self.directory.join("profile.toml"))?;
+        if let Some((begin, end)) = text.find(PEM_BEGIN).zip(text.rfind(PEM_END)) {
+            let file = self.directory.join("ca-of-profile.pem");
+            fs::write(&file, &text[begin..end + PEM_END.len()])?;
+            return Ok(file);
+        }
         let line = text.lines().find_map(|line| line.strip_prefix("ca = ")).context("profile has no ca")?;
         Ok(self.directory.join(line.trim().trim_matches(['"', '\''])))
     }

@@ -167,7 +167,9 @@ mod tests {
         }
 
         fn missing(&self) -> Vec<String> {
-            self.contents.missing("a", &Snapshot::take(self.root.path()).unwrap())
+            let mut missing = self.contents.missing("a", &Snapshot::take(self.root.path()).unwrap());
+            missing.sort();
+            missing
         }
     }
 

@@ -109,19 +109,27 @@ impl<'a> Editor<'a> {
     }
 
     /// Takes away what cannot be synchronised, and what would be in the way of that for good: special files, and
-    /// names that are not UTF-8.
+    /// names that are not UTF-8. Folders with such names get others.
     ///
     /// # Errors
     /// If something cannot be removed.
     pub fn tidy_up(&self) -> anyhow::Result<()> {
         let walk = walkdir::WalkDir::new(&self.root).min_depth(1);
+        let mut odd_folders = Vec::new();
         for entry in walk.into_iter().filter_entry(|entry| entry.file_name() != OWN_FOLDER) {
             let entry = entry?;
             let kind = entry.file_type();
             let usual = kind.is_file() || kind.is_dir() || kind.is_symlink();
-            if !usual || (entry.file_name().to_str().is_none() && !kind.is_dir()) {
+            let named = entry.file_name().to_str().is_some();
+            if !usual || (!named && !kind.is_dir()) {
                 fs::remove_file(entry.path())?;
+            } else if !named {
+                odd_folders.push(entry.into_path());
             }
+        }
+        // What was saved in them is not lost: they get a name that can be synchronised. The deepest first.
+        for (index, folder) in odd_folders.iter().enumerate().rev() {
+            fs::rename(folder, folder.with_file_name(format!("had an odd name {index}")))?;
         }
         Ok(())
     }

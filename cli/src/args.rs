@@ -20,8 +20,8 @@ pub(crate) use files::{
     TrashRestore, VersionsCommand, VersionsRm,
 };
 pub(crate) use sync::{
-    SyncAdd, SyncBelow, SyncCommand, SyncConfirm, SyncDaemon, SyncFolder, SyncLimits, SyncLog, SyncRun,
-    SyncSome, SyncUnit,
+    SyncAdd, SyncBelow, SyncCommand, SyncConfirm, SyncDaemon, SyncFolder, SyncLimits, SyncLog, SyncLs,
+    SyncRun, SyncSome, SyncUnit,
 };
 
 /// Keeps your files on your own disk servers, in sync between your devices, with all earlier versions.

@@ -65,6 +65,8 @@ pub struct Rules {
     pub deletes: Deletes,
     /// Folders here that could not be read: nothing at, below or above them is deleted.
     pub unread: BTreeSet<NodeId>,
+    /// Whether nothing new may be sent now.
+    pub sends_held: bool,
     /// Operations of one plan.
     pub operations_max: usize,
 }
@@ -113,6 +115,8 @@ pub enum Blocked {
     Excluded,
     /// It is a folder on one side and none on the other.
     Kinds,
+    /// The server has rules for what is ignored in its folder that are not here yet, or are not applied yet.
+    Rules,
     /// No name could be found that is free.
     NoName,
 }
@@ -135,6 +139,7 @@ impl fmt::Display for Blocked {
             Self::NotYet => "waits for something that comes first",
             Self::Excluded => "is excluded here; waits until changes made here have gone to the server",
             Self::Kinds => "is a folder on one side and none on the other",
+            Self::Rules => "waits until the rules of its folder, which the server has, are here",
             Self::NoName => "waits: no free name could be found for it",
         })
     }

@@ -14,10 +14,10 @@ use crate::connection::ConnectOptions;
 use crate::private_file;
 
 /// Largest profile or CA file that is read.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
+pub(crate) const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What a PEM text has and no path would.
-const PEM_MARK: &str = "-----BEGIN ";
+pub(crate) const PEM_MARK: &str = "-----BEGIN ";
 
 /// The certificates of a cluster's CA: in a profile either PEM text or a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

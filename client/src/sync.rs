@@ -17,6 +17,7 @@ mod planning;
 mod prepare;
 mod queues;
 mod recover;
+mod rules_first;
 mod run;
 mod scanner;
 pub mod session;

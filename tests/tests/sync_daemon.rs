@@ -260,10 +260,13 @@ fn what_is_ignored_stays_here() -> Result<()> {
     let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
     a.write(".keepstoneignore", "*.log\n/build/\n!keep.log\n")?;
     wait_for("the rules", SETTLE_DEADLINE, || Ok(b.path(".keepstoneignore").exists().then_some(())))?;
-    for path in ["x.log", "build/out", "sub/y.log", "draft~", "sub/.z.swp"] {
+    // What lies beside its file is known by that.
+    a.write("last", "goes")?;
+    a.write("sub/z", "goes")?;
+    for path in ["x.log", "build/out", "sub/y.log", ".~lock.last#", "sub/.z.swp"] {
         a.write(path, "stays")?;
     }
-    for path in ["keep.log", "sub/build/out", "last"] {
+    for path in ["keep.log", "sub/build/out", "sub/z", "last"] {
         a.write(path, "goes")?;
         b.wait_content(path, "goes")?;
     }
@@ -271,9 +274,9 @@ fn what_is_ignored_stays_here() -> Result<()> {
         a.wait_up_to_date()?;
         b.snapshot()
     };
-    let expected = [".keepstoneignore", "keep.log", "last", "sub", "sub/build", "sub/build/out"];
+    let expected = [".keepstoneignore", "keep.log", "last", "sub", "sub/build", "sub/build/out", "sub/z"];
     ensure!(wait()?.paths() == expected, "{:?}", wait()?.paths());
-    for path in ["x.log", "build", "sub/y.log", "draft~", "sub/.z.swp"] {
+    for path in ["x.log", "build", "sub/y.log", ".~lock.last#", "sub/.z.swp"] {
         if a.path(path).is_dir() { fs::remove_dir_all(a.path(path))? } else { fs::remove_file(a.path(path))? }
     }
     group.finish()?;

@@ -30,6 +30,8 @@ pub(crate) enum SyncCommand {
     Confirm(SyncConfirm),
     /// Undo the deletes that wait to be confirmed: the files come back.
     Undelete(SyncFolder),
+    /// List what is ignored here, each with its rule.
+    Ls(SyncLs),
     /// Show what was done.
     Log(SyncLog),
     /// Look at all of a folder now, or of all of them.
@@ -133,6 +135,19 @@ pub(crate) struct SyncSome {
     /// The local folder. [default: all]
     #[arg(value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncLs {
+    /// The local folder. [default: all that the daemon keeps in sync]
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// What is not sent because of a rule, or because of what it is.
+    #[arg(long, required = true)]
+    pub(crate) ignored: bool,
+    /// Where the state is kept, if not in the folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

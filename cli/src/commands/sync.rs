@@ -2,6 +2,7 @@
 
 mod daemon;
 mod folders;
+mod ls;
 mod reach;
 mod run;
 mod show;
@@ -24,6 +25,7 @@ pub(crate) async fn run(global: &Global, command: SyncCommand, output: &Output) 
         SyncCommand::Add(add) => folders::add(global, add, output).await,
         SyncCommand::Remove(folder) => folders::remove(&folder, output).await,
         SyncCommand::Status(some) => show::status(&some, output).await,
+        SyncCommand::Ls(some) => ls::ls(&some, output).await,
         SyncCommand::Log(log) => show::log(&log, output).await,
         SyncCommand::Pause(some) => folders::pause(&some, true, output).await,
         SyncCommand::Resume(some) => folders::pause(&some, false, output).await,

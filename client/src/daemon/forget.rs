@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::local::rel::STATE_FOLDER;
-use crate::local::root::{LOCK_FILE, MARKER_FILE};
+use crate::local::root::{EXCLUSIONS_FILE, LOCK_FILE, MARKER_FILE};
 use crate::state::database::FILE_NAME;
 
 /// Why a folder cannot be forgotten.
@@ -47,6 +47,7 @@ pub fn forget(directory: &Path, state: Option<&Path>) -> Result<bool, ForgetErro
             any |= remove(&folder.join(format!("{FILE_NAME}{suffix}")))?;
         }
     }
+    any |= remove(&own.join(EXCLUSIONS_FILE))?;
     any |= remove(&own.join(MARKER_FILE))?;
     drop(locks);
     Ok(any)

@@ -200,6 +200,7 @@ impl Keeper {
             waiting_count: 0,
             waiting: Vec::new(),
             skipped: Vec::new(),
+            ignored_count: 0,
             deletes_to_confirm: 0,
             deletes_shown: String::new(),
             transfers: Vec::new(),

@@ -98,6 +98,7 @@ pub fn status_to_wire(status: Status) -> wire::RootStatus {
         waiting_count: status.waiting_count,
         waiting: waiting_to_wire(status.waiting),
         skipped: waiting_to_wire(status.skipped),
+        ignored_count: status.ignored_count,
         deletes_to_confirm: status.deletes_to_confirm,
         transfers: status
             .transfers
@@ -135,6 +136,7 @@ pub fn status(status: wire::RootStatus) -> Status {
         waiting_count: status.waiting_count,
         waiting: waiting(status.waiting),
         skipped: waiting(status.skipped),
+        ignored_count: status.ignored_count,
         deletes_to_confirm: status.deletes_to_confirm,
         deletes_shown: status.deletes_shown,
         transfers: status
@@ -189,6 +191,7 @@ mod tests {
             waiting_count: 3,
             waiting: vec![wait("w")],
             skipped: vec![wait("s")],
+            ignored_count: 3,
             deletes_to_confirm: 4,
             deletes_shown: "4-00aa".to_owned(),
             transfers: vec![

@@ -11,10 +11,15 @@ use rustix::io::Errno;
 use super::beneath;
 use super::disk::{DiskError, ObjectKind};
 use super::ignore_rules::IgnoreRules;
+use super::list::list;
 use super::model::{Identity, LocalIndex, LocalRecord};
+use super::own_data;
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::Root;
 use crate::planner::model::ROOT;
+
+/// To look at what is in a folder by name.
+const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +33,21 @@ pub(crate) enum BlockerKind {
     OtherRoot,
     IgnoredFolder,
     IgnoredFile,
+    /// What is in it is ignored, or rules.
+    OnlyIgnored,
+    /// It may be ignored: its folder's rules are not understood.
+    UnknownRules,
+    /// Keys, tokens or data of this program.
+    Own,
     UnreadableFolder,
     UnreadableFile,
+}
+
+impl BlockerKind {
+    /// Whether a folder that comes may be the one that is there, with what is ignored in it.
+    pub(crate) fn may_be_adopted(self) -> bool {
+        matches!(self, Self::IgnoredFolder | Self::OnlyIgnored | Self::UnknownRules)
+    }
 }
 
 impl fmt::Display for BlockerKind {
@@ -42,6 +60,9 @@ impl fmt::Display for BlockerKind {
             Self::OtherRoot => "a folder that is kept in sync by itself",
             Self::IgnoredFolder => "a folder that is ignored here",
             Self::IgnoredFile => "a file that is ignored here",
+            Self::OnlyIgnored => "a folder with nothing but what is ignored here",
+            Self::UnknownRules => "in a folder whose rules are not understood",
+            Self::Own => "this program's own data, which is never sent",
             Self::UnreadableFolder => "a folder that may not be read",
             Self::UnreadableFile => "a file that may not be read",
         })
@@ -71,6 +92,7 @@ impl fmt::Display for Blocker {
             BlockerKind::UnreadableFolder | BlockerKind::UnreadableFile => {
                 "make it readable, or move it away"
             }
+            BlockerKind::UnknownRules => "put those rules right, or move it away",
             BlockerKind::MountPoint => "unmount it, or move one of the two",
             _ => "move it away, or give it another name",
         };
@@ -96,13 +118,8 @@ impl Root {
             let fd = beneath::open(self.fd(), &above, OFlags::PATH | OFlags::DIRECTORY).ok()?;
             let seen = self.seen_at(fd.as_fd(), OsStr::new(name)).ok()?;
             let is_last = at == *rel;
-            let ignored = || {
-                known.is_none()
-                    && rules
-                        .level_of(self, &above)
-                        .is_ok_and(|level| level.is_ignored(name, seen.kind == ObjectKind::Folder))
-            };
-            if let Some(kind) = self.obstacle(fd.as_fd(), name, &seen, is_last, ignored) {
+            let unknown = Unknown { root: self, rules, above: &above, is_unknown: known.is_none() };
+            if let Some(kind) = self.obstacle(fd.as_fd(), name, &seen, is_last, &unknown) {
                 return Some(Blocker { rel: at, kind, seen });
             }
             folder = known.map(|known: LocalRecord| known.node);
@@ -116,8 +133,9 @@ impl Root {
         name: &str,
         seen: &Seen,
         is_last: bool,
-        ignored: impl FnOnce() -> bool,
+        unknown: &Unknown<'_>,
     ) -> Option<BlockerKind> {
+        let text = name;
         let name = OsStr::new(name);
         match seen.kind {
             ObjectKind::MountPoint => Some(BlockerKind::MountPoint),
@@ -134,18 +152,26 @@ impl Root {
                 if is_other_root(folder, name) {
                     return Some(BlockerKind::OtherRoot);
                 }
-                if ignored() {
-                    return Some(BlockerKind::IgnoredFolder);
+                if is_own_folder(folder, text) {
+                    return Some(BlockerKind::Own);
+                }
+                if let Some(kind) = unknown.left_out(text, ObjectKind::Folder) {
+                    return Some(kind);
                 }
                 is_unreadable(folder, name).then_some(BlockerKind::UnreadableFolder)
             }
             ObjectKind::Folder => None,
             ObjectKind::File | ObjectKind::Symlink => {
-                if ignored() {
-                    return Some(BlockerKind::IgnoredFile);
+                if let Some(kind) = unknown.left_out(text, seen.kind) {
+                    return Some(kind);
                 }
-                (seen.kind == ObjectKind::File && is_unreadable(folder, name))
-                    .then_some(BlockerKind::UnreadableFile)
+                if seen.kind == ObjectKind::Symlink {
+                    return None;
+                }
+                if unknown.is_unknown && own_data::is_profile_at(folder, name) {
+                    return Some(BlockerKind::Own);
+                }
+                is_unreadable(folder, name).then_some(BlockerKind::UnreadableFile)
             }
         }
     }
@@ -193,15 +219,57 @@ impl Root {
     }
 }
 
+/// What the rules say of something.
+struct Unknown<'a> {
+    root: &'a Root,
+    rules: &'a IgnoreRules,
+    /// The folder that it is in.
+    above: &'a Rel,
+    /// Whether it is not known. What is known is in sync, whatever they say.
+    is_unknown: bool,
+}
+
+impl Unknown<'_> {
+    /// Why no scan takes it in, if that is by the rules. Blocks.
+    fn left_out(&self, name: &str, kind: ObjectKind) -> Option<BlockerKind> {
+        if !self.is_unknown {
+            return None;
+        }
+        let level = self.rules.level_of(self.root, self.above).ok()?;
+        let entries = || {
+            let listed = self.root.open_folder(self.above).and_then(|fd| list(fd.as_fd(), &self.root.home()));
+            listed.unwrap_or_default()
+        };
+        let is_folder = kind == ObjectKind::Folder;
+        if level.judge_one(name, kind, entries).is_some() {
+            return Some(if is_folder { BlockerKind::IgnoredFolder } else { BlockerKind::IgnoredFile });
+        }
+        if level.is_unknown() {
+            return Some(BlockerKind::UnknownRules);
+        }
+        if !is_folder {
+            return None;
+        }
+        let folder = self.root.open_folder(&self.above.join(name).ok()?).ok()?;
+        let level = level.enter(folder.as_fd(), name);
+        self.root.holds_only_ignored(&folder, name, &level).then_some(BlockerKind::OnlyIgnored)
+    }
+}
+
 fn is_unreadable(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(folder, name, flags, Mode::empty());
     matches!(opened, Err(Errno::ACCESS | Errno::PERM))
 }
 
-fn is_other_root(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(folder, name, flags, Mode::empty()).is_ok_and(|fd| {
+fn is_own_folder(folder: BorrowedFd<'_>, name: &str) -> bool {
+    rustix::fs::openat(folder, name, PASS, Mode::empty())
+        .is_ok_and(|fd| own_data::folder_not_listed(fd.as_fd(), name).is_some())
+}
+
+/// Whether a folder in another one is kept in sync by itself. Blocks.
+pub(super) fn is_other_root(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
+    rustix::fs::openat(folder, name, PASS, Mode::empty()).is_ok_and(|fd| {
         let marker = format!("{STATE_FOLDER}/root");
         beneath::stat_at(fd.as_fd(), OsStr::new(&marker), AtFlags::empty()).is_ok()
     })
@@ -218,11 +286,13 @@ mod tests {
     fn what_no_scan_takes_in_is_named_and_what_one_does_is_not() {
         let root = TestRoot::new();
         let index = MemoryIndex::default();
-        let rules = IgnoreRules::default();
+        let rules = IgnoreRules;
         let blocker = |path: &str| root.blocker(&Rel::parse(path).unwrap(), &index, &rules);
         let kind = |path: &str| blocker(path).map(|blocker| (blocker.rel.to_string(), blocker.kind));
         let _socket = UnixListener::bind(root.dir().join("socket")).unwrap();
-        std::fs::create_dir_all(root.dir().join("other/.keepstone")).unwrap();
+        for folder in ["other/.keepstone", "out", "folder", "state", "rest/below", "bad"] {
+            std::fs::create_dir_all(root.dir().join(folder)).unwrap();
+        }
         std::fs::write(root.dir().join("other/.keepstone/root"), "").unwrap();
         std::fs::write(root.dir().join(".keepstoneignore"), "secret\nout/\n").unwrap();
         for folder in ["out", "folder"] {
@@ -237,6 +307,17 @@ mod tests {
         assert_eq!(kind("other"), Some(("other".to_owned(), BlockerKind::OtherRoot)));
         assert_eq!(kind("secret"), Some(("secret".to_owned(), BlockerKind::IgnoredFile)));
         assert_eq!(kind("out"), Some(("out".to_owned(), BlockerKind::IgnoredFolder)));
+        for path in ["state/state.db", "state/lock", "rest/.keepstoneignore", "rest/below/secret", "bad/f"] {
+            root.write(path, "");
+        }
+        std::fs::write(root.dir().join("bad/.keepstoneignore"), b"\xff\n").unwrap();
+        assert_eq!(kind("state"), Some(("state".to_owned(), BlockerKind::Own)));
+        assert_eq!(kind("rest"), Some(("rest".to_owned(), BlockerKind::OnlyIgnored)));
+        assert_eq!(kind("bad/f"), Some(("bad/f".to_owned(), BlockerKind::UnknownRules)));
+        root.write(".f.swp", "");
+        assert_eq!(kind(".f.swp"), None, "it lies beside no file");
+        root.write("f", "");
+        assert_eq!(kind(".f.swp"), Some((".f.swp".to_owned(), BlockerKind::IgnoredFile)));
         for path in ["plain", "folder", "folder/f", "link", "none", "none/below"] {
             assert_eq!(kind(path), None, "{path}");
         }

@@ -1,7 +1,7 @@
 //! Names the content of files: cuts and hashes them, and says how they were while that was done.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek as _, SeekFrom};
 use std::os::fd::AsFd;
 
 use engine::cutter::{ChunkCutter, Cutter};
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk::DiskError;
 use super::model::Stamp;
+use super::own_data;
 use super::rel::Rel;
 use super::root::Root;
 use crate::planner::model::FileContent;
@@ -46,6 +47,8 @@ pub struct Hashed {
     pub stamp: Stamp,
     /// Its chunks.
     pub chunks: Vec<ManifestEntry>,
+    /// It signs a device in.
+    pub is_profile: bool,
 }
 
 impl Root {
@@ -72,7 +75,7 @@ impl Root {
     ) -> Result<Hashed, HashError> {
         let (file, before) = self.open_for_read(rel)?;
         let cutter = cutter(before.size);
-        let chunks = cut(&file, before.size, cutter, stop, rel)?;
+        let (chunks, is_profile) = cut(&file, before.size, cutter, stop, rel)?;
         let size = chunks.iter().map(|chunk| chunk.size).sum::<u64>();
         let other_size =
             other_size(&file, before.size, size).map_err(|error| DiskError::of_io(rel, error))?;
@@ -84,7 +87,7 @@ impl Root {
             return Err(HashError::OtherSize { said: before.size, gave });
         }
         let content = FileContent { content: ContentId::of(&chunks), size, cutter };
-        Ok(Hashed { content, stamp: before, chunks })
+        Ok(Hashed { content, stamp: before, chunks, is_profile })
     }
 }
 
@@ -104,18 +107,27 @@ fn cut(
     cutter: Cutter,
     stop: &CancellationToken,
     rel: &Rel,
-) -> Result<Vec<ManifestEntry>, HashError> {
+) -> Result<(Vec<ManifestEntry>, bool), HashError> {
     let mut chunks = Vec::new();
+    let (mut is_profile, mut may_be_profile) = (false, false);
     let mut cut = ChunkCutter::new(cutter);
     // No further than it reached when it was opened: a log that grows all the time would never end.
     let mut reader = file.take(size);
     loop {
         let ended = cut.push_from(&mut reader).map_err(|error| DiskError::of_io(rel, error))?;
         while let Some(chunk) = cut.next_chunk() {
+            is_profile |= own_data::is_profile(chunk.bytes, size);
+            may_be_profile |= own_data::may_be_of_profile(chunk.bytes, size);
             chunks.push(ManifestEntry { id: ChunkId::of(chunk.bytes), size: chunk.bytes.len() as u64 });
         }
         if ended {
-            return Ok(chunks);
+            if may_be_profile {
+                let (mut again, mut whole) = (file, Vec::new());
+                again.seek(SeekFrom::Start(0)).map_err(|error| DiskError::of_io(rel, error))?;
+                again.take(size).read_to_end(&mut whole).map_err(|error| DiskError::of_io(rel, error))?;
+                is_profile = own_data::is_profile(&whole, size);
+            }
+            return Ok((chunks, is_profile));
         }
         if stop.is_cancelled() {
             return Err(HashError::Stopped);
@@ -126,6 +138,33 @@ fn cut(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::testing::TestRoot;
+    use crate::profile::{Ca, Profile};
+
+    #[test]
+    fn a_profile_is_known_however_many_certificates_it_holds() {
+        let root = TestRoot::new();
+        for lines in [0, 10, 1_000, 8_000] {
+            let certificates = "-----BEGIN CERTIFICATE-----\n".to_owned()
+                + &"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n".repeat(lines)
+                + "-----END CERTIFICATE-----\n";
+            let profile = Profile {
+                endpoint: "https://127.0.0.1:7420".to_owned(),
+                ca: Ca::Pem(certificates.clone()),
+                token: "ks1_secret".to_owned(),
+                account: "00".repeat(16),
+                device: "00".repeat(8),
+            };
+            root.write("profile", &toml::to_string(&profile).unwrap());
+            root.write("certificates", &certificates);
+            let is_profile = |name: &str| {
+                let rel = Rel::parse(name).unwrap();
+                root.hash(&rel, Cutter::for_size, &CancellationToken::new()).unwrap().is_profile
+            };
+            assert!(is_profile("profile"), "{lines} lines");
+            assert!(!is_profile("certificates"), "{lines} lines");
+        }
+    }
 
     #[test]
     fn a_size_that_is_not_true_is_found_out() {

@@ -1,5 +1,7 @@
 //! What is known of the disk: the local tree with the stamps by which a change is noticed, and what a scan says of it.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::planner::model::{Attributes, Kind, NodeId, Place};
@@ -89,6 +91,10 @@ pub trait LocalIndex {
     /// The same, in any order, and whether nothing is lost if it goes from here: both sides agreed on it as it is, or
     /// the server has it.
     fn children_sent(&self, parent: NodeId) -> Vec<(LocalRecord, bool)>;
+    /// Those of a folder's that the server has never had.
+    fn children_unsent(&self, parent: NodeId) -> HashSet<NodeId>;
+    /// Whether the server has a file or symlink in the very version that is known here.
+    fn is_on_server(&self, node: NodeId) -> bool;
     /// Which node an object was, wherever.
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord>;
     /// All nodes that are names of one object: more than one for a file with hard links. At most [`NAMES_MAX`].

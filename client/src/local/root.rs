@@ -12,6 +12,7 @@
 //!
 //! After a crash in [`Root::create`]: no marker (as if never begun), or a whole one.
 
+mod exclusions;
 mod marker;
 
 use std::ffi::OsStr;
@@ -22,8 +23,11 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use self::exclusions::EXCLUSIONS_FILE;
+pub use self::exclusions::ExclusionsError;
 use self::marker::Marker;
 use super::beneath::{self, Home};
+use super::own_data;
 use super::rel::STATE_FOLDER;
 
 /// Temporary files, in the state's folder.
@@ -103,6 +107,16 @@ pub enum RootError {
         path: PathBuf,
         /// The root in it.
         other: PathBuf,
+    },
+    /// It is, or lies in, what must not be synchronised.
+    #[error("{} cannot be kept in sync: {} is {what}", path.display(), own.display())]
+    OwnData {
+        /// The folder.
+        path: PathBuf,
+        /// It, or the folder around it.
+        own: PathBuf,
+        /// What that is.
+        what: &'static str,
     },
     /// The state would be synchronised itself.
     #[error("the state {} is inside the folder itself: put it elsewhere, or leave --state out", .0.display())]
@@ -213,6 +227,22 @@ impl Root {
             root.write_marker()?;
         }
         Ok(root)
+    }
+
+    /// Opens a root that was made only to look at it, whoever has it: it is not locked, and nothing is made in it.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// See [`RootError`].
+    pub(super) fn open_to_look(path: &Path) -> Result<Self, RootError> {
+        let path = path.canonicalize().map_err(|source| io_error(path, source))?;
+        let fd = open_root(&path)?;
+        let marker = read_marker(&path, fd.as_fd())?;
+        let stat = beneath::stat_at(fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH)
+            .map_err(|errno| error(&path, errno))?;
+        let state = path.join(STATE_FOLDER);
+        let (home, inode, keeps_inodes) = (Home::of(&stat), stat.stx_ino, marker::keeps_inodes(fd.as_fd()));
+        Ok(Self { path, state, fd, home, inode, id: marker.id, keeps_inodes, locks: Mutex::default() })
     }
 
     fn finish_open(path: PathBuf, state: Option<&Path>, fd: OwnedFd, id: RootId) -> Result<Self, RootError> {
@@ -405,6 +435,9 @@ fn lock(path: &Path, folder: BorrowedFd<'_>) -> Result<HeldLock, RootError> {
 
 /// Checks that a folder is neither in another root nor around one.
 fn check_apart(path: &Path, others: &[PathBuf]) -> Result<(), RootError> {
+    if let Some((own, what)) = own_data::around(path) {
+        return Err(RootError::OwnData { path: path.to_owned(), own: own.to_owned(), what });
+    }
     for other in path.ancestors().skip(1) {
         if other.join(STATE_FOLDER).join(marker::FILE).symlink_metadata().is_ok() {
             return Err(RootError::Inside { path: path.to_owned(), other: other.to_owned() });

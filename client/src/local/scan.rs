@@ -16,10 +16,14 @@
 
 mod contents;
 mod folders;
+mod hollow;
+mod judging;
 mod matching;
+mod moving;
 
 use std::collections::BTreeMap;
 
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::DiskError;
@@ -33,6 +37,8 @@ use crate::planner::model::{NodeId, ROOT};
 
 /// Skipped things that are named; more are only counted.
 pub const SKIPPED_MAX: usize = 10_000;
+/// Folders whose ignored things are counted one by one; those of more are counted together.
+pub const IGNORED_FOLDERS_MAX: usize = 100_000;
 /// Threads that read files, at most.
 pub const HASH_THREADS_MAX: usize = 8;
 
@@ -108,6 +114,15 @@ pub enum Why {
     /// A folder that is kept in sync by itself.
     #[error("it is kept in sync by itself")]
     OtherRoot,
+    /// The rules of a folder are not known.
+    #[error("{0}; nothing new in this folder is sent until these rules can be read whole and understood")]
+    Rules(String),
+    /// A folder with keys, tokens or data of this program.
+    #[error("it is {0}, which is never sent")]
+    Own(&'static str),
+    /// A file with the like.
+    #[error("it is {0}, which is never sent")]
+    OwnFile(&'static str),
     /// May not be read.
     #[error("it may not be read: check its permissions")]
     Unreadable,
@@ -117,6 +132,26 @@ pub enum Why {
     /// The disk fails, or the like.
     #[error("it cannot be read: {0}")]
     Io(String),
+}
+
+impl Why {
+    fn of_disk(error: DiskError) -> Self {
+        match error {
+            DiskError::Denied(_) => Self::Unreadable,
+            DiskError::Io { source, .. } => {
+                Errno::from_io_error(&source).map_or_else(|| Self::Io(source.to_string()), Self::of_errno)
+            }
+            other => Self::Io(other.to_string()),
+        }
+    }
+
+    fn of_errno(errno: Errno) -> Self {
+        match errno {
+            Errno::ACCESS | Errno::PERM => Self::Unreadable,
+            Errno::NAMETOOLONG => Self::Name("its path is too long".to_owned()),
+            other => Self::Io(other.to_string()),
+        }
+    }
 }
 
 /// Something that was left out.
@@ -152,6 +187,9 @@ pub struct Scan {
     pub updates: Vec<LocalUpdate>,
     /// Left out, and why.
     pub skipped: Vec<Skipped>,
+    /// Folders that were listed, with how much is ignored in each; of a scan of everything only those in which
+    /// something is, and up to [`IGNORED_FOLDERS_MAX`].
+    pub ignored: Vec<(String, u64)>,
     /// Whether all that was to be looked at could be.
     pub complete: bool,
     /// Known folders that could not be read: what is in them stays as it was known, and nothing at, below or above them

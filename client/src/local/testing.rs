@@ -145,6 +145,8 @@ pub(super) struct MemoryIndex {
     identities: HashMap<Identity, NodeId>,
     /// What the server has never had.
     pub(super) unsent: HashSet<NodeId>,
+    /// What the server has in another version.
+    pub(super) outdated: HashSet<NodeId>,
     last: u64,
 }
 
@@ -257,6 +259,15 @@ impl LocalIndex for MemoryIndex {
             (child, sent)
         };
         children.map(sent).collect()
+    }
+
+    fn children_unsent(&self, parent: NodeId) -> HashSet<NodeId> {
+        let children = self.children(parent).into_iter().map(|child| child.node);
+        children.filter(|node| self.unsent.contains(node)).collect()
+    }
+
+    fn is_on_server(&self, node: NodeId) -> bool {
+        !self.unsent.contains(&node) && !self.outdated.contains(&node)
     }
 
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord> {

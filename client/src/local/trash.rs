@@ -4,10 +4,13 @@
 //!
 //! Invariants:
 //! - It is moved, never copied and deleted: after a crash it is at its place or in the trash.
-//! - A folder goes only if all below it is as it was last seen and has been on the server so, or is never synchronised
-//!   by the ignore rules. What came into it between that look and the move brings it back.
+//! - A folder goes only if all below it is as it was last seen and has been on the server so. What came into it between
+//!   that look and the move brings it back.
+//! - What is ignored in a folder never goes with it: the folder stays, with that and with the rules that say so.
+//! - What is removed rather than kept in the trash is on the server in that very version.
 //! - What is mounted below a folder neither goes with it nor is removed with the trash.
 
+mod around;
 mod check;
 mod emptying;
 mod removal;
@@ -27,6 +30,9 @@ use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TRASH_FOLDER};
 use crate::planner::model::NodeId;
 
+/// Said in the place of a path in the trash.
+const FREED: &str = "it is on the server; its space is free";
+
 /// Why a folder was not moved to the trash. Nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub enum TrashFolderError {
@@ -41,6 +47,15 @@ pub enum TrashFolderError {
         /// Why it is not synchronised.
         why: String,
     },
+}
+
+/// What becomes of what goes from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It stays in the trash for its days.
+    Kept,
+    /// What the server has in that very version is removed, so that its space is free; the rest stays in the trash.
+    Freed,
 }
 
 /// A day as `YYYY-MM-DD`, by days since 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
@@ -82,6 +97,10 @@ impl Root {
     /// # Errors
     /// `Changed`, `Vanished`: nothing was done. `NoSpace`, `Denied`, `Io`.
     pub fn trash(&self, rel: &Rel, expected: &Stamp, durability: Durability) -> Result<String, DiskError> {
+        Ok(self.trash_to(rel, expected, durability)?.shown)
+    }
+
+    fn trash_to(&self, rel: &Rel, expected: &Stamp, durability: Durability) -> Result<Trashed, DiskError> {
         let (folder, name) = self.parent_of(rel)?;
         let from = (folder.as_fd(), name);
         let there = self.object_at(from.0, from.1).map_err(|errno| DiskError::of(rel, errno))?;
@@ -94,12 +113,12 @@ impl Root {
             return Err(DiskError::Changed(rel.clone()));
         }
         self.sync_trashed(rel, &moved, durability)?;
-        Ok(moved.shown)
+        Ok(moved)
     }
 
-    /// Moves a folder with all that is in it to the trash, if all of it is as `index` knows it and has been sent, or is
-    /// ignored by `rules`.
-    /// What is known and not there any more does not matter. Says where below the trash it is. Blocks.
+    /// Moves a folder with all that is in it to the trash, if all of it is as `index` knows it and has been sent. What
+    /// is ignored by `rules` stays where it is, in its folders. What is known and not there any more does not matter.
+    /// Says where below the trash it is. Blocks.
     ///
     /// # Errors
     /// `Blocked`; `Changed` with the path of what is not known, not as it was or not sent; `Vanished`: nothing was done. `NoSpace`,
@@ -110,7 +129,7 @@ impl Root {
         node: NodeId,
         index: &dyn LocalIndex,
         rules: &IgnoreRules,
-        durability: Durability,
+        fate: Fate,
     ) -> Result<String, TrashFolderError> {
         let (folder, name) = self.parent_of(rel)?;
         let from = (folder.as_fd(), name);
@@ -122,13 +141,20 @@ impl Root {
         let fd = self.open_folder(rel).map_err(|errno| DiskError::of(rel, errno))?;
         let check = FolderCheck { root: self, index };
         let level = rules.level_of(self, rel)?;
-        check.check(&fd, rel, node, &level, 0)?;
+        if check.check(&fd, rel, node, &level, 0)? {
+            return self.trash_around_ignored(&check, (rel, node), rules, fate);
+        }
         let moved = self.move_to_trash(from, rel).map_err(|error| self.explained(error))?;
         // Once more, for what was saved in it meanwhile.
         let again = if moved.object.stamp.identity == there.stamp.identity {
             child(moved.folder.as_fd(), &moved.name)
                 .map_err(|errno| DiskError::of(rel, errno).into())
                 .and_then(|fd| check.check(&fd, rel, node, &level, 0))
+                .and_then(
+                    |ignores| {
+                        if ignores { Err(DiskError::Changed(rel.clone()).into()) } else { Ok(()) }
+                    },
+                )
         } else {
             Err(DiskError::Changed(rel.clone()).into())
         };
@@ -136,7 +162,10 @@ impl Root {
             self.bring_back(&moved, from, rel)?;
             return Err(error);
         }
-        self.sync_trashed(rel, &moved, durability)?;
+        self.sync_trashed(rel, &moved, Durability::Later)?;
+        if fate == Fate::Freed && self.free_folder(&moved, node, index) {
+            return Ok(FREED.to_owned());
+        }
         Ok(moved.shown)
     }
 

@@ -4,6 +4,7 @@ mod content;
 mod names;
 mod pair;
 mod place;
+mod rules_first;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,8 @@ pub(super) struct Planning<'a> {
     /// Folders that hold one that could not be read.
     holds_unread: OnceCell<BTreeSet<NodeId>>,
     decisions: Decisions,
+    /// Folders of which it was asked whether rules for them are to come.
+    awaiting: BTreeMap<NodeId, bool>,
     /// What waits for what.
     pub(super) waits: BTreeMap<NodeId, Wait>,
 }
@@ -45,6 +48,7 @@ pub(super) fn plan(trees: &Trees<'_>, dirty: &[NodeId], busy: &BTreeSet<NodeId>,
         survivors: OnceCell::new(),
         holds_unread: OnceCell::new(),
         decisions: Decisions::new(),
+        awaiting: BTreeMap::new(),
         waits: BTreeMap::new(),
     };
     planning.run()
@@ -280,6 +284,9 @@ impl Planning<'_> {
 
     fn send(&mut self, node: NodeId, triple: &Triple, because: Because) -> Decided {
         let Some(local) = triple.local.as_ref() else { return Ok(()) };
+        if because == Because::New && (self.rules.sends_held || self.awaits_rules(local.place.parent)) {
+            return Err(Blocked::Rules);
+        }
         if let Some(decided) = self.rename_leftover(node, local, Side::Local) {
             return decided;
         }

@@ -83,6 +83,7 @@ fn rules() -> Rules {
         names: NameRules::default(),
         deletes: Deletes::Allowed,
         unread: BTreeSet::new(),
+        sends_held: false,
         operations_max: super::PLAN_OPERATIONS_MAX,
     }
 }

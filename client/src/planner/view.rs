@@ -184,6 +184,17 @@ impl<'a> View<'a> {
         above
     }
 
+    /// A folder here and those above it, up to the root.
+    pub(super) fn above_of_folder(&self, folder: NodeId) -> Vec<NodeId> {
+        if folder == ROOT {
+            return vec![ROOT];
+        }
+        let mut folders = vec![folder];
+        folders.extend(self.above(Side::Local, folder));
+        folders.push(ROOT);
+        folders
+    }
+
     /// Whether a node is on the server, and walking up there does not end at the root: what is known of one of the folders
     /// is newer than what is known of the others.
     pub(super) fn is_adrift(&self, node: NodeId) -> bool {

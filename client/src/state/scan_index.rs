@@ -4,6 +4,8 @@
 //! program; the session knows it and does not believe what the scan says of it (see [`super::local::Touched`]).
 
 use std::cell::RefCell;
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,6 +72,9 @@ const OWN_IN: &str = records!(
     "differences d JOIN nodes n ON n.id = d.node",
     "d.parent = ? AND d.tree = 2 AND d.kind IS NOT NULL"
 );
+/// Otherwise here than in `synced`, which does not have it, and without an id of the server's.
+const UNSENT_IN: &str = "SELECT d.node FROM differences d JOIN nodes n ON n.id = d.node
+    WHERE d.parent = ? AND d.tree = 2 AND d.kind IS NOT NULL AND n.kind IS NULL AND n.entry IS NULL";
 /// A node in `synced`, and whether the server has it otherwise.
 const SYNCED: &str = concat!("SELECT remote, ", node_columns!(), " FROM nodes WHERE id = ?");
 /// As the server has it then.
@@ -98,6 +103,15 @@ impl State {
 }
 
 impl ScanIndex {
+    /// Looks at a state that somebody else may have open.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be opened.
+    pub(crate) fn open(file: &Path) -> Result<Self, StateError> {
+        let next_node = Arc::new(AtomicU64::new(0));
+        Ok(Self { connection: connect_reader(file)?, next_node, failed: RefCell::new(None) })
+    }
+
     /// Whether all questions were answered. If not, the scan is worth nothing.
     ///
     /// # Errors
@@ -200,6 +214,20 @@ impl ScanIndex {
         Ok(all)
     }
 
+    fn children_unsent_of(&self, parent: NodeId) -> Result<HashSet<NodeId>, StateError> {
+        let mut statement = self.connection.prepare_cached(UNSENT_IN)?;
+        let nodes = statement.query_map([id(parent)], |row| Ok(NodeId(unsigned(row.get(0)?))))?;
+        Ok(nodes.collect::<Result<_, _>>()?)
+    }
+
+    fn is_on_server_now(&self, node: NodeId) -> Result<bool, StateError> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let here = self.record_now(node)?;
+        let (_synced, remote) = self.elsewhere(node)?;
+        snapshot.finish()?;
+        Ok(here.zip(remote).is_some_and(|(here, remote)| same_kind(&here.kind, &remote.kind)))
+    }
+
     /// A node as both sides last agreed on it, and as the server has it.
     fn elsewhere(&self, node: NodeId) -> Result<(Option<Node>, Option<Node>), StateError> {
         let mut statement = self.connection.prepare_cached(SYNCED)?;
@@ -261,6 +289,14 @@ impl LocalIndex for ScanIndex {
 
     fn children_sent(&self, parent: NodeId) -> Vec<(LocalRecord, bool)> {
         self.answer(self.children_sent_of(parent))
+    }
+
+    fn children_unsent(&self, parent: NodeId) -> HashSet<NodeId> {
+        self.answer(self.children_unsent_of(parent))
+    }
+
+    fn is_on_server(&self, node: NodeId) -> bool {
+        self.answer(self.is_on_server_now(node))
     }
 
     fn by_identity(&self, identity: Identity) -> Option<LocalRecord> {

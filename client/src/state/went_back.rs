@@ -123,6 +123,7 @@ impl State {
                 self.connection
                     .prepare_cached("DELETE FROM excluded WHERE entry = ?")?
                     .execute([signed(entry)])?;
+                self.note_exclusion_list(false)?;
             }
         }
         Ok(())

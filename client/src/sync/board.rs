@@ -14,7 +14,7 @@ use super::state_thread::StateThread;
 use super::status::{Done, LogEntry, Phase, Status, Traffic, WAITING_LISTED_MAX, Waiting};
 use super::task::Line;
 use super::throttle::Throttle;
-use crate::local::scan::Scope;
+use crate::local::scan::{IGNORED_FOLDERS_MAX, Scope};
 use crate::planner::model::NodeId;
 
 /// What is said where all that could be read agrees.
@@ -51,8 +51,8 @@ struct Skipped {
 /// Something that could not be read.
 struct Unread {
     why: String,
-    /// It is a file that was being written.
-    changing: bool,
+    /// A look at its folder alone tells whether it still is so.
+    listed: bool,
 }
 
 pub(crate) struct Board {
@@ -63,6 +63,8 @@ pub(crate) struct Board {
     /// Left out for good, and what could not be read.
     skipped: BTreeMap<String, Skipped>,
     unread: BTreeMap<String, Unread>,
+    /// How much is ignored, by folder.
+    ignored: BTreeMap<String, u64>,
     offline: String,
 }
 
@@ -80,6 +82,7 @@ impl Board {
             flushed: tokio::time::Instant::now(),
             skipped: BTreeMap::new(),
             unread: BTreeMap::new(),
+            ignored: BTreeMap::new(),
             offline: String::new(),
         }
     }
@@ -135,7 +138,7 @@ impl Board {
     /// has looked at the files in them, not at what is in the folders there.
     pub(crate) fn skipped(&mut self, skipped: Vec<LeftOut>, scope: &Scope) {
         self.skipped.retain(|path, skipped| !is_within(path, scope, skipped.kind != LeftOutKind::OtherRoot));
-        self.unread.retain(|path, unread| !is_within(path, scope, unread.changing));
+        self.unread.retain(|path, unread| !is_within(path, scope, unread.listed));
         for LeftOut { waiting: Waiting { path, why }, kind } in skipped {
             match kind {
                 LeftOutKind::Meant | LeftOutKind::OtherRoot | LeftOutKind::Elsewhere
@@ -143,10 +146,24 @@ impl Board {
                 {
                     self.skipped.insert(path, Skipped { why, kind });
                 }
-                LeftOutKind::Unread | LeftOutKind::Changing if self.unread.len() < WAITING_LISTED_MAX => {
-                    self.unread.insert(path, Unread { why, changing: kind == LeftOutKind::Changing });
+                LeftOutKind::Unread | LeftOutKind::Changing | LeftOutKind::Rules
+                    if self.unread.len() < WAITING_LISTED_MAX =>
+                {
+                    self.unread.insert(path, Unread { why, listed: kind != LeftOutKind::Unread });
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// How much a scan found to be ignored in the folders that it has listed.
+    pub(crate) fn ignored(&mut self, ignored: Vec<(String, u64)>, scope: &Scope) {
+        self.ignored.retain(|folder, _count| !is_listed(folder, scope));
+        for (folder, count) in ignored {
+            if count == 0 {
+                self.ignored.remove(&folder);
+            } else if self.ignored.len() < IGNORED_FOLDERS_MAX || self.ignored.contains_key(&folder) {
+                self.ignored.insert(folder, count);
             }
         }
     }
@@ -197,6 +214,7 @@ impl Board {
                 waiting_count: step.waiting_count,
                 waiting: step.waiting.clone(),
                 skipped,
+                ignored_count: self.ignored.values().sum(),
                 deletes_to_confirm: step.deletes_to_confirm,
                 deletes_shown: view.deletes_shown.clone(),
                 transfers: shared.counters.transfers(),
@@ -260,6 +278,16 @@ pub(super) fn is_within(path: &str, scope: &Scope, listed: bool) -> bool {
         let of = folder.folder.as_str();
         let below = of.is_empty() || parent.strip_prefix(of).is_some_and(|rest| rest.starts_with('/'));
         (listed && parent == of) || (folder.deep && (parent == of || below))
+    })
+}
+
+/// Whether a scan of this scope has listed a folder, if it is there.
+fn is_listed(path: &str, scope: &Scope) -> bool {
+    let Scope::Folders(folders) = scope else { return true };
+    folders.iter().any(|folder| {
+        let of = folder.folder.as_str();
+        let is_below = of.is_empty() || path.strip_prefix(of).is_some_and(|rest| rest.starts_with('/'));
+        path == of || (folder.deep && is_below)
     })
 }
 

@@ -237,7 +237,7 @@ mod tests {
 
         fn settle(&mut self) {
             for _ in 0..TRIES_MAX {
-                let options = ScanOptions::new(IgnoreRules::default(), CancellationToken::new());
+                let options = ScanOptions::new(IgnoreRules, CancellationToken::new());
                 let found = scan(&self.root, &mut self.index, &Scope::Whole, &options).unwrap();
                 let again = found.again.len();
                 self.state.apply_local(found.updates, &Effects::default().begin_scan()).unwrap();

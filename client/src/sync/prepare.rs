@@ -7,6 +7,7 @@ use proto::v1;
 use super::task::{Again, DownloadTask, Ended, LocalTask, LocalWork, RemoteTask, Task, UploadTask};
 use crate::local::model::LocalRecord;
 use crate::local::rel::{Rel, RelError};
+use crate::local::trash::Fate;
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Operation, Place, ROOT};
 use crate::planner::transition::{Part, node_of, part_of};
 use crate::state::database::State;
@@ -109,7 +110,12 @@ impl Preparer<'_> {
                 let to = self.rel_at(&place)?;
                 self.local(node, |record| LocalWork::Move { record, to, place, part })?
             }
-            Operation::LocalDelete(node) => self.local(node, |record| LocalWork::Delete { record })?,
+            Operation::LocalDelete(node) => {
+                // What is on the server and goes from here is excluded.
+                let is_excluded = self.state.side(Side::Remote, node)?.is_some();
+                let fate = if is_excluded { Fate::Freed } else { Fate::Kept };
+                self.local(node, |record| LocalWork::Delete { record, fate })?
+            }
             Operation::LocalAttributes(node, attributes) => {
                 self.local(node, |record| LocalWork::Attributes { record, attributes })?
             }

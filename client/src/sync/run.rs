@@ -27,6 +27,7 @@ use super::guard::Guard;
 use super::handle::Command;
 use super::planning::{PlanInput, PlanStep, plan_step};
 use super::queues::{Lane, Portion, Queues};
+use super::rules_first;
 use super::scanner::{ScanEvent, ScanRequest};
 use super::shared::Shared;
 use super::status::Quiet;
@@ -99,6 +100,8 @@ pub(crate) struct Run {
     quiet: Vec<oneshot::Sender<Quiet>>,
     /// A last look at both sides before it is said to be quiet, and whether anything happened since it began.
     checking: Option<oneshot::Receiver<()>>,
+    /// Rules have changed here, and what they are about is being looked at: nothing new is sent meanwhile.
+    reading_rules: Option<oneshot::Receiver<()>>,
     disturbed: bool,
     /// Everything was scanned once more, for what could not be read, before it is said to be quiet.
     looked_for_unread: bool,
@@ -126,6 +129,7 @@ enum Event {
     Scan(Option<ScanEvent>),
     Task(Result<(tokio::task::Id, Vec<Ended>), tokio::task::JoinError>),
     Checked,
+    RulesRead,
     Time,
     Stop,
 }
@@ -178,6 +182,7 @@ impl Run {
             told: now,
             quiet: Vec::new(),
             checking: None,
+            reading_rules: None,
             disturbed: false,
             looked_for_unread: false,
         }
@@ -226,6 +231,12 @@ impl Run {
                 None => std::future::pending().await,
             }
         };
+        let reading = async {
+            match &mut self.reading_rules {
+                Some(reading) => drop(reading.await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.stop.cancelled() => Event::Stop,
             command = self.channels.commands.recv() => Event::Command(command),
@@ -233,6 +244,7 @@ impl Run {
             event = self.channels.scanner.recv() => Event::Scan(event),
             Some(ended) = self.tasks.join_next_with_id() => Event::Task(ended),
             () = checking => Event::Checked,
+            () = reading => Event::RulesRead,
             () = tokio::time::sleep_until(due) => Event::Time,
         }
     }
@@ -271,7 +283,11 @@ impl Run {
         let busy = self.busy.iter().copied().chain(waiting.iter().map(|(node, _why)| *node)).collect();
         let input = PlanInput {
             busy,
-            rules: Rules { unread: self.unread.values().copied().collect(), ..(self.rules)() },
+            rules: Rules {
+                unread: self.unread.values().copied().collect(),
+                sends_held: self.reading_rules.is_some(),
+                ..(self.rules)()
+            },
             guard: std::mem::take(&mut self.guard),
             now,
             withheld: !self.complete,
@@ -323,7 +339,8 @@ impl Run {
                 let Some(portion) = self.queues.take(lane) else { break };
                 let nodes = portion.nodes();
                 let shared = self.shared.clone();
-                let handle = self.tasks.spawn(async move { carry_out(&shared, portion).await });
+                let held = self.reading_rules.is_some();
+                let handle = self.tasks.spawn(async move { carry_out(&shared, portion, held).await });
                 self.running.insert(handle.id(), (lane, nodes));
             }
         }
@@ -351,10 +368,15 @@ impl Run {
     }
 }
 
-async fn carry_out(shared: &Shared, portion: Portion) -> Vec<Ended> {
+/// `held`: nothing new is to be sent now.
+async fn carry_out(shared: &Shared, portion: Portion, held: bool) -> Vec<Ended> {
+    let (portion, kept_back) = rules_first::keep_back(shared, portion, held).await;
+    let Some(portion) = portion else { return kept_back };
     let places = portion.local_places();
     let ended = perform(shared, portion).await;
-    name_blockers(shared, places, ended).await
+    let mut ended = name_blockers(shared, places, ended).await;
+    ended.extend(kept_back);
+    ended
 }
 
 /// Looks what is in the way of those that the disk was not ready for.

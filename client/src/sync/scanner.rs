@@ -6,6 +6,8 @@
 //! - Whatever ends the watching, it begins again after the next good scan of everything.
 //! - What this program did to the disk meanwhile is not believed, and looked at again.
 
+mod pending;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::pending::{AGAIN_FIRST, Pending, UNQUIET_MAX};
 use super::board::is_within;
 use super::effects::Effects;
 use super::lookout::{self, Lookout};
@@ -32,13 +35,6 @@ use crate::state::local::LocalApplied;
 use crate::state::scan_index::ScanIndex;
 use crate::state::trees::Side;
 
-/// Looks in a row after which something that is never quiet is not waited for any more.
-const UNQUIET_MAX: u32 = 6;
-/// Folders hinted at; more make it a scan of everything.
-const FOLDERS_MAX: usize = 2_000;
-/// What was not quiet, or not believed, is looked at again after this, then ever later.
-const AGAIN_FIRST: Duration = Duration::from_millis(100);
-const AGAIN_MAX: Duration = Duration::from_secs(60);
 /// Before the next scan of everything, when something could not be read; then twice as long, and so on.
 pub(crate) const INCOMPLETE_INTERVAL: Duration = Duration::from_secs(60);
 /// Between scans of everything where nothing tells of changes.
@@ -69,7 +65,7 @@ pub(crate) struct LeftOut {
 pub(crate) enum LeftOutKind {
     /// It cannot be kept in sync at all: listing its folder tells.
     Meant,
-    /// A folder that is kept in sync by itself: only a look into it tells.
+    /// A folder that is kept in sync by itself, or is this program's own: only a look into it tells.
     OtherRoot,
     /// It is on another file system, with whatever files are there.
     Elsewhere,
@@ -77,6 +73,8 @@ pub(crate) enum LeftOutKind {
     Unread,
     /// A file that is being written.
     Changing,
+    /// A folder's rules are not known.
+    Rules,
 }
 
 /// What the scanner tells.
@@ -94,6 +92,8 @@ pub(crate) enum ScanEvent {
         scope: Scope,
         /// Left out there, and why.
         skipped: Vec<LeftOut>,
+        /// How much is ignored in which folders of it.
+        ignored: Vec<(String, u64)>,
         /// Files that are still being written.
         unquiet: usize,
     },
@@ -149,74 +149,10 @@ enum Looked {
     Failed,
 }
 
-/// What is to be scanned.
-#[derive(Debug, Default)]
-struct Pending {
-    whole: bool,
-    /// By folder: whether with all below it.
-    folders: BTreeMap<Rel, bool>,
-    /// Not before this.
-    later: BTreeMap<Rel, (Instant, bool, u32)>,
-    settled: Vec<oneshot::Sender<()>>,
-}
-
-impl Pending {
-    fn add(&mut self, folder: ScopeFolder) {
-        *self.folders.entry(folder.folder).or_default() |= folder.deep;
-        if self.folders.len() > FOLDERS_MAX {
-            self.folders.clear();
-            self.whole = true;
-        }
-    }
-
-    /// To be looked at again, after longer each time in a row.
-    fn add_later(&mut self, folder: ScopeFolder, times: &BTreeMap<Rel, u32>, now: Instant) {
-        let count = times.get(&folder.folder).copied().unwrap_or(0);
-        let wait = (AGAIN_FIRST * 2_u32.saturating_pow(count.min(16))).min(AGAIN_MAX);
-        let at = now + wait;
-        let entry = self.later.entry(folder.folder).or_insert((at, folder.deep, count + 1));
-        entry.1 |= folder.deep;
-    }
-
-    /// Takes what is due: what to scan, and how often in a row each was looked at before.
-    fn take(&mut self, now: Instant) -> Option<(Scope, BTreeMap<Rel, u32>)> {
-        let mut times = BTreeMap::new();
-        let due: Vec<Rel> =
-            self.later.iter().filter(|(_, (at, _, _))| *at <= now).map(|(rel, _)| rel.clone()).collect();
-        for rel in due {
-            if let Some((_at, deep, count)) = self.later.remove(&rel) {
-                times.insert(rel.clone(), count);
-                self.add(ScopeFolder { folder: rel, deep });
-            }
-        }
-        if self.whole {
-            self.whole = false;
-            self.folders.clear();
-            return Some((Scope::Whole, times));
-        }
-        if self.folders.is_empty() {
-            return None;
-        }
-        let folders = std::mem::take(&mut self.folders);
-        let scope = folders.into_iter().map(|(folder, deep)| ScopeFolder { folder, deep }).collect();
-        Some((Scope::Folders(scope), times))
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        self.later.values().map(|(at, _, _)| *at).min()
-    }
-
-    /// Whether nothing is left that is worth waiting for.
-    fn is_settled(&self) -> bool {
-        let soon = self.later.values().any(|(_at, _deep, count)| *count < UNQUIET_MAX);
-        !self.whole && self.folders.is_empty() && !soon
-    }
-}
-
 impl Scanner {
     /// Scans until it is stopped.
     pub(crate) async fn run(mut self) {
-        let mut pending = Pending { whole: true, ..Pending::default() };
+        let mut pending = Pending::of_whole();
         let mut index = match self.state.ask(|state| state.scan_index()).await {
             Ok(index) => Some(index),
             Err(error) => {
@@ -498,7 +434,8 @@ impl Scanner {
                 }
                 let skipped = left_out(found.skipped, found.counts.skipped);
                 let changed = applied.changed;
-                let event = ScanEvent::Applied { changed, whole, unread, scope, skipped, unquiet };
+                let ignored = found.ignored;
+                let event = ScanEvent::Applied { changed, whole, unread, scope, skipped, ignored, unquiet };
                 drop(self.events.send(event).await);
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
@@ -584,51 +521,10 @@ fn shown(skipped: Skipped) -> LeftOut {
     let kind = match &skipped.why {
         Why::Unreadable | Why::Io(_) => LeftOutKind::Unread,
         Why::StillChanging => LeftOutKind::Changing,
+        Why::Rules(_) => LeftOutKind::Rules,
         Why::MountPoint => LeftOutKind::Elsewhere,
-        Why::OtherRoot => LeftOutKind::OtherRoot,
-        Why::NameNotUtf8 | Why::Name(_) | Why::Special => LeftOutKind::Meant,
+        Why::OtherRoot | Why::Own(_) => LeftOutKind::OtherRoot,
+        Why::NameNotUtf8 | Why::Name(_) | Why::Special | Why::OwnFile(_) => LeftOutKind::Meant,
     };
     LeftOut { waiting: Waiting { path: skipped.path, why: skipped.why.to_string() }, kind }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder(path: &str, deep: bool) -> ScopeFolder {
-        ScopeFolder { folder: Rel::parse(path).unwrap(), deep }
-    }
-
-    #[test]
-    fn many_hints_become_one_scan_of_everything() {
-        let mut pending = Pending::default();
-        (0..=FOLDERS_MAX).for_each(|number| pending.add(folder(&format!("f{number}"), false)));
-        assert_eq!(pending.take(Instant::now()).unwrap().0, Scope::Whole);
-        assert!(pending.take(Instant::now()).is_none() && pending.is_settled());
-    }
-
-    #[test]
-    fn hints_of_one_folder_are_one_and_as_deep_as_the_deepest() {
-        let mut pending = Pending::default();
-        pending.add(folder("a", true));
-        pending.add(folder("a", false));
-        assert_eq!(pending.take(Instant::now()).unwrap().0, Scope::Folders(vec![folder("a", true)]));
-    }
-
-    #[test]
-    fn what_is_never_quiet_is_looked_at_ever_more_rarely() {
-        let mut pending = Pending::default();
-        let mut times = BTreeMap::new();
-        let mut now = Instant::now();
-        let mut waits = Vec::new();
-        for _ in 0..4 {
-            pending.add_later(folder("a", false), &times, now);
-            assert!(pending.take(now).is_none());
-            let due = pending.next_due().unwrap();
-            waits.push(due.duration_since(now).as_millis());
-            now = due;
-            times = pending.take(now).unwrap().1;
-        }
-        assert_eq!(waits, [100, 200, 400, 800]);
-    }
 }

@@ -31,11 +31,12 @@ use super::throttle::Throttle;
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
 use crate::local::ignore_rules::IgnoreRules;
-use crate::local::root::{Root, RootError};
+use crate::local::root::{ExclusionsError, Root, RootError};
 use crate::local::watch::{Watcher, Writers};
 use crate::planner::{Deletes, NameRules, Rules};
 use crate::state::database::{Opened, State};
 use crate::state::error::StateError;
+use crate::state::excluded::ExclusionList;
 use crate::upload::chunk_stream::ChunkSender;
 
 /// How long a call of a session is repeated by itself; afterwards the session does, and says so.
@@ -65,6 +66,9 @@ pub enum StartError {
     /// The state cannot be opened.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Which folders are excluded is not known: all of them would be fetched.
+    #[error("{0}. Put it right, or remove it: what was excluded is fetched then")]
+    Exclusions(#[from] ExclusionsError),
     /// It is kept the same as another remote folder.
     #[error(
         "this folder is kept the same as {known} on the server, not {asked}: remove it from synchronisation first"
@@ -149,6 +153,36 @@ fn bind(state: &mut State, root: &Root, config: &SyncConfig) -> Result<(), Start
         let known = String::from_utf8_lossy(&known).into_owned();
         return Err(StartError::OtherRemote { known, asked });
     }
+    reconcile_exclusions(state, root)
+}
+
+/// The list beside the marker is written first, so it is right; a state from before there was one has its own, as has
+/// one whose list was damaged.
+fn reconcile_exclusions(state: &mut State, root: &Root) -> Result<(), StartError> {
+    let known = state.excluded()?;
+    match state.exclusion_list()? {
+        ExclusionList::Right => {}
+        ExclusionList::Void => return Ok(()),
+        ExclusionList::Outdated => {
+            root.write_exclusions(&known)?;
+            return Ok(state.note_exclusion_list(true)?);
+        }
+    }
+    match root.exclusions() {
+        Ok(Some(mut listed)) => {
+            listed.sort_by(|a, b| a.1.cmp(&b.1));
+            if listed != known {
+                state.set_excluded(&listed)?;
+            }
+        }
+        Ok(None) if known.is_empty() => {}
+        Ok(None) => root.write_exclusions(&known)?,
+        Err(error) if known.is_empty() => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "the list is written anew, as the state has it");
+            root.write_exclusions(&known)?;
+        }
+    }
     Ok(())
 }
 
@@ -166,6 +200,7 @@ fn first_status(config: &SyncConfig) -> Status {
         waiting_count: 0,
         waiting: Vec::new(),
         skipped: Vec::new(),
+        ignored_count: 0,
         deletes_to_confirm: 0,
         deletes_shown: String::new(),
         transfers: Vec::new(),
@@ -195,7 +230,8 @@ impl Anew {
     fn pause(&mut self, now: Instant) -> Duration {
         let again = self.last.is_some_and(|last| now.duration_since(last) < self.pause + ANEW_CALM);
         self.last = Some(now);
-        self.pause = if again { (self.pause * 2).clamp(ANEW_PAUSE_FIRST, ANEW_PAUSE_MAX) } else { Duration::ZERO };
+        self.pause =
+            if again { (self.pause * 2).clamp(ANEW_PAUSE_FIRST, ANEW_PAUSE_MAX) } else { Duration::ZERO };
         self.pause
     }
 }
@@ -316,7 +352,7 @@ impl Keeper {
         chunks: ChunkSender,
         stop: &CancellationToken,
     ) -> Result<Shared, String> {
-        let rules = Arc::new(IgnoreRules::default());
+        let rules = Arc::new(IgnoreRules);
         recover(state, &self.root).await?;
         let index = state.ask(|state| state.scan_index()).await.map_err(|error| error.to_string())?;
         Ok(Shared {
@@ -462,6 +498,7 @@ impl Keeper {
             names,
             deletes: Deletes::Allowed,
             unread: std::collections::BTreeSet::new(),
+            sends_held: false,
             operations_max: 0,
         })
     }

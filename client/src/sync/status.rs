@@ -39,6 +39,8 @@ pub struct Status {
     pub waiting: Vec<Waiting>,
     /// What is on disk and not kept in sync, and why; the first [`WAITING_LISTED_MAX`].
     pub skipped: Vec<Waiting>,
+    /// Files, folders and symlinks that are ignored: what is in an ignored folder is not counted by itself.
+    pub ignored_count: u64,
     /// Deletes that wait for a confirmation; 0 = none.
     pub deletes_to_confirm: u64,
     /// What tells just these from others, for who confirms them; [`DELETES_ALL`] for a folder that is empty and was

@@ -12,6 +12,7 @@ use crate::local::blocker::Blocker;
 use crate::local::disk::DiskError;
 use crate::local::model::{LocalRecord, Stamp};
 use crate::local::rel::Rel;
+use crate::local::trash::Fate;
 use crate::path::RemotePath;
 use crate::planner::model::{Attributes, FileContent, Kind, NodeId, Place};
 use crate::state::record::Part;
@@ -29,6 +30,14 @@ pub(crate) struct RemoteTask {
     pub(crate) path: String,
     /// Where it was, for a move.
     pub(crate) detail: String,
+}
+
+impl RemoteTask {
+    /// Whether it makes something that the server has not had.
+    pub(crate) fn is_new(&self) -> bool {
+        use v1::action::Action::{CreateFolder, CreateSymlink};
+        matches!(self.action.action, Some(CreateFolder(_) | CreateSymlink(_)))
+    }
 }
 
 /// A file to be sent.
@@ -82,13 +91,40 @@ pub(crate) struct LocalTask {
 
 #[derive(Clone, Debug)]
 pub(crate) enum LocalWork {
-    Create { place: Place, kind: Kind, attributes: Attributes },
-    Retarget { record: LocalRecord, target: Vec<u8>, mtime_ns: i64 },
-    Move { record: LocalRecord, to: Rel, place: Place, part: Part },
-    Delete { record: LocalRecord },
-    Attributes { record: LocalRecord, attributes: Attributes },
-    Recut { record: LocalRecord, cutter: Cutter },
-    Split { record: LocalRecord, new_node: NodeId, name: Option<String> },
+    Create {
+        place: Place,
+        kind: Kind,
+        attributes: Attributes,
+    },
+    Retarget {
+        record: LocalRecord,
+        target: Vec<u8>,
+        mtime_ns: i64,
+    },
+    Move {
+        record: LocalRecord,
+        to: Rel,
+        place: Place,
+        part: Part,
+    },
+    /// `fate`: of what is on the server as well.
+    Delete {
+        record: LocalRecord,
+        fate: Fate,
+    },
+    Attributes {
+        record: LocalRecord,
+        attributes: Attributes,
+    },
+    Recut {
+        record: LocalRecord,
+        cutter: Cutter,
+    },
+    Split {
+        record: LocalRecord,
+        new_node: NodeId,
+        name: Option<String>,
+    },
 }
 
 /// Something to be done.
@@ -122,6 +158,8 @@ pub(crate) struct Ended {
     pub(crate) blocker: Option<Blocker>,
     /// For the log.
     pub(crate) line: Option<Line>,
+    /// What is in it is not known yet: it was here before.
+    pub(crate) look_below: bool,
 }
 
 /// A line of the log, without time and number.
@@ -182,11 +220,11 @@ impl Again {
 impl Ended {
     pub(crate) fn done(node: NodeId, what: Done, path: &str, detail: impl Into<String>) -> Self {
         let line = Line { what, path: path.to_owned(), detail: detail.into() };
-        Self { node, end: End::Done, blocker: None, line: Some(line) }
+        Self { node, end: End::Done, blocker: None, line: Some(line), look_below: false }
     }
 
     pub(crate) fn quietly(node: NodeId, end: End) -> Self {
-        Self { node, end, blocker: None, line: None }
+        Self { node, end, blocker: None, line: None, look_below: false }
     }
 
     pub(crate) fn failed(node: NodeId, reason: impl Into<String>, again: Again) -> Self {

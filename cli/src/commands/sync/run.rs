@@ -151,8 +151,12 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
                 if !quiet.agreed {
                     return String::new();
                 }
+                let ignored = match status.ignored_count {
+                    0 => String::new(),
+                    count => format!("; {count} ignored (`keepstone sync ls --ignored`)"),
+                };
                 let entries = format::count_of(status.agreed_count, "entry", "entries");
-                format!("{entries} in sync with {}", shown(&status.remote_path))
+                format!("{entries} in sync with {}{ignored}", shown(&status.remote_path))
             })?;
             if quiet.agreed {
                 for left_out in &status.skipped {

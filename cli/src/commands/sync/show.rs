@@ -140,6 +140,13 @@ pub(crate) fn folder_text(status: &Status, metered: bool) -> String {
     }
     text.push_str(&listed("waiting", &status.waiting, status.waiting_count));
     text.push_str(&listed("not kept in sync", &status.skipped, 0));
+    if status.ignored_count > 0 {
+        text.push_str(&format!(
+            "  {} ignored; `keepstone sync ls --ignored {}` says by which rules\n",
+            status.ignored_count,
+            shown_argument(&status.root)
+        ));
+    }
     for path in &status.excluded {
         text.push_str(&format!("  excluded: {}\n", shown(path)));
     }
@@ -214,6 +221,7 @@ mod tests {
                 .map(|index| Waiting { path: format!("f{index}"), why: "no room".to_owned() })
                 .collect(),
             skipped: vec![Waiting { path: "bad\nname".to_owned(), why: "a socket".to_owned() }],
+            ignored_count: 3,
             deletes_to_confirm: 1200,
             deletes_shown: "1200-00c0ffee".to_owned(),
             transfers: vec![Transfer {
@@ -243,6 +251,7 @@ mod tests {
             "waiting: and 10 more",
             "not kept in sync: bad\\nname: a socket",
             "excluded: raw",
+            "3 ignored; `keepstone sync ls --ignored /r`",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }

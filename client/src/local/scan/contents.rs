@@ -9,12 +9,13 @@ use engine::cutter::Cutter;
 use engine::ids::ContentId;
 use rustix::io::Errno;
 
-use super::folders::{Found, Listed, Walk, fingerprint, why_of_disk};
+use super::folders::{Found, Listed, Walk, fingerprint};
 use super::{HASH_THREADS_MAX, Scan, ScanError, ScopeFolder, Why};
 use crate::local::disk::{DiskError, ObjectKind};
 use crate::local::hash::HashError;
 use crate::local::list::list;
 use crate::local::model::{LocalRecord, LocalUpdate, NO_CTIME_NS, Stamp, attributes_of};
+use crate::local::own_data;
 use crate::planner::model::{FileContent, Kind, NodeId, Place};
 
 /// A clock of a file system may be behind the machine's by this much: what was changed within it can change once more
@@ -33,6 +34,8 @@ struct Content {
     began_ns: i64,
     /// Somebody stores into it just now: its time may not change with the next store.
     stored: bool,
+    /// It signs a device in.
+    is_profile: bool,
 }
 
 /// The cutter of each file, or `None` for a symlink.
@@ -62,6 +65,10 @@ pub(super) fn read(walk: &mut Walk<'_>) -> Result<(), ScanError> {
     let mut new = Vec::new();
     for (file, result) in found.into_iter().zip(results) {
         let error = match result {
+            Ok(content) if content.is_profile && file.previous.is_none() => {
+                walk.skip(file.rel.to_string(), Why::OwnFile(own_data::PROFILE));
+                continue;
+            }
             Ok(content) => {
                 accept(walk, file, content, &mut new);
                 continue;
@@ -86,7 +93,7 @@ pub(super) fn read(walk: &mut Walk<'_>) -> Result<(), ScanError> {
 
 fn why_of_read(error: HashError) -> Why {
     match error {
-        HashError::Disk(error) => why_of_disk(error),
+        HashError::Disk(error) => Why::of_disk(error),
         other => Why::Io(other.to_string()),
     }
 }
@@ -124,18 +131,18 @@ fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
             None => false,
         };
         let before = may_store.then(|| root.write_back(rel)).transpose()?;
-        let (kind, stamp) = match cutters[at] {
+        let (kind, stamp, is_profile) = match cutters[at] {
             Some(cutter) => {
                 let read = root.hash(rel, |_size| cutter, stop)?;
-                (Kind::File(read.content), read.stamp)
+                (Kind::File(read.content), read.stamp, read.is_profile)
             }
             None => {
                 let (target, stamp) = root.read_symlink(rel)?;
-                (Kind::Symlink(target), stamp)
+                (Kind::Symlink(target), stamp, false)
             }
         };
         let stored = before.is_some_and(|before| before != stamp);
-        Ok(Content { kind, stamp, began_ns, stored })
+        Ok(Content { kind, stamp, began_ns, stored, is_profile })
     };
     let work = || {
         let mut read = Vec::new();
@@ -180,7 +187,7 @@ pub(super) fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
 
 /// Makes an update of a file that was read; new files are put aside.
 fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<LocalRecord>) {
-    let Content { kind, stamp, began_ns, stored } = content;
+    let Content { kind, stamp, began_ns, stored, is_profile: _ } = content;
     walk.result.counts.hashed += 1;
     walk.result.counts.hashed_bytes += stamp.size;
     let takes_modes = walk.options.takes_modes;
@@ -200,7 +207,9 @@ fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<Loca
             // The inode number was given anew, after all.
             walk.claimed.remove(&previous.node);
             walk.vanished.insert(previous.node, *previous);
-            new.push(record);
+            if !file.only_moved {
+                new.push(record);
+            }
         }
         None => new.push(record),
     }
@@ -287,6 +296,11 @@ impl Walk<'_> {
         let gone: Vec<NodeId> =
             if self.unsettled { self.replaced() } else { self.vanished.keys().copied().collect() };
         self.result.updates.extend(gone.into_iter().map(LocalUpdate::Gone));
+        let dropped = std::mem::take(&mut self.dropped).into_iter();
+        let dropped =
+            dropped.filter(|node| !self.claimed.contains(node) && !self.vanished.contains_key(node));
+        self.result.updates.extend(dropped.map(LocalUpdate::Gone));
+        self.hollow.leave_out(&mut self.result.updates);
         if self.unsettled {
             let folders = self.vanished.values().filter_map(|record| self.path_of(record)?.parent());
             let again: Vec<_> = folders.map(|folder| ScopeFolder { folder, deep: false }).collect();

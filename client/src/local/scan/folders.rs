@@ -12,18 +12,19 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::contents::{is_fresh, now_ns};
-use super::{SKIPPED_MAX, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why};
+use super::hollow::Hollow;
+use super::{
+    IGNORED_FOLDERS_MAX, SKIPPED_MAX, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why,
+};
 use crate::local::beneath;
 use crate::local::disk::{DiskError, Object, ObjectKind};
-use crate::local::ignore_rules::{IGNORE_FILE, Level};
+use crate::local::ignore_rules::{Beside, IGNORE_FILE, Level};
 use crate::local::list::{Entry, list};
 use crate::local::model::{LocalIndex, LocalRecord, LocalUpdate, Stamp, attributes_of};
+use crate::local::own_data;
 use crate::local::rel::{Rel, STATE_FOLDER};
 use crate::local::root::Root;
 use crate::planner::model::{Kind, NodeId, Place, ROOT};
-
-/// Folders on one path, above which an index is taken to be wrong.
-const DEPTH_MAX: usize = 10_000;
 
 /// A folder to be listed.
 struct Job {
@@ -39,13 +40,34 @@ struct Job {
 }
 
 /// A folder of which it is not decided yet which node it is.
-struct Pending {
-    rel: Rel,
+pub(super) struct Pending {
+    pub(super) rel: Rel,
     place: Place,
-    object: Object,
+    pub(super) object: Object,
     above: Level,
     /// The folder that was known at its place.
     known: Option<LocalRecord>,
+    /// It is ignored unless it was in sync elsewhere before.
+    only_moved: bool,
+}
+
+/// A folder whose entries are told apart.
+struct Sorting<'a> {
+    job: &'a Job,
+    level: Level,
+    /// Its rules are not known, or those above it.
+    is_unknown: bool,
+    beside: Beside<'a>,
+    unsent: HashSet<NodeId>,
+    deep: bool,
+}
+
+/// Something in a folder that is being listed.
+struct At {
+    parent: NodeId,
+    rel: Rel,
+    object: Object,
+    only_moved: bool,
 }
 
 /// A file or symlink that is new or has another stamp.
@@ -58,6 +80,8 @@ pub(super) struct Found {
     pub(super) known: Option<Box<LocalRecord>>,
     /// As which node it was known, wherever that was, once that is decided; `None`: it is new.
     pub(super) previous: Option<Box<LocalRecord>>,
+    /// It is ignored unless it was in sync elsewhere before.
+    pub(super) only_moved: bool,
 }
 
 /// A folder that was listed.
@@ -77,11 +101,11 @@ pub(super) struct Walk<'a> {
     pub(super) options: &'a ScanOptions,
     jobs: Vec<Job>,
     pending: Vec<Pending>,
-    visited: HashSet<NodeId>,
+    pub(super) visited: HashSet<NodeId>,
     /// Folders at whose place another one is now; they may be found elsewhere yet.
     replaced: Vec<LocalRecord>,
     /// Folders that were moved: where they are now.
-    moved: HashMap<NodeId, Place>,
+    pub(super) moved: HashMap<NodeId, Place>,
     pub(super) listed: Vec<Listed>,
     pub(super) found: Vec<Found>,
     /// Of these, so many have had their other names looked at.
@@ -92,6 +116,12 @@ pub(super) struct Walk<'a> {
     pub(super) displaced: HashSet<NodeId>,
     /// Found elsewhere.
     pub(super) claimed: HashSet<NodeId>,
+    /// Never sent, and ignored by now: they are there, and not to be known any more.
+    pub(super) dropped: Vec<NodeId>,
+    /// New folders, for what is in them.
+    pub(super) hollow: Hollow,
+    /// Whether all of the root is looked at.
+    whole: bool,
     /// Something was not as it was a moment before: nothing can be said to be gone.
     pub(super) unsettled: bool,
     pub(super) result: Scan,
@@ -114,6 +144,9 @@ impl<'a> Walk<'a> {
             vanished: HashMap::new(),
             displaced: HashSet::new(),
             claimed: HashSet::new(),
+            dropped: Vec::new(),
+            hollow: Hollow::default(),
+            whole: false,
             unsettled: false,
             result: Scan { complete: true, ..Scan::default() },
         }
@@ -122,7 +155,10 @@ impl<'a> Walk<'a> {
     /// Lists all of `scope`, and all that comes to light below it.
     pub(super) fn run(&mut self, scope: &Scope) -> Result<(), ScanError> {
         match scope {
-            Scope::Whole => self.ask(&Rel::root(), true)?,
+            Scope::Whole => {
+                self.whole = true;
+                self.ask(&Rel::root(), true)?;
+            }
             Scope::Folders(folders) => {
                 let mut folders = folders.clone();
                 // Those with all below first, so that none is listed twice; parents before their children.
@@ -241,7 +277,7 @@ impl<'a> Walk<'a> {
         if job.rel.is_root() {
             return Err(DiskError::of(&job.rel, errno).into());
         }
-        self.unread(job, why_of(errno));
+        self.unread(job, Why::of_errno(errno));
         Ok(())
     }
 
@@ -268,7 +304,7 @@ impl<'a> Walk<'a> {
             self.result.again.push(ScopeFolder { folder, deep: false });
             return;
         }
-        self.unread(job, why_of_disk(error));
+        self.unread(job, Why::of_disk(error));
     }
 
     fn level(&self, job: &Job, fd: &OwnedFd, has_rules: bool) -> Result<Level, DiskError> {
@@ -284,6 +320,13 @@ impl<'a> Walk<'a> {
     fn sort(&mut self, job: &Job, fd: &OwnedFd, entries: Vec<Entry>) -> Result<(), ScanError> {
         if !job.rel.is_root() && is_root_of_its_own(fd, &entries) {
             self.skip(job.rel.to_string(), Why::OtherRoot);
+            return Ok(());
+        }
+        if let Some(what) = own_data::folder(fd.as_fd(), job.rel.name(), &entries)
+            && !job.rel.is_root()
+        {
+            self.skip(job.rel.to_string(), Why::Own(what));
+            self.hollow.ignored(job.node, 1);
             return Ok(());
         }
         let mut known: HashMap<String, LocalRecord> = self
@@ -303,49 +346,77 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         };
-        for Entry { name, object } in entries {
-            let Some(name) = name.to_str() else {
-                self.skip(format!("{}/{}", job.rel, name.display()), Why::NameNotUtf8);
-                continue;
-            };
-            if job.rel.is_root() && name == STATE_FOLDER {
-                continue;
-            }
-            let known = known.remove(name);
-            let rel = match job.rel.join(name) {
-                Ok(rel) => rel,
-                Err(error) => {
-                    self.skip(format!("{}/{name}", job.rel), Why::Name(error.to_string()));
-                    continue;
-                }
-            };
-            match object.kind {
-                ObjectKind::Special => self.skip(rel.to_string(), Why::Special),
-                ObjectKind::MountPoint if known.is_none() && level.is_ignored(name, true) => {
-                    self.result.counts.ignored += 1;
-                }
-                ObjectKind::MountPoint => self.skip(rel.to_string(), Why::MountPoint),
-                kind if known.is_none() && level.is_ignored(name, kind == ObjectKind::Folder) => {
-                    self.result.counts.ignored += 1;
-                }
-                ObjectKind::Folder => self.sort_folder(job.node, rel, object, known, &level, deep),
-                ObjectKind::File | ObjectKind::Symlink => self.sort_file(job.node, rel, object, known),
-            }
+        self.tell_unknown_rules(&job.rel, &level);
+        let unsent = self.index.children_unsent(job.node);
+        let is_unknown = level.is_unknown();
+        let folder = Sorting { job, level, is_unknown, beside: Beside::new(&entries), unsent, deep };
+        let mut ignored = 0;
+        for entry in &entries {
+            let known = entry.name.to_str().and_then(|name| known.remove(name));
+            ignored += u64::from(self.sort_entry(&folder, entry, known));
         }
+        self.count_ignored(job, ignored);
         known.into_values().for_each(|record| self.vanish(record));
         Ok(())
     }
 
-    fn sort_folder(
-        &mut self,
-        parent: NodeId,
-        rel: Rel,
-        object: Object,
-        known: Option<LocalRecord>,
-        level: &Level,
-        deep: bool,
-    ) {
-        let known = self.same_kind(known, ObjectKind::Folder);
+    /// Says whether it is ignored.
+    fn sort_entry(&mut self, folder: &Sorting<'_>, entry: &Entry, known: Option<LocalRecord>) -> bool {
+        let (job, object) = (folder.job, entry.object);
+        let Some(name) = entry.name.to_str() else {
+            self.skip(format!("{}/{}", job.rel, entry.name.display()), Why::NameNotUtf8);
+            return false;
+        };
+        if job.rel.is_root() && name == STATE_FOLDER {
+            return false;
+        }
+        let rel = match job.rel.join(name) {
+            Ok(rel) => rel,
+            Err(error) => {
+                self.skip(format!("{}/{name}", job.rel), Why::Name(error.to_string()));
+                return false;
+            }
+        };
+        match object.kind {
+            ObjectKind::Special => self.skip(rel.to_string(), Why::Special),
+            ObjectKind::MountPoint
+                if known.is_none()
+                    && folder.level.judge(name, ObjectKind::Folder, &folder.beside).is_some() =>
+            {
+                return true;
+            }
+            ObjectKind::MountPoint => self.skip(rel.to_string(), Why::MountPoint),
+            kind => {
+                // Something of another kind at its place is new.
+                let known = self.same_kind(known, kind);
+                let is_unsent = known.as_ref().is_some_and(|known| folder.unsent.contains(&known.node));
+                let judged = self.judge(known, is_unsent, &object, || {
+                    folder.is_unknown || folder.level.judge(name, kind, &folder.beside).is_some()
+                });
+                let Some((known, only_moved)) = judged else { return !folder.is_unknown };
+                let at = At { parent: job.node, rel, object, only_moved };
+                match kind {
+                    ObjectKind::Folder => self.sort_folder(at, known, &folder.level, folder.deep),
+                    _ => self.sort_file(at, known),
+                }
+            }
+        }
+        false
+    }
+
+    fn count_ignored(&mut self, job: &Job, count: u64) {
+        self.result.counts.ignored += count;
+        self.hollow.ignored(job.node, count);
+        let is_told = !self.whole || count > 0;
+        if self.result.ignored.len() < IGNORED_FOLDERS_MAX {
+            self.result.ignored.extend(is_told.then(|| (job.rel.to_string(), count)));
+        } else if let Some((_folder, sum)) = self.result.ignored.last_mut() {
+            *sum += count;
+        }
+    }
+
+    fn sort_folder(&mut self, at: At, known: Option<LocalRecord>, level: &Level, deep: bool) {
+        let At { parent, rel, object, only_moved } = at;
         match known {
             Some(known) if known.stamp.identity == object.stamp.identity => {
                 let node = known.node;
@@ -362,17 +433,19 @@ impl<'a> Walk<'a> {
                     self.displaced.insert(known.node);
                 }
                 let place = Place { parent, name: rel.name().to_owned() };
-                self.pending.push(Pending { rel, place, object, above: level.clone(), known });
+                let above = level.clone();
+                self.pending.push(Pending { rel, place, object, above, known, only_moved });
             }
         }
     }
 
-    fn sort_file(&mut self, parent: NodeId, rel: Rel, object: Object, known: Option<LocalRecord>) {
+    fn sort_file(&mut self, at: At, known: Option<LocalRecord>) {
+        let At { parent, rel, object, only_moved } = at;
+        self.hollow.holds(parent, rel.name());
         self.result.counts.files += 1;
         if known.as_ref().is_some_and(|known| known.stamp == object.stamp && is_kind(known, object.kind)) {
             return;
         }
-        let known = self.same_kind(known, object.kind);
         let same = known.as_ref().is_some_and(|known| known.stamp.identity == object.stamp.identity);
         if let (Some(known), false) = (&known, same) {
             self.displaced.insert(known.node);
@@ -380,7 +453,7 @@ impl<'a> Walk<'a> {
         let place = Place { parent, name: rel.name().to_owned() };
         let known = known.map(Box::new);
         let previous = if same { known.clone() } else { None };
-        self.found.push(Found { rel, place, object, known, previous });
+        self.found.push(Found { rel, place, object, known, previous, only_moved });
     }
 
     /// What was known at a place, if it is of the kind that is there now; else it has vanished.
@@ -421,8 +494,11 @@ impl<'a> Walk<'a> {
                     self.claimed.insert(record.node);
                     self.vanished.remove(&record.node);
                     self.moved.insert(record.node, folder.place.clone());
+                    self.hollow.holds(folder.place.parent, &folder.place.name);
                     self.place_folder(record.node, folder);
                 }
+                // Ignored, after all.
+                None if folder.only_moved => {}
                 None => left.push(folder),
             }
         }
@@ -456,6 +532,7 @@ impl<'a> Walk<'a> {
             Ok(fd) if has_marker(&fd) => self.skip(folder.rel.to_string(), Why::OtherRoot),
             Ok(_readable) => {
                 let node = self.index.new_node();
+                self.hollow.is_new(node, folder.place.parent);
                 self.place_folder(node, folder);
             }
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
@@ -463,7 +540,7 @@ impl<'a> Walk<'a> {
                 self.result.again.push(ScopeFolder { folder: again, deep: false });
             }
             Err(errno) => {
-                self.skip(folder.rel.to_string(), why_of(errno));
+                self.skip(folder.rel.to_string(), Why::of_errno(errno));
             }
         }
     }
@@ -479,93 +556,9 @@ impl<'a> Walk<'a> {
         let (expected, above) = (Some(folder.object.stamp), Some(folder.above));
         self.jobs.push(Job { node, rel: folder.rel, expected, above, deep: true, asked: false });
     }
-
-    /// The node that a folder was, if it was one elsewhere and is not there any more.
-    fn mover(&mut self, folder: &Pending) -> Option<LocalRecord> {
-        if !self.root.keeps_inodes() {
-            return None;
-        }
-        let identity = folder.object.stamp.identity;
-        let record = self.index.by_identity(identity)?;
-        if record.kind != Kind::Folder || record.node == ROOT || self.visited.contains(&record.node) {
-            return None;
-        }
-        // A folder has one place.
-        let is_it = identity.born_ns != 0;
-        if self.claimed.contains(&record.node) || !self.is_gone_from_its_place(&record, is_it) {
-            return None;
-        }
-        (is_it || self.holds_the_same(folder, &record)).then_some(record)
-    }
-
-    /// Whether something in a folder was in that node already: without a time of birth, the inode number alone does not
-    /// tell that it is the same folder.
-    fn holds_the_same(&self, folder: &Pending, record: &LocalRecord) -> bool {
-        let known: HashSet<_> =
-            self.index.children(record.node).into_iter().map(|child| child.stamp.identity).collect();
-        if known.is_empty() {
-            return record.stamp.mtime_ns == folder.object.stamp.mtime_ns;
-        }
-        let Ok(fd) = self.root.open_folder(&folder.rel) else { return false };
-        list(fd.as_fd(), &self.root.home())
-            .is_ok_and(|entries| entries.iter().any(|entry| known.contains(&entry.object.stamp.identity)))
-    }
-
-    /// Whether the object that a node was is not at the node's place any more. `elsewhere`: it was seen at another
-    /// place, and has only one. That decides if its own place cannot be looked at.
-    pub(super) fn is_gone_from_its_place(&mut self, record: &LocalRecord, elsewhere: bool) -> bool {
-        if self.vanished.contains_key(&record.node) || self.displaced.contains(&record.node) {
-            return true;
-        }
-        let Some(rel) = self.path_of(record) else { return true };
-        match self.root.stat(&rel) {
-            Ok(there) => there.is_none_or(|there| there.stamp.identity != record.stamp.identity),
-            Err(error) => {
-                tracing::debug!(%error, elsewhere, "a place cannot be looked at");
-                self.unsettled |= !elsewhere;
-                elsewhere
-            }
-        }
-    }
-
-    /// Where a node would be if it were where it was known to be in its folder; its folder may have been moved.
-    pub(super) fn path_of(&self, record: &LocalRecord) -> Option<Rel> {
-        let mut names = vec![record.place.name.clone()];
-        let mut at = record.place.parent;
-        for _ in 0..DEPTH_MAX {
-            if at == ROOT {
-                return Rel::from_names(names.iter().rev().map(String::as_str)).ok();
-            }
-            let place = match self.moved.get(&at) {
-                Some(place) => place.clone(),
-                None => self.index.node(at)?.place,
-            };
-            names.push(place.name);
-            at = place.parent;
-        }
-        None
-    }
 }
 
-pub(super) fn why_of_disk(error: DiskError) -> Why {
-    match error {
-        DiskError::Denied(_) => Why::Unreadable,
-        DiskError::Io { source, .. } => {
-            Errno::from_io_error(&source).map_or_else(|| Why::Io(source.to_string()), why_of)
-        }
-        other => Why::Io(other.to_string()),
-    }
-}
-
-pub(super) fn why_of(errno: Errno) -> Why {
-    match errno {
-        Errno::ACCESS | Errno::PERM => Why::Unreadable,
-        Errno::NAMETOOLONG => Why::Name("its path is too long".to_owned()),
-        other => Why::Io(other.to_string()),
-    }
-}
-
-fn is_kind(record: &LocalRecord, kind: ObjectKind) -> bool {
+pub(super) fn is_kind(record: &LocalRecord, kind: ObjectKind) -> bool {
     match record.kind {
         Kind::Folder => kind == ObjectKind::Folder,
         Kind::File(_) => kind == ObjectKind::File,

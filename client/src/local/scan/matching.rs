@@ -50,6 +50,8 @@ pub(super) fn decide(mut walk: Walk<'_>) -> Walk<'_> {
             walk.vanished.insert(known.node, (**known).clone());
         }
     }
+    // Ignored, after all.
+    found.retain(|file| !file.only_moved || file.previous.is_some());
     walk.found = found;
     walk
 }
@@ -84,6 +86,8 @@ fn movers(walk: &mut Walk<'_>, found: Vec<Found>) -> (Vec<Found>, HashMap<usize,
         // One inode may have several names (hard links): first those that are known to be gone.
         let record = match (vanished.get(&identity), displaced.get(&identity)) {
             _ if file.previous.is_some() || !walk.root.keeps_inodes() => None,
+            // An editor's backup, made by renaming: the file is what is at its place now.
+            (None, Some(known)) if is_backup_of(&file, known) => None,
             (Some(node), _) => walk.vanished.get(node).cloned(),
             (None, Some(known)) => Some(known.clone()),
             (None, None) => walk.index.by_identity(identity),
@@ -103,6 +107,11 @@ fn movers(walk: &mut Walk<'_>, found: Vec<Found>) -> (Vec<Found>, HashMap<usize,
         }
     }
     (kept, movers)
+}
+
+fn is_backup_of(file: &Found, known: &LocalRecord) -> bool {
+    let is_beside = file.place.parent == known.place.parent;
+    file.known.is_none() && is_beside && file.place.name.strip_suffix('~') == Some(known.place.name.as_str())
 }
 
 /// `record`: the node that had the file's inode.

@@ -1,5 +1,6 @@
 //! That a scan finds what is on disk, whatever was done to it, and which node each thing is.
 
+mod ignored;
 mod links;
 mod random;
 
@@ -16,7 +17,7 @@ const TRIES_MAX: usize = 200;
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn options() -> ScanOptions {
-    let mut options = ScanOptions::new(IgnoreRules::default(), CancellationToken::new());
+    let mut options = ScanOptions::new(IgnoreRules, CancellationToken::new());
     options.empty_allowed = true;
     options
 }
@@ -125,12 +126,13 @@ fn an_editor_that_saves_by_renaming_edits() {
     let found = whole(&root, &mut index);
     assert_eq!(node(&index, "f"), before);
     assert!(found.updates.contains(&LocalUpdate::Gone(temporary)));
-    // And with a backup by renaming, as vim and emacs do it: the default rules ignore the backup.
+    // And with a backup by renaming, as vim and emacs do it: the backup is a new file.
     rename(&root, "f", "f~");
     root.write("f", "saved again");
     let found = whole(&root, &mut index);
     assert_eq!(node(&index, "f"), before);
-    assert_eq!((gone(&found), found.counts.ignored), (0, 1));
+    assert_eq!((gone(&found), found.counts.ignored), (0, 0));
+    assert!(index.find("f~").is_some_and(|backup| backup.node != before));
 }
 
 #[test]
@@ -292,15 +294,16 @@ fn what_cannot_be_synchronised_is_skipped_with_a_reason_and_said_to_be_gone_by_n
 fn ignored_files_are_left_out_until_the_rules_change() {
     let (root, mut index) = known();
     root.write("a/sub/x.log", "log");
+    root.write("a/sub/x", "x");
     root.write("a/sub/.x.swp", "never");
     root.write(".keepstoneignore", "*.log\n/b\n");
     let found = whole(&root, &mut index);
     assert_eq!(found.counts.ignored, 2);
     assert_eq!(index.find("a/sub/x.log"), None);
     assert!(index.find("b/f").is_some(), "what is synchronised already stays so");
-    root.write("b/new", "also in an ignored folder that is known");
+    root.write("b/new", "in an ignored folder");
     whole(&root, &mut index);
-    assert!(index.find("b/new").is_some());
+    assert!(index.find("b/new").is_none() && index.find("b/f").is_some());
     // A hint at the rules alone is enough to find, at any depth, what they let in.
     root.write(".keepstoneignore", "# none\n");
     take_in(&root, &mut index, &shallow(&[""]));

@@ -16,7 +16,7 @@ fn known_folder() -> (TestRoot, MemoryIndex) {
     let mut index = MemoryIndex::default();
     // Stamps are to be relied on only once the clock has moved on.
     for _ in 0..100 {
-        let options = ScanOptions::new(IgnoreRules::default(), CancellationToken::new());
+        let options = ScanOptions::new(IgnoreRules, CancellationToken::new());
         let found = scan(&root, &mut index, &Scope::Whole, &options).unwrap();
         index.apply(&found.updates);
         if found.again.is_empty() {
@@ -29,7 +29,7 @@ fn known_folder() -> (TestRoot, MemoryIndex) {
 
 fn trash_folder(root: &TestRoot, index: &MemoryIndex, path: &str) -> Result<String, TrashFolderError> {
     let node = index.find(path).unwrap().node;
-    root.trash_folder(&rel(path), node, index, &IgnoreRules::default(), Durability::Now)
+    root.trash_folder(&rel(path), node, index, &IgnoreRules, Fate::Kept)
 }
 
 #[test]
@@ -94,14 +94,55 @@ fn what_was_saved_since_stays() {
 }
 
 #[test]
-fn a_folder_goes_with_all_that_is_known_or_ignored_in_it() {
+fn a_folder_goes_with_all_that_is_known_in_it() {
     let (root, index) = known_folder();
     std::fs::remove_file(root.dir().join("d/sub/g")).unwrap();
-    root.write("d/sub/.g.swp", "left by an editor");
     let shown = trash_folder(&root, &index, "d").unwrap();
     let trashed = root.trash_path().join(shown);
     assert_eq!(std::fs::read_to_string(trashed.join("f")).unwrap(), "f");
-    assert_eq!(std::fs::read_to_string(trashed.join("sub/.g.swp")).unwrap(), "left by an editor");
+    assert_eq!(root.stat(&rel("d")).unwrap(), None);
+}
+
+#[test]
+fn what_is_ignored_stays_with_its_folder_and_its_rules() {
+    for fate in [Fate::Kept, Fate::Freed] {
+        let (root, mut index) = known_folder();
+        root.write("d/sub/.keepstoneignore", "secret/\n*.log\n");
+        let options = ScanOptions::new(IgnoreRules, CancellationToken::new());
+        for _ in 0..100 {
+            let found = scan(&root, &mut index, &Scope::Whole, &options).unwrap();
+            index.apply(&found.updates);
+            if found.again.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        std::fs::create_dir(root.dir().join("d/sub/secret")).unwrap();
+        root.write("d/sub/secret/key", "key");
+        root.write("d/sub/x.log", "log");
+        let node = index.find("d").unwrap().node;
+        let shown = root.trash_folder(&rel("d"), node, &index, &IgnoreRules, fate).unwrap();
+        assert!(shown.contains("stays here"), "{shown}");
+        assert_eq!(
+            (root.read("d/sub/secret/key"), root.read("d/sub/x.log")),
+            ("key".to_owned(), "log".to_owned())
+        );
+        assert_eq!(root.read("d/sub/.keepstoneignore"), "secret/\n*.log\n", "or they would be sent");
+        for path in ["d/f", "d/l", "d/sub/g"] {
+            assert_eq!(root.stat(&rel(path)).unwrap(), None, "{path}");
+        }
+        let expected: &[&str] = if fate == Fate::Kept { &["d/f", "d/l", "d/sub/g"] } else { &[] };
+        assert_eq!(root.trashed().into_keys().collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn what_goes_to_free_space_is_kept_if_the_server_has_another_version() {
+    let (root, mut index) = known_folder();
+    let [outdated, node] = ["d/sub/g", "d"].map(|path| index.find(path).unwrap().node);
+    index.outdated.insert(outdated);
+    root.trash_folder(&rel("d"), node, &index, &IgnoreRules, Fate::Freed).unwrap();
+    assert_eq!(root.trashed().into_keys().collect::<Vec<_>>(), ["d/sub/g"]);
     assert_eq!(root.stat(&rel("d")).unwrap(), None);
 }
 
@@ -130,7 +171,7 @@ fn a_folder_with_anything_that_was_never_sent_stays() {
         let (root, mut index) = known_folder();
         root.write(path, "saved after the delete was planned");
         // A scan sees it before the folder goes.
-        let options = ScanOptions::new(IgnoreRules::default(), CancellationToken::new());
+        let options = ScanOptions::new(IgnoreRules, CancellationToken::new());
         for _ in 0..100 {
             let found = scan(&root, &mut index, &Scope::Whole, &options).unwrap();
             index.apply(&found.updates);
@@ -204,18 +245,47 @@ fn what_may_not_be_read_is_named_when_it_keeps_a_folder() {
 }
 
 #[test]
-fn a_folder_with_another_file_system_in_it_stays_also_if_that_is_ignored() {
+fn what_no_scan_takes_in_because_of_rules_stays_with_its_folder() {
     let (root, index) = known_folder();
-    for path in ["d/sub/mnt", "d/.Trash-1/deep/mnt"] {
-        let at = root.dir().join(path);
-        std::fs::create_dir_all(&at).unwrap();
-        let Some(mounted) = Mounted::at(&at) else { return };
-        std::fs::write(at.join("f"), "on another file system").unwrap();
-        assert_eq!(blocked(&root, &index), path);
-        assert_eq!(root.read(&format!("{path}/f")), "on another file system");
-        drop(mounted);
-        std::fs::remove_dir(at).unwrap();
+    for folder in ["d/sub/new/below", "d/state"] {
+        std::fs::create_dir_all(root.dir().join(folder)).unwrap();
     }
+    // Never taken in, for there is nothing else in it; and this program's own.
+    for path in ["d/sub/new/below/.DS_Store", "d/state/state.db", "d/state/lock"] {
+        root.write(path, "mine");
+    }
+    let shown = trash_folder(&root, &index, "d").unwrap();
+    assert!(shown.contains("stays here"), "{shown}");
+    for path in ["d/sub/new/below/.DS_Store", "d/state/state.db", "d/state/lock"] {
+        assert_eq!(root.read(path), "mine");
+    }
+    assert_eq!(root.trashed().into_keys().collect::<Vec<_>>(), ["d/f", "d/l", "d/sub/g"]);
+}
+
+#[test]
+fn what_is_mounted_in_an_ignored_folder_stays_with_that() {
+    let (root, index) = known_folder();
+    let at = root.dir().join("d/.Trash-1/deep/mnt");
+    std::fs::create_dir_all(&at).unwrap();
+    let Some(mounted) = Mounted::at(&at) else { return };
+    std::fs::write(at.join("f"), "on another file system").unwrap();
+    trash_folder(&root, &index, "d").unwrap();
+    assert_eq!(root.read("d/.Trash-1/deep/mnt/f"), "on another file system");
+    drop(mounted);
+}
+
+#[test]
+fn a_folder_with_another_file_system_in_it_stays() {
+    let (root, index) = known_folder();
+    let path = "d/sub/mnt";
+    let at = root.dir().join(path);
+    std::fs::create_dir_all(&at).unwrap();
+    let Some(mounted) = Mounted::at(&at) else { return };
+    std::fs::write(at.join("f"), "on another file system").unwrap();
+    assert_eq!(blocked(&root, &index), path);
+    assert_eq!(root.read(&format!("{path}/f")), "on another file system");
+    drop(mounted);
+    std::fs::remove_dir(at).unwrap();
     trash_folder(&root, &index, "d").unwrap();
 }
 

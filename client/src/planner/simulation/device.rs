@@ -209,6 +209,7 @@ impl Device {
             names: self.disk.names,
             deletes: if self.withheld { Deletes::Withheld } else { Deletes::Allowed },
             unread: BTreeSet::new(),
+            sends_held: false,
             operations_max,
         };
         let busy: BTreeSet<NodeId> = self.busy();

@@ -6,6 +6,7 @@ use super::fresh;
 use super::journal::{entry, folder_entry};
 use crate::planner::model::{Kind, NodeId, ROOT};
 use crate::state::database::State;
+use crate::state::excluded::ExclusionList;
 use crate::state::remote::{Answered, Finished, RemotePage};
 use crate::state::trees::Side;
 
@@ -144,7 +145,13 @@ fn a_folder_that_is_excluded_stays_so_and_none_is_that_took_its_id() {
     for (entry, path) in [(2, "folder"), (7, "large"), (8, "gone")] {
         state.exclude(entry, path).unwrap();
     }
+    assert_eq!(state.exclusion_list().unwrap(), ExclusionList::Right);
     state.forget_history(5).unwrap();
+    assert_eq!(
+        state.exclusion_list().unwrap(),
+        ExclusionList::Void,
+        "the list beside the marker has void ids"
+    );
     state.begin_relist(true).unwrap();
     let mut entries = listed_anew();
     entries.extend([at(7, folder_entry(8, TOP, "large")), at(8, folder_entry(7, TOP, "another"))]);
@@ -152,4 +159,5 @@ fn a_folder_that_is_excluded_stays_so_and_none_is_that_took_its_id() {
     state.finish_batch().unwrap();
     let excluded = state.excluded().unwrap();
     assert_eq!(excluded, [(2, "folder".to_owned()), (8, "large".to_owned())]);
+    assert_eq!(state.exclusion_list().unwrap(), ExclusionList::Outdated);
 }

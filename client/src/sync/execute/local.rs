@@ -7,13 +7,14 @@ use engine::ids::ContentId;
 
 use super::remote::record;
 use super::upload_small::end_of_read;
-use crate::local::disk::{DiskError, Durability, moved_stamp};
-use crate::local::model::LocalRecord;
+use crate::local::blocker::Blocker;
+use crate::local::disk::{DiskError, Durability, Object, ObjectKind, moved_stamp};
+use crate::local::model::{LocalIndex as _, LocalRecord};
 use crate::local::rel::Rel;
 use crate::local::replace::Replaced;
 use crate::local::root::Root;
-use crate::local::trash::TrashFolderError;
-use crate::planner::model::{FileContent, Kind, NodeId, Place};
+use crate::local::trash::{Fate, TrashFolderError};
+use crate::planner::model::{Attributes, FileContent, Kind, NodeId, Place};
 use crate::state::record::{Outcome, Part};
 use crate::state::scan_index::ScanIndex;
 use crate::state::uploads::SplitIntent;
@@ -33,6 +34,8 @@ struct Performed {
     detail: String,
     /// Whose entries are to be made durable.
     folders: Vec<Rel>,
+    /// See [`Ended`].
+    look_below: bool,
 }
 
 /// Carries the tasks out and records what came of them.
@@ -65,7 +68,8 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<LocalTask>) -> Vec<Ended> {
     for (node, result) in done {
         match result {
             Ok(performed) => {
-                ended.push(Ended::done(node, performed.what, &performed.path, performed.detail));
+                let done = Ended::done(node, performed.what, &performed.path, performed.detail);
+                ended.push(Ended { look_below: performed.look_below, ..done });
                 outcomes.push(performed.outcome);
             }
             Err(end) => ended.push(Ended::quietly(node, end)),
@@ -92,7 +96,7 @@ fn places_of(task: &LocalTask) -> Vec<Place> {
             std::iter::once(record.place.clone()).chain(renamed).collect()
         }
         LocalWork::Retarget { record, .. }
-        | LocalWork::Delete { record }
+        | LocalWork::Delete { record, .. }
         | LocalWork::Attributes { record, .. }
         | LocalWork::Recut { record, .. } => vec![record.place.clone()],
     }
@@ -162,7 +166,10 @@ impl Disk<'_> {
         match &task.work {
             LocalWork::Create { place, kind, attributes } => {
                 let stamp = match kind {
-                    Kind::Folder => self.root.create_folder(rel, attributes.mode, later),
+                    Kind::Folder => match self.root.create_folder(rel, attributes.mode, later) {
+                        Err(DiskError::Exists(_)) => return self.adopt(rel, task.node, place),
+                        made => made,
+                    },
                     Kind::Symlink(target) => {
                         self.root.create_symlink(rel, target, attributes.mtime_ns, later)
                     }
@@ -189,7 +196,7 @@ impl Disk<'_> {
                 let performed = self.rename(rel, record, to, place)?;
                 Ok(with_part(performed, *part))
             }
-            LocalWork::Delete { record } => self.delete(rel, record),
+            LocalWork::Delete { record, fate } => self.delete(rel, record, *fate),
             LocalWork::Attributes { record, attributes } => {
                 let stamp = self
                     .root
@@ -205,6 +212,28 @@ impl Disk<'_> {
         }
     }
 
+    /// Takes a folder that is at the place already, and that nothing is known of, for the one that is to be there: one
+    /// that holds only what is ignored, which no scan takes in.
+    fn adopt(&self, rel: &Rel, node: NodeId, place: &Place) -> Result<Performed, End> {
+        let there = self.root.stat(rel).map_err(|error| End::of_disk(&error))?;
+        let Some(Object { kind: ObjectKind::Folder, stamp, .. }) = there else {
+            return Err(End::LocalChanged);
+        };
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is to come into another root, or into data of this program's own.
+        let is_in_the_way = |blocker: &Blocker| !blocker.kind.may_be_adopted();
+        if self.root.blocker(rel, &*index, self.rules).as_ref().is_some_and(is_in_the_way)
+            || index.by_identity(stamp.identity).is_some()
+            || index.check().is_err()
+        {
+            return Err(End::LocalChanged);
+        }
+        let attributes = Attributes { mode: stamp.mode, mtime_ns: stamp.mtime_ns };
+        let record = LocalRecord { node, place: place.clone(), kind: Kind::Folder, attributes, stamp };
+        let performed = local(record, Part::Whole, rel, rel.parent(), "was here already");
+        Ok(Performed { look_below: true, ..performed })
+    }
+
     fn rename(&self, from: &Rel, record: &LocalRecord, to: &Rel, place: &Place) -> Result<Performed, End> {
         let stamp = self
             .root
@@ -218,10 +247,10 @@ impl Disk<'_> {
         Ok(performed)
     }
 
-    fn delete(&self, rel: &Rel, record: &LocalRecord) -> Result<Performed, End> {
+    fn delete(&self, rel: &Rel, record: &LocalRecord, fate: Fate) -> Result<Performed, End> {
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let trashed = if record.kind == Kind::Folder {
-            let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-            let trashed = self.root.trash_folder(rel, record.node, &*index, self.rules, Durability::Later);
+            let trashed = self.root.trash_folder(rel, record.node, &*index, self.rules, fate);
             index.check().map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
             trashed.map_err(|error| match error {
                 TrashFolderError::Disk(error) => End::of_disk(&error),
@@ -230,14 +259,16 @@ impl Disk<'_> {
                 }
             })
         } else {
-            self.root.trash(rel, &record.stamp, Durability::Later).map_err(|error| End::of_disk(&error))
+            self.root.trash_or_free(rel, record, &*index, fate).map_err(|error| End::of_disk(&error))
         };
+        drop(index);
         Ok(Performed {
             outcome: Outcome::LocalGone { node: record.node },
             what: Done::LocalDeleted,
             path: rel.as_str().to_owned(),
             detail: trashed?,
             folders: rel.parent().into_iter().collect(),
+            look_below: false,
         })
     }
 
@@ -269,6 +300,7 @@ impl Disk<'_> {
             path: rel.as_str().to_owned(),
             detail: "read again to compare".to_owned(),
             folders: Vec::new(),
+            look_below: false,
         })
     }
 
@@ -301,6 +333,7 @@ impl Disk<'_> {
             path: at.as_str().to_owned(),
             detail: format!("{} was changed here and elsewhere; both are kept", rel.as_str()),
             folders: at.parent().into_iter().collect(),
+            look_below: false,
         })
     }
 }
@@ -320,5 +353,6 @@ fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail
         path: rel.as_str().to_owned(),
         detail: detail.to_owned(),
         folders: folder.into_iter().collect(),
+        look_below: false,
     }
 }

@@ -6,9 +6,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Event, Run, RunEnd};
+use crate::local::ignore_rules::IGNORE_FILE;
 use crate::local::rel::Rel;
 use crate::local::scan::Scope;
 use crate::planner::model::{Kind, NodeId, ROOT};
+use crate::state::excluded::{EXCLUDED_MAX, ExclusionList};
 use crate::state::trees::Side;
 use crate::sync::board::is_within;
 use crate::sync::config::Limits;
@@ -28,12 +30,25 @@ fn looks_into(scope: &Scope, folder: &Rel) -> bool {
     folders.iter().any(|looked| looked.folder == *folder || (looked.deep && folder.is_within(&looked.folder)))
 }
 
+/// Whether what was done changed which rules are here.
+fn is_about_rules(line: &Line) -> bool {
+    let name = line.path.rsplit('/').next().unwrap_or_default();
+    let is_here =
+        matches!(line.what, Done::FileDown | Done::LocalChanged | Done::LocalDeleted | Done::Conflict);
+    is_here && name == IGNORE_FILE
+}
+
 impl Run {
     pub(super) async fn handle(&mut self, event: Event) -> Option<RunEnd> {
         match event {
             Event::Command(Some(command)) => return self.command(command).await,
             Event::Command(None) => return Some(RunEnd::Stopped),
-            Event::Follower(Some(event)) => return self.follower(event),
+            Event::Follower(Some(event)) => {
+                if matches!(event, FollowerEvent::CaughtUp) {
+                    self.renew_exclusions().await;
+                }
+                return self.follower(event);
+            }
             Event::Scan(Some(event)) => return self.scan(event).await,
             Event::Stop => return Some(RunEnd::Stopped),
             // They end by themselves when all is stopped.
@@ -47,6 +62,10 @@ impl Run {
             Event::Checked => {
                 self.checking = None;
                 self.answer_quiet(false);
+            }
+            Event::RulesRead => {
+                self.reading_rules = None;
+                self.disturb();
             }
             Event::Time => {
                 if self.waits.wake(None, Instant::now()) {
@@ -111,30 +130,63 @@ impl Run {
 
     async fn set_excluded(&mut self, path: String, excluded: bool) -> Result<(), ExcludeError> {
         let asked = path.clone();
+        let root = self.shared.root.clone();
         let done = self.shared.state.ask(move |state| {
             if !excluded {
                 let known = state.excluded()?.into_iter().find(|(_, known)| *known == asked);
-                return match known {
-                    Some((entry, _path)) => state.include(entry).map(|_| Ok(())),
-                    None => Ok(Err("it is not excluded")),
-                };
+                let Some((entry, _path)) = known else { return Ok(Err("it is not excluded".to_owned())) };
+                let mut listed = state.excluded()?;
+                listed.retain(|(other, _path)| *other != entry);
+                if let Err(error) = root.write_exclusions(&listed) {
+                    return Ok(Err(error.to_string()));
+                }
+                return state.include(entry).map(|_| Ok(()));
             }
             let Some(node) = state.node_at_path(Side::Remote, &asked)? else {
-                return Ok(Err("there is no such folder on the server"));
+                return Ok(Err("there is no such folder on the server".to_owned()));
             };
             let is_folder = state.side(Side::Remote, node)?.is_some_and(|value| value.kind == Kind::Folder);
             match state.remote_facts(node)? {
                 Some(facts) if is_folder && node != ROOT => {
+                    let mut listed = state.excluded()?;
+                    listed.retain(|(other, _path)| *other != facts.entry);
+                    if listed.len() >= EXCLUDED_MAX {
+                        return Ok(Err(format!("{EXCLUDED_MAX} folders are excluded already")));
+                    }
+                    listed.push((facts.entry, asked.clone()));
+                    // The list first: it is what a new state follows.
+                    if let Err(error) = root.write_exclusions(&listed) {
+                        return Ok(Err(error.to_string()));
+                    }
                     state.exclude(facts.entry, &asked).map(|()| Ok(()))
                 }
-                _ => Ok(Err("only folders can be excluded")),
+                _ => Ok(Err("only folders can be excluded".to_owned())),
             }
         });
         let refused = |reason: String| ExcludeError::Refused { path: path.clone(), reason };
         match done.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(reason)) => Err(refused(reason.to_owned())),
+            Ok(Err(reason)) => Err(refused(reason)),
             Err(error) => Err(refused(error.to_string())),
+        }
+    }
+
+    /// Once the server's tree was listed anew, the excluded folders have new ids: the list beside the marker gets them.
+    async fn renew_exclusions(&mut self) {
+        let root = self.shared.root.clone();
+        let renewed = self.shared.state.ask(move |state| {
+            if state.exclusion_list()? != ExclusionList::Outdated {
+                return Ok(false);
+            }
+            match root.write_exclusions(&state.excluded()?) {
+                Ok(()) => state.note_exclusion_list(true)?,
+                // It is written at the next start.
+                Err(error) => tracing::warn!(%error, "the list of what is excluded is out of date"),
+            }
+            Ok(true)
+        });
+        if renewed.await.unwrap_or(false) {
+            self.show_excluded().await;
         }
     }
 
@@ -185,7 +237,7 @@ impl Run {
 
     async fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
         match event {
-            ScanEvent::Applied { changed, whole, unread, scope, skipped, unquiet } => {
+            ScanEvent::Applied { changed, whole, unread, scope, skipped, ignored, unquiet } => {
                 self.trouble = None;
                 self.unquiet = unquiet;
                 if whole {
@@ -197,6 +249,7 @@ impl Run {
                 let now = Instant::now();
                 let unblocked = self.unblocked(&scope).await;
                 self.board.skipped(skipped, &scope);
+                self.board.ignored(ignored, &scope);
                 let mut woken = self.waits.wake(Some(Until::Scanned), now);
                 for node in changed.iter().chain(&unblocked) {
                     woken |= self.waits.news(*node, now);
@@ -266,6 +319,7 @@ impl Run {
     pub(super) async fn take_ended(&mut self, all: impl Iterator<Item = Ended>) -> Option<RunEnd> {
         let now = Instant::now();
         let mut rescan = Vec::new();
+        let mut look_below = Vec::new();
         let mut check = false;
         for ended in all {
             if let End::Failed { reason, again: Again::Never } = &ended.end {
@@ -281,6 +335,9 @@ impl Run {
                 }
                 _ => {}
             }
+            if ended.look_below || ended.line.as_ref().is_some_and(is_about_rules) {
+                look_below.push(ended.node);
+            }
             if self.waits.ended(&ended, now) {
                 match (&ended.end, &ended.blocker) {
                     (End::Failed { reason, .. }, _) => self.board.failed(ended.node, reason.clone()),
@@ -295,6 +352,9 @@ impl Run {
         self.disturb();
         if !rescan.is_empty() {
             self.rescan_around(rescan).await;
+        }
+        if !look_below.is_empty() {
+            self.read_rules(look_below).await;
         }
         if check {
             let (answer, _nobody) = oneshot::channel();
@@ -339,6 +399,45 @@ impl Run {
         if let Ok(folders) = folders.await {
             self.request_scan(ScanRequest::Nodes(folders.into_iter().collect()));
         }
+    }
+
+    /// Rules came, went or changed, or a folder that was here was taken in: all that they are about is looked at, and
+    /// nothing new is sent until that has been done.
+    async fn read_rules(&mut self, nodes: Vec<NodeId>) {
+        let folders = self.shared.state.ask(move |state| {
+            let mut folders = BTreeMap::new();
+            for node in nodes {
+                match state.side(Side::Local, node)? {
+                    Some(value) if value.kind == Kind::Folder => folders.insert(node, true),
+                    Some(value) => folders.insert(value.place.parent, true),
+                    // Gone, with the place that it had.
+                    None => folders.insert(ROOT, true),
+                };
+            }
+            Ok(folders)
+        });
+        let is_known = match folders.await {
+            Ok(folders) if !folders.contains_key(&ROOT) => {
+                self.request_scan(ScanRequest::Nodes(folders.into_iter().collect()));
+                !self.scan_owed
+            }
+            Ok(_) | Err(_) => {
+                self.request_scan(ScanRequest::Whole);
+                !self.scan_owed
+            }
+        };
+        let (done, read) = oneshot::channel();
+        let scans = self.channels.scans.clone();
+        tokio::spawn(async move {
+            // What had no room becomes a scan of everything, and is asked for before this.
+            let request = if is_known { None } else { Some(ScanRequest::Whole) };
+            for request in request.into_iter().chain([ScanRequest::Settled(done)]) {
+                if scans.send(request).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.reading_rules = Some(read);
     }
 
     /// Asks for a scan. The scanner takes no requests while it scans, and that can be for hours: what has no room

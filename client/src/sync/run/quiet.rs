@@ -13,7 +13,11 @@ impl Run {
     }
 
     pub(super) fn is_at_rest(&self) -> bool {
-        self.running.is_empty() && self.busy.is_empty() && !self.want_plan && !self.waits.any_passing()
+        self.running.is_empty()
+            && self.busy.is_empty()
+            && !self.want_plan
+            && self.reading_rules.is_none()
+            && !self.waits.any_passing()
     }
 
     /// Once nothing is left to do, has both sides looked at once more before it says so.

@@ -103,3 +103,29 @@ fn what_could_not_be_read_is_known_until_it_was_looked_at_again() {
     board.skipped(Vec::new(), &scope("d", true));
     assert!(!board.has_unread());
 }
+
+#[test]
+fn ids_of_what_is_excluded_that_became_void_are_not_gone_by() {
+    let (_scratch, path) = folder();
+    let root = Root::create(&path, None, &[]).unwrap();
+    let mut state = State::open(root.state_path()).unwrap().state;
+    let list = |entry: u64| vec![(entry, "large".to_owned())];
+    root.write_exclusions(&list(7)).unwrap();
+    reconcile_exclusions(&mut state, &root).unwrap();
+    assert_eq!(state.excluded().unwrap(), list(7), "a new state follows the list");
+    state.forget_history(0).unwrap();
+    reconcile_exclusions(&mut state, &root).unwrap();
+    assert_eq!(state.excluded().unwrap(), [], "that id may be another folder's by now");
+    assert_eq!(
+        root.exclusions().unwrap(),
+        Some(list(7)),
+        "the path is still known, whatever becomes of the state"
+    );
+    // As once the server's tree was listed anew.
+    state.set_number("went_back", 0).unwrap();
+    state.exclude(9, "large").unwrap();
+    for _ in 0..2 {
+        reconcile_exclusions(&mut state, &root).unwrap();
+        assert_eq!((state.excluded().unwrap(), root.exclusions().unwrap()), (list(9), Some(list(9))));
+    }
+}

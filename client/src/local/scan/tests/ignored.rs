@@ -1,0 +1,106 @@
+//! That what is ignored, or is this program's own, is left out, and what is in sync stays so.
+
+use super::*;
+
+#[test]
+fn what_was_in_sync_stays_so_under_a_name_that_is_ignored() {
+    let (root, mut index) = known();
+    root.write(".keepstoneignore", "*.part\n");
+    whole(&root, &mut index);
+    let nodes = ["a", "a/f", "g"].map(|path| node(&index, path));
+    rename(&root, "a", "a.part");
+    rename(&root, "g", "g.part");
+    root.write("a.part/new", "in an ignored folder");
+    root.write("x.part", "new");
+    let found = whole(&root, &mut index);
+    assert_eq!(["a.part", "a.part/f", "g.part"].map(|path| node(&index, path)), nodes);
+    assert_eq!((gone(&found), found.counts.ignored), (0, 2), "{found:?}");
+    // Renamed to keep it while another is saved in its place: that is not what is in sync.
+    let before = node(&index, "f");
+    rename(&root, "f", "f.part");
+    root.write("f", "saved");
+    whole(&root, &mut index);
+    assert_eq!((node(&index, "f"), index.find("f.part")), (before, None));
+}
+
+#[test]
+fn nothing_new_is_taken_in_where_the_rules_are_not_understood() {
+    let (root, mut index) = known();
+    root.write("a/.keepstoneignore", "secret\n[z-a]\n");
+    root.write("a/new", "may be ignored");
+    root.write("a/sub/new", "may be ignored");
+    root.write("a/f", "in sync, and edited");
+    root.write("new", "elsewhere");
+    let found = whole(&root, &mut index);
+    assert_eq!(["a/new", "a/sub/new", "a/.keepstoneignore"].map(|path| index.find(path)), [None, None, None]);
+    assert!(index.find("new").is_some() && found.complete);
+    assert_eq!(index.find("a/f").unwrap().stamp.size, 19);
+    let [Skipped { path, why: Why::Rules(why) }] = &found.skipped[..] else { panic!("{:?}", found.skipped) };
+    assert!(path == "a/.keepstoneignore" && why.contains("line 2"), "{path}: {why}");
+    root.write("a/.keepstoneignore", "secret\n");
+    take_in(&root, &mut index, &shallow(&["a"]));
+    assert!(index.find("a/new").is_some() && index.find("a/sub/new").is_some());
+}
+
+#[test]
+fn what_was_never_sent_goes_by_rules_that_come_later() {
+    let (root, mut index) = known();
+    std::fs::create_dir(root.dir().join("n")).unwrap();
+    root.write("n/secret", "secret");
+    root.write("secret", "secret");
+    whole(&root, &mut index);
+    for path in ["n", "n/secret", "secret"] {
+        let node = node(&index, path);
+        index.unsent.insert(node);
+    }
+    root.write(".keepstoneignore", "secret\n");
+    let found = whole(&root, &mut index);
+    assert_eq!([index.find("secret"), index.find("n/secret")], [None, None]);
+    assert_eq!(found.counts.ignored, 2);
+}
+
+#[test]
+fn a_new_folder_with_nothing_but_what_is_ignored_is_left_out() {
+    let (root, mut index) = known();
+    root.write(".keepstoneignore", "*.log\n");
+    std::fs::create_dir_all(root.dir().join("left/over/empty")).unwrap();
+    std::fs::create_dir_all(root.dir().join("made/empty")).unwrap();
+    root.write("left/over/x.log", "log");
+    root.write("left/.keepstoneignore", "other\n");
+    for _ in 0..2 {
+        whole(&root, &mut index);
+        for path in ["left", "left/over", "left/over/empty", "left/.keepstoneignore"] {
+            assert_eq!(index.find(path), None, "{path}");
+        }
+    }
+    assert!(index.find("made/empty").is_some());
+    root.write("left/over/empty/f", "something");
+    whole(&root, &mut index);
+    assert!(index.find("left/.keepstoneignore").is_some() && index.find("left/over/empty/f").is_some());
+}
+
+#[test]
+fn own_data_is_never_taken_in() {
+    let (root, mut index) = known();
+    for folder in ["c/config", "c/pki", "s", "deep/.keepstone", "p"] {
+        std::fs::create_dir_all(root.dir().join(folder)).unwrap();
+    }
+    for path in
+        ["c/config/up.toml", "c/pki/ca.key", "s/state.db", "s/lock", "deep/.keepstone/state.db", "p/lock"]
+    {
+        root.write(path, "x");
+    }
+    let (id, device) = ("0".repeat(32), "0".repeat(16));
+    let profile = format!(
+        "endpoint = \"https://h:1\"\nca = \"ca\"\ntoken = \"ks1_x\"\naccount = \"{id}\"\ndevice = \"{device}\"\n"
+    );
+    root.write("p/anything", &profile);
+    let found = whole(&root, &mut index);
+    for path in ["c/pki/ca.key", "s/state.db", "deep/.keepstone", "p/anything"] {
+        assert_eq!(index.find(path), None, "{path}");
+    }
+    assert!(index.find("p/lock").is_some());
+    let mut own: Vec<_> = found.skipped.iter().map(|skipped| skipped.path.as_str()).collect();
+    own.sort_unstable();
+    assert_eq!(own, ["c", "deep/.keepstone", "p/anything", "s"]);
+}
