@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngCore as _};
@@ -108,28 +109,30 @@ impl<'a> Editor<'a> {
         Self { root: root.to_owned(), contents, random, name: name.to_owned(), count: 0, kinds }
     }
 
-    /// Takes away what cannot be synchronised, and what would be in the way of that for good: special files, and
-    /// names that are not UTF-8. Folders with such names get others.
+    /// Takes away what cannot be synchronised, and what would be in the way of that for good: special files. What has a
+    /// name that is not UTF-8 gets another.
     ///
     /// # Errors
     /// If something cannot be removed.
     pub fn tidy_up(&self) -> anyhow::Result<()> {
         let walk = walkdir::WalkDir::new(&self.root).min_depth(1);
-        let mut odd_folders = Vec::new();
+        let mut odd = Vec::new();
         for entry in walk.into_iter().filter_entry(|entry| entry.file_name() != OWN_FOLDER) {
             let entry = entry?;
             let kind = entry.file_type();
             let usual = kind.is_file() || kind.is_dir() || kind.is_symlink();
             let named = entry.file_name().to_str().is_some();
-            if !usual || (!named && !kind.is_dir()) {
+            if !usual {
                 fs::remove_file(entry.path())?;
             } else if !named {
-                odd_folders.push(entry.into_path());
+                odd.push(entry.into_path());
             }
         }
-        // What was saved in them is not lost: they get a name that can be synchronised. The deepest first.
-        for (index, folder) in odd_folders.iter().enumerate().rev() {
-            fs::rename(folder, folder.with_file_name(format!("had an odd name {index}")))?;
+        // What was saved there is not lost. The deepest first.
+        for path in odd.iter().rev() {
+            let mut names = (0_u64..).map(|number| path.with_file_name(format!("had an odd name {number}")));
+            let free = names.find(|name| fs::symlink_metadata(name).is_err()).context("no free name")?;
+            fs::rename(path, free)?;
         }
         Ok(())
     }

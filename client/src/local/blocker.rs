@@ -295,9 +295,6 @@ mod tests {
         }
         std::fs::write(root.dir().join("other/.keepstone/root"), "").unwrap();
         std::fs::write(root.dir().join(".keepstoneignore"), "secret\nout/\n").unwrap();
-        for folder in ["out", "folder"] {
-            std::fs::create_dir(root.dir().join(folder)).unwrap();
-        }
         for path in ["secret", "out/f", "plain", "folder/f"] {
             root.write(path, "text");
         }

@@ -491,7 +491,7 @@ impl Device {
             task.folder_path.as_ref().and_then(|path| self.disk.resolve(path)).ok_or(Failed::Changed)?;
         let is_file = matches!(entry.kind, Kind::File(_));
         // Earlier versions can be had as long as the file is there.
-        if is_file && (!self.online || !server.entries.contains_key(&entry.id)) {
+        if is_file && (!self.online || !server.has(entry)) {
             return Err(Failed::Changed);
         }
         let thing = thing_of(&entry.kind);

@@ -45,6 +45,8 @@ pub(super) struct Server {
     pub(super) sequence: u64,
     /// Contents that were ever committed: versions and the trash keep them.
     pub(super) ever: BTreeSet<Bytes>,
+    /// Versions of files that are or were, which can be had as long as the file is there.
+    versions: BTreeSet<(EntryId, u64, Bytes)>,
     /// Its history: each reign's number, and the first number that was issued in it.
     pub(super) reigns: Vec<(u64, u64)>,
     /// Whether it can tell up to where another history is the same.
@@ -81,6 +83,12 @@ impl Server {
     fn bump(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
+    }
+
+    /// Whether the bytes of this version can be had: a number that was issued anew is another version.
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        let version = bytes_of_kind(&entry.kind).map(|bytes| (entry.id, entry.version, bytes));
+        self.entries.contains_key(&entry.id) && version.is_some_and(|version| self.versions.contains(&version))
     }
 
     pub(super) fn is_folder(&self, id: EntryId) -> bool {
@@ -121,6 +129,7 @@ impl Server {
         self.next += 1;
         self.ever.extend(bytes_of_kind(&kind));
         let sequence = self.bump();
+        self.versions.extend(bytes_of_kind(&kind).map(|bytes| (id, sequence, bytes)));
         let entry =
             Entry { id, parent, name: name.to_owned(), kind, attributes, version: sequence, sequence };
         self.places.insert((parent, name.to_owned()), id);
@@ -147,6 +156,7 @@ impl Server {
         }
         self.sequence = sequence;
         self.ever.extend(bytes_of_kind(&kind));
+        self.versions.extend(bytes_of_kind(&kind).map(|bytes| (base.0, sequence, bytes)));
         (entry.kind, entry.attributes) = (kind, attributes);
         (entry.version, entry.sequence) = (sequence, sequence);
         Ok(entry.clone())

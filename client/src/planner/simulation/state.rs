@@ -367,7 +367,7 @@ impl State {
     fn forget_one_sided(&mut self) {
         for id in self.synced.ids().collect::<Vec<_>>() {
             let both = self.remote.get(id).is_some() && self.local.get(id).is_some();
-            if !both && !planted(Bug::LackIsDelete) {
+            if !both {
                 self.set_synced(id, None);
             }
         }

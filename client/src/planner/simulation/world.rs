@@ -142,7 +142,10 @@ impl World {
             return;
         }
         self.reign += 1;
+        let before = self.server.ever.clone();
         self.server = self.kept[usize::from(pick / 4) % self.kept.len()].clone();
+        // What went up in the other history did go up: who had planned before it could notice did nothing wrong.
+        self.server.ever.extend(before);
         self.server.begin_reign(self.reign);
         self.server.tells_common = !pick.is_multiple_of(4);
         // What no device has, and the server did not have then, is lost; nobody can help that.
