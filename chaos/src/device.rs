@@ -126,13 +126,13 @@ impl Device {
             fs::copy(&self.program, &own)?;
         }
         self.program = own;
-        for entry in walkdir::WalkDir::new(&self.home) {
+        let runtime = walkdir::WalkDir::new(self.runtime.path());
+        for entry in walkdir::WalkDir::new(&self.home).into_iter().chain(runtime) {
             let entry = entry?;
             if entry.path() != self.program {
                 std::os::unix::fs::lchown(entry.path(), Some(user), None)?;
             }
         }
-        std::os::unix::fs::lchown(self.runtime.path(), Some(user), None)?;
         // The way there must be open, as it is on a real machine.
         for folder in self.home.ancestors().skip(1).take_while(|folder| **folder != *std::env::temp_dir()) {
             let mode = fs::metadata(folder)?.permissions().mode();

@@ -383,7 +383,7 @@ impl<'a> Editor<'a> {
         let targets = [OsStr::new(name), OsStr::new("../nowhere/at all"), &own, OsStr::new("/etc/hostname")];
         let target = targets.choose(&mut self.random).copied().unwrap_or_default().to_owned();
         let chosen = files.choose(&mut self.random);
-        let symlink_there = chosen.filter(|file| file.is_symlink() && self.count % 2 == 0).cloned();
+        let symlink_there = chosen.filter(|file| file.is_symlink() && self.count.is_multiple_of(2)).cloned();
         if let Some(old) = symlink_there {
             self.destroy(&old)?;
             return symlink(target, old);

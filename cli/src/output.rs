@@ -26,12 +26,26 @@ pub(crate) struct Output {
 /// Ends the process with what the command line's parser says: help, the version, or what is wrong with the arguments,
 /// which may be names that a shell found.
 pub(crate) fn usage(error: &clap::Error) -> ! {
-    let text = error.render().to_string();
-    if shown_lines(&text) == text {
+    let told = error.render().to_string();
+    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    let text = with_shown(&told, arguments);
+    if text == told {
         error.exit();
     }
-    drop(write!(std::io::stderr().lock(), "{}", shown_lines(&text)));
+    drop(write!(std::io::stderr().lock(), "{text}"));
     std::process::exit(error.exit_code());
+}
+
+/// A text of several lines in which no argument, nor what is on either side of the `=` in one, makes a line of its own.
+fn with_shown(text: &str, arguments: impl Iterator<Item = String>) -> String {
+    let mut text = text.to_owned();
+    for argument in arguments {
+        let sides = argument.split_once('=').into_iter().flat_map(|(name, value)| [name, value]);
+        for part in [argument.as_str()].into_iter().chain(sides).filter(|part| shown(part) != *part) {
+            text = text.replace(part, &shown(part));
+        }
+    }
+    shown_lines(&text).into_owned()
 }
 
 /// A failure that the end of another process's log explains.
@@ -165,5 +179,19 @@ impl Output {
             complain(&format!("and {more} more failed; --json lists them all"));
         }
         if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_argument_makes_no_line_of_its_own_in_what_the_parser_says() {
+        let arguments = ["--line\nforged", "--name=a\nb", "plain"].map(str::to_owned);
+        let told = "unexpected argument '--line\nforged'\n\nnot '--name' with 'a\nb'\nUsage: plain\n";
+        let text = with_shown(told, arguments.into_iter());
+        let right = "unexpected argument '--line\\nforged'\n\nnot '--name' with 'a\\nb'\nUsage: plain\n";
+        assert_eq!(text, right);
     }
 }

@@ -27,7 +27,7 @@ impl Table {
     /// Adds a row, one cell per column.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.sides.len());
-        self.rows.push(cells.iter().map(|cell| shown(cell).into_owned()).collect());
+        self.rows.push(cells.into_iter().map(|cell| shown(&cell).into_owned()).collect());
     }
 
     /// All rows, one per line; nothing at the ends of lines.

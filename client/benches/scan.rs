@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has nobody to tell")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -38,8 +38,20 @@ impl LocalIndex for Index {
         self.children(parent).into_iter().map(|child| (child, true)).collect()
     }
 
+    fn children_unsent(&self, _parent: NodeId) -> HashSet<NodeId> {
+        HashSet::new()
+    }
+
+    fn is_on_server(&self, _node: NodeId) -> bool {
+        true
+    }
+
     fn by_identity(&self, _identity: Identity) -> Option<LocalRecord> {
         None
+    }
+
+    fn by_identity_all(&self, _identity: Identity) -> Vec<LocalRecord> {
+        Vec::new()
     }
 
     fn node(&self, _node: NodeId) -> Option<LocalRecord> {
@@ -74,7 +86,7 @@ fn make(dir: &Path, files: usize) {
 fn measure(what: &str, root: &Root, index: &mut Index, scope: &Scope) -> Scan {
     let before = resident_mib("VmRSS");
     let began = Instant::now();
-    let options = ScanOptions::new(IgnoreRules::default(), CancellationToken::new());
+    let options = ScanOptions::new(IgnoreRules, CancellationToken::new());
     let found = scan(root, index, scope, &options).unwrap();
     let seconds = began.elapsed().as_secs_f64();
     let count = found.counts.files;

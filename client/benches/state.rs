@@ -107,7 +107,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let nodes = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(NODES_DEFAULT);
     let folder = tempfile::tempdir()?;
     let mut state = State::open(folder.path())?.state;
-    state.set_root_entry(1)?;
+    state.set_root_entry(1, 0)?;
     let batches =
         || (0..nodes).step_by(usize::try_from(BATCH).unwrap_or(1)).map(|from| from..nodes.min(from + BATCH));
     timed("local: a scan's updates", nodes, || {

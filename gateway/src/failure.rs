@@ -209,7 +209,13 @@ impl Failure {
                 Self::unavailable(format!("{subject}: the cluster is being rearranged; try again"))
             }
             StepError::RequestReused => Self::reused(subject),
-            StepError::WrongGroup | StepError::WrongCluster => Self::internal("metadata", step),
+            StepError::WrongGroup => Self::internal("metadata", step),
+            StepError::WrongCluster => {
+                tracing::debug!(error = %step, "asked before the cluster was made");
+                Self::unavailable(format!(
+                    "{subject}: the cluster has not been made yet; try again in a moment"
+                ))
+            }
         }
     }
 

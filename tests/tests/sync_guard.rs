@@ -76,6 +76,8 @@ fn a_confirmation_is_of_what_was_shown() -> Result<()> {
 #[test]
 fn deletes_that_wait_can_be_undone() -> Result<()> {
     let mut group = sixty("undone")?;
+    // A folder that is all empty is another case.
+    group.devices[0].write("stays", "stays")?;
     let names = |device: &Device| -> Result<usize> { Ok(fs::read_dir(device.path("files"))?.count()) };
     for running in [true, false] {
         let device = &mut group.devices[0];

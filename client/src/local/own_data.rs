@@ -75,7 +75,7 @@ pub(super) fn around(path: &Path) -> Option<(&Path, &'static str)> {
             return Some(STATE);
         }
         let has = |path: &&str| folder.join(path).symlink_metadata().is_ok();
-        SHAPES.iter().find(|shape| shape.has.iter().all(|path| has(path))).map(|shape| shape.what)
+        SHAPES.iter().find(|shape| shape.has.iter().all(has)).map(|shape| shape.what)
     };
     let is_beside = |folder: &Path| folder != path && folder.join("config/up.toml").exists();
     let own = |folder| what(folder).filter(|_what| !is_beside(folder)).map(|what| (folder, what));

@@ -277,7 +277,8 @@ pub(super) fn is_within(path: &str, scope: &Scope, listed: bool) -> bool {
     folders.iter().any(|folder| {
         let of = folder.folder.as_str();
         let below = of.is_empty() || parent.strip_prefix(of).is_some_and(|rest| rest.starts_with('/'));
-        (listed && parent == of) || (folder.deep && (parent == of || below))
+        // A folder that was listed can be looked into now.
+        path == of || (listed && parent == of) || (folder.deep && (parent == of || below))
     })
 }
 

@@ -87,7 +87,7 @@ impl Guard {
     }
 
     /// What is to be kept for [`Self::restored`], if that has changed.
-    pub(crate) fn to_keep(&mut self, now: Instant, now_ms: u64) -> Option<Vec<u8>> {
+    pub(crate) fn take_kept(&mut self, now: Instant, now_ms: u64) -> Option<Vec<u8>> {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -251,10 +251,10 @@ mod tests {
         let (now, now_ms) = (Instant::now() + 2 * WINDOW, 1_800_000_000_000);
         let mut guard = Guard::new(limits);
         assert_eq!(guard.judge(counts(30, 0, 100), now), 0);
-        assert!(guard.to_keep(now, now_ms).is_none(), "nothing was carried out yet");
+        assert!(guard.take_kept(now, now_ms).is_none(), "nothing was carried out yet");
         assert_eq!(guard.judge(counts(0, 30, 70), now), 0);
-        let kept = guard.to_keep(now, now_ms).unwrap();
-        assert!(guard.to_keep(now, now_ms).is_none());
+        let kept = guard.take_kept(now, now_ms).unwrap();
+        assert!(guard.take_kept(now, now_ms).is_none());
         for (later_ms, waits) in [(1_000, true), (0, true), (700_000, false)] {
             let mut guard = Guard::new(limits).restored(&kept, now, now_ms + later_ms);
             assert_eq!(guard.judge(counts(30, 30, 70), now) > 0, waits, "after {later_ms} ms");

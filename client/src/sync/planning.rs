@@ -103,7 +103,7 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         }
         break;
     }
-    if let Some(kept) = input.guard.to_keep(input.now, input.now_ms) {
+    if let Some(kept) = input.guard.take_kept(input.now, input.now_ms) {
         state.set_bytes(GUARD, &kept)?;
     }
     (step.compared, step.guard) = (input.compared, input.guard);

@@ -182,11 +182,7 @@ impl Scanner {
                 }
                 continue;
             }
-            if pending.is_settled() {
-                for settled in pending.settled.drain(..) {
-                    let _nobody = settled.send(());
-                }
-            }
+            pending.tell_settled();
             let due = pending.next_due().map_or(next_whole, |due| due.min(next_whole));
             let stop = self.stop.clone();
             let notice = async {

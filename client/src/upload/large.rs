@@ -79,7 +79,7 @@ async fn put_file(
             unchanged::settle(context, vec![found]).await;
             return Ok(());
         }
-        Err(file) => file,
+        Err(file) => *file,
     };
     let open = Arc::new(open);
     let session = Session::new(file, open.stamp, entries)?;

@@ -48,7 +48,7 @@ async fn read_all(context: &Arc<Context>, files: Vec<PlannedFile>) -> Vec<Small>
         match result {
             Ok((stamp, bytes, entries)) => match unchanged::find(file, stamp, &entries) {
                 Ok(found) => there.push(found),
-                Err(file) => match Session::new(file, stamp, entries) {
+                Err(file) => match Session::new(*file, stamp, entries) {
                     Ok(session) => small.push(Small { session, bytes }),
                     Err(error) => context.stop_if_fatal(&error),
                 },

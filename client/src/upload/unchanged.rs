@@ -60,12 +60,12 @@ pub(crate) fn find(
     file: PlannedFile,
     stamp: FileStamp,
     entries: &[ManifestEntry],
-) -> Result<Unchanged, PlannedFile> {
+) -> Result<Unchanged, Box<PlannedFile>> {
     match file.on_server {
         Some(on_server) if on_server.has_content(stamp.size, entries) => {
             Ok(Unchanged { file, on_server, stamp, chunks: entries.len() as u64 })
         }
-        _ => Err(file),
+        _ => Err(Box::new(file)),
     }
 }
 

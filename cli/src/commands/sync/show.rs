@@ -7,7 +7,7 @@ use client::daemon::config::DaemonConfig;
 use client::daemon::paths::Paths;
 use client::daemon::{rate, wire as convert};
 use client::sync::config::Rate;
-use client::sync::status::{Direction, Phase, Status, Traffic, Waiting};
+use client::sync::status::{Direction, Phase, Status, Traffic, Transfer, Waiting};
 use proto::daemon as wire;
 use serde_json::json;
 
@@ -126,18 +126,7 @@ pub(crate) fn folder_text(status: &Status, metered: bool) -> String {
             root = shown_argument(&status.root)
         ));
     }
-    for transfer in status.transfers.iter().take(LISTED_MAX) {
-        text.push_str(&format!(
-            "  {} {}: {} of {}\n",
-            match transfer.direction {
-                Direction::Up => "up",
-                Direction::Down => "down",
-            },
-            shown(&transfer.path),
-            format::size(transfer.bytes_done),
-            format::size(transfer.bytes_total)
-        ));
-    }
+    text.extend(status.transfers.iter().take(LISTED_MAX).map(transfer_text));
     text.push_str(&listed("waiting", &status.waiting, status.waiting_count));
     text.push_str(&listed("not kept in sync", &status.skipped, 0));
     if status.ignored_count > 0 {
@@ -151,6 +140,19 @@ pub(crate) fn folder_text(status: &Status, metered: bool) -> String {
         text.push_str(&format!("  excluded: {}\n", shown(path)));
     }
     text
+}
+
+fn transfer_text(transfer: &Transfer) -> String {
+    format!(
+        "  {} {}: {} of {}\n",
+        match transfer.direction {
+            Direction::Up => "up",
+            Direction::Down => "down",
+        },
+        shown(&transfer.path),
+        format::size(transfer.bytes_done),
+        format::size(transfer.bytes_total)
+    )
 }
 
 fn limit_text(limit: Rate) -> String {

@@ -68,6 +68,8 @@ struct At {
     rel: Rel,
     object: Object,
     only_moved: bool,
+    /// The server has never had it.
+    is_unsent: bool,
 }
 
 /// A file or symlink that is new or has another stamp.
@@ -266,7 +268,7 @@ impl<'a> Walk<'a> {
                 self.result.counts.folders += 1;
                 let fresh = fresh.then(|| fingerprint(&entries));
                 self.listed.push(Listed { rel: job.rel.clone(), stamp: object.stamp, fresh });
-                self.sort(&job, &fd, entries)
+                self.sort(&job, &fd, &entries)
             }
             Err(errno) => self.unlisted(&job, errno),
         }
@@ -317,12 +319,12 @@ impl<'a> Walk<'a> {
     }
 
     /// Tells what is in a listed folder apart.
-    fn sort(&mut self, job: &Job, fd: &OwnedFd, entries: Vec<Entry>) -> Result<(), ScanError> {
-        if !job.rel.is_root() && is_root_of_its_own(fd, &entries) {
+    fn sort(&mut self, job: &Job, fd: &OwnedFd, entries: &[Entry]) -> Result<(), ScanError> {
+        if !job.rel.is_root() && is_root_of_its_own(fd, entries) {
             self.skip(job.rel.to_string(), Why::OtherRoot);
             return Ok(());
         }
-        if let Some(what) = own_data::folder(fd.as_fd(), job.rel.name(), &entries)
+        if let Some(what) = own_data::folder(fd.as_fd(), job.rel.name(), entries)
             && !job.rel.is_root()
         {
             self.skip(job.rel.to_string(), Why::Own(what));
@@ -349,9 +351,9 @@ impl<'a> Walk<'a> {
         self.tell_unknown_rules(&job.rel, &level);
         let unsent = self.index.children_unsent(job.node);
         let is_unknown = level.is_unknown();
-        let folder = Sorting { job, level, is_unknown, beside: Beside::new(&entries), unsent, deep };
+        let folder = Sorting { job, level, is_unknown, beside: Beside::new(entries), unsent, deep };
         let mut ignored = 0;
-        for entry in &entries {
+        for entry in entries {
             let known = entry.name.to_str().and_then(|name| known.remove(name));
             ignored += u64::from(self.sort_entry(&folder, entry, known));
         }
@@ -394,7 +396,7 @@ impl<'a> Walk<'a> {
                     folder.is_unknown || folder.level.judge(name, kind, &folder.beside).is_some()
                 });
                 let Some((known, only_moved)) = judged else { return !folder.is_unknown };
-                let at = At { parent: job.node, rel, object, only_moved };
+                let at = At { parent: job.node, rel, object, only_moved, is_unsent };
                 match kind {
                     ObjectKind::Folder => self.sort_folder(at, known, &folder.level, folder.deep),
                     _ => self.sort_file(at, known),
@@ -416,10 +418,15 @@ impl<'a> Walk<'a> {
     }
 
     fn sort_folder(&mut self, at: At, known: Option<LocalRecord>, level: &Level, deep: bool) {
-        let At { parent, rel, object, only_moved } = at;
+        let At { parent, rel, object, only_moved, is_unsent } = at;
         match known {
             Some(known) if known.stamp.identity == object.stamp.identity => {
                 let node = known.node;
+                if deep && is_unsent {
+                    self.hollow.is_unsent(node, parent);
+                } else {
+                    self.hollow.holds(parent, rel.name());
+                }
                 if known.stamp.mode != object.stamp.mode {
                     self.put_folder(node, known.place.clone(), object, Some(&known));
                 }
@@ -440,7 +447,7 @@ impl<'a> Walk<'a> {
     }
 
     fn sort_file(&mut self, at: At, known: Option<LocalRecord>) {
-        let At { parent, rel, object, only_moved } = at;
+        let At { parent, rel, object, only_moved, .. } = at;
         self.hollow.holds(parent, rel.name());
         self.result.counts.files += 1;
         if known.as_ref().is_some_and(|known| known.stamp == object.stamp && is_kind(known, object.kind)) {

@@ -1,7 +1,8 @@
 //! New folders that hold nothing but what is ignored, and rules: they are not sent. Such a folder is what is left of one
 //! that was deleted elsewhere while something in it was ignored here; sent again, it would come back everywhere.
 //!
-//! It is taken in once it holds anything else. A new folder with nothing in it at all is one that somebody made.
+//! It is taken in once it holds anything else. One that was found before rules came from the server, and was not sent yet, is
+//! let go again. A new folder with nothing in it at all is one that somebody made.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,17 +13,24 @@ use crate::planner::model::NodeId;
 #[derive(Debug)]
 struct Inside {
     parent: NodeId,
+    /// It was found before, when other rules held or none were here.
+    known: bool,
     ignores: bool,
     holds: bool,
 }
 
-/// The new folders of one scan.
+/// The folders of one scan that are new to the server.
 #[derive(Debug, Default)]
 pub(super) struct Hollow(HashMap<NodeId, Inside>);
 
 impl Hollow {
     pub(super) fn is_new(&mut self, folder: NodeId, parent: NodeId) {
-        self.0.insert(folder, Inside { parent, ignores: false, holds: false });
+        self.0.insert(folder, Inside { parent, known: false, ignores: false, holds: false });
+    }
+
+    /// A folder that was found before and never sent is listed again.
+    pub(super) fn is_unsent(&mut self, folder: NodeId, parent: NodeId) {
+        self.0.insert(folder, Inside { parent, known: true, ignores: false, holds: false });
     }
 
     pub(super) fn ignored(&mut self, folder: NodeId, count: u64) {
@@ -72,6 +80,8 @@ impl Hollow {
             LocalUpdate::Put(record) => !is_in_hollow(record.node) && !is_in_hollow(record.place.parent),
             LocalUpdate::Gone(_) => true,
         });
+        let known = self.0.iter().filter(|(folder, inside)| inside.known && is_hollow(folder));
+        updates.extend(known.map(|(folder, _)| LocalUpdate::Gone(*folder)));
     }
 
     /// A folder and the new ones around it.

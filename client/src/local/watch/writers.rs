@@ -24,7 +24,7 @@ const HEARD_FOR: Duration = Duration::from_secs(60);
 /// So many of them; when there are more, all count as heard of for that long.
 const HEARD_MAX: usize = 20_000;
 /// A mapping may be left alone for a while and stored to again.
-const SUSPECT_FOR: Duration = Duration::from_mins(10);
+const SUSPECT_FOR: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug)]
 struct Writer {

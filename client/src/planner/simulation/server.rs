@@ -88,7 +88,8 @@ impl Server {
     /// Whether the bytes of this version can be had: a number that was issued anew is another version.
     pub(super) fn has(&self, entry: &Entry) -> bool {
         let version = bytes_of_kind(&entry.kind).map(|bytes| (entry.id, entry.version, bytes));
-        self.entries.contains_key(&entry.id) && version.is_some_and(|version| self.versions.contains(&version))
+        self.entries.contains_key(&entry.id)
+            && version.is_some_and(|version| self.versions.contains(&version))
     }
 
     pub(super) fn is_folder(&self, id: EntryId) -> bool {

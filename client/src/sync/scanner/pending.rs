@@ -79,6 +79,15 @@ impl Pending {
         self.later.values().map(|(at, _, _)| *at).min()
     }
 
+    /// Tells those who wait for it that all was looked at, if it was.
+    pub(super) fn tell_settled(&mut self) {
+        if self.is_settled() {
+            for settled in self.settled.drain(..) {
+                let _nobody = settled.send(());
+            }
+        }
+    }
+
     /// Whether nothing is left that is worth waiting for.
     pub(super) fn is_settled(&self) -> bool {
         let soon = self.later.values().any(|(_at, _deep, count)| *count < UNQUIET_MAX);

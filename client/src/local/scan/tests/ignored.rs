@@ -80,6 +80,28 @@ fn a_new_folder_with_nothing_but_what_is_ignored_is_left_out() {
 }
 
 #[test]
+fn a_folder_that_was_found_before_its_rules_came_and_never_sent_is_let_go() {
+    let (root, mut index) = known();
+    for folder in ["n/deep/below", "n/holds"] {
+        std::fs::create_dir_all(root.dir().join(folder)).unwrap();
+    }
+    root.write("n/deep/below/t", "ignored soon");
+    root.write("n/holds/t", "ignored soon");
+    root.write("n/holds/f", "something");
+    whole(&root, &mut index);
+    for path in ["n", "n/deep", "n/deep/below", "n/deep/below/t", "n/holds", "n/holds/t", "n/holds/f"] {
+        let node = node(&index, path);
+        index.unsent.insert(node);
+    }
+    root.write(".keepstoneignore", "t\n");
+    whole(&root, &mut index);
+    for path in ["n/deep", "n/deep/below", "n/deep/below/t", "n/holds/t"] {
+        assert_eq!(index.find(path), None, "{path}");
+    }
+    assert!(index.find("n/holds/f").is_some());
+}
+
+#[test]
 fn own_data_is_never_taken_in() {
     let (root, mut index) = known();
     for folder in ["c/config", "c/pki", "s", "deep/.keepstone", "p"] {
