@@ -322,7 +322,7 @@ fn listed(group: &[&str]) -> Result<BTreeSet<String>> {
 }
 
 /// Commands that show nothing of what others have named: of a whole cluster, or of this machine.
-const NAMELESS: [&str; 18] = [
+const NAMELESS: [&str; 20] = [
     "up",
     "admin account",
     "admin status",
@@ -341,6 +341,9 @@ const NAMELESS: [&str; 18] = [
     "sync unit",
     "sync rescan",
     "sync confirm",
+    "sync undelete",
+    // `sync_ignored` looks at it.
+    "sync ls",
 ];
 
 #[test]

@@ -144,7 +144,7 @@ fn a_folder_that_cannot_be_read_holds_up_only_its_own_deletes() -> Result<()> {
     group.devices[0].once_agreed()?;
     group.devices[0].become_user(OTHER_USER)?;
     let closed = group.devices[0].path("outer/closed");
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0))?;
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o0))?;
     group.start()?;
     let device = &group.devices[0];
     device.wait_status("the closed folder named", |status| {

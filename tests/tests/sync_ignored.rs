@@ -31,6 +31,8 @@ fn ignored(device: &Device) -> Result<Vec<(String, String)>> {
 fn what_is_ignored_survives_that_its_folder_is_deleted_elsewhere() -> Result<()> {
     let mut group = Group::running("ignored-deleted", 2)?;
     let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
+    // A folder that is all empty is another case.
+    a.write("stays", "stays")?;
     a.write("d/.keepstoneignore", "*.key\nbuild/\n")?;
     a.write("d/sub/f", "in sync")?;
     b.wait_content("d/sub/f", "in sync")?;

@@ -301,14 +301,14 @@ fn privileged() -> Result<Vec<Waiting>> {
     fs::create_dir(unreadable.devices[0].path("thing"))?;
     unreadable.devices[0].become_user(OTHER_USER)?;
     let thing = unreadable.devices[0].path("thing");
-    fs::set_permissions(&thing, fs::Permissions::from_mode(0))?;
+    fs::set_permissions(&thing, fs::Permissions::from_mode(0o0))?;
     all.push(Waiting::new(unreadable, "thing", "may not be read").hold(Laid(thing)));
 
     let mut closed = group("closed")?;
     closed.devices[0].write("known/f", "known")?;
     closed.devices[0].once_agreed()?;
     closed.devices[0].become_user(OTHER_USER)?;
-    fs::set_permissions(closed.devices[0].path("known"), fs::Permissions::from_mode(0))?;
+    fs::set_permissions(closed.devices[0].path("known"), fs::Permissions::from_mode(0o0))?;
     let ends = |group: &mut Group| -> Result<()> {
         Ok(fs::set_permissions(group.devices[0].path("known"), fs::Permissions::from_mode(0o755))?)
     };
@@ -454,7 +454,7 @@ fn measure(all: &[Waiting], failures: &mut Vec<String>) -> Result<()> {
         };
         let percent = (after - before) / seconds * 100.0;
         let fetched = wire(waiting)? - wire_before[index];
-        println!("{label}: {percent:.2}% of a core, {fetched} bytes fetched");
+        eprintln!("{label}: {percent:.2}% of a core, {fetched} bytes fetched");
         if percent > most {
             failures.push(format!("{label}: {percent:.1}% of a core for {seconds:.0} s"));
         }
