@@ -27,7 +27,7 @@ pub enum MetaError {
     },
     /// The installation has not been made, or the map has not been fetched yet.
     #[error(
-        "there is no map of the cluster yet: it has not been fetched so far, or `keepstone cluster init` was not run"
+        "there is no map of the cluster yet: it has not been fetched so far, or `keepstone cluster bootstrap` was not run"
     )]
     NoCluster,
     /// The other side speaks differently, or refuses the caller: repeating does not help.
