@@ -154,13 +154,33 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use clap::CommandFactory;
 
     use super::*;
 
     #[test]
     fn the_definition_is_consistent() {
+        // Looks at little without debug assertions, which release builds lack.
         Arguments::command().debug_assert();
+        let mut command = Arguments::command();
+        command.build();
+        let mut commands = vec![&command];
+        while let Some(command) = commands.pop() {
+            let mut seen = HashSet::new();
+            for argument in command.get_arguments() {
+                let names = [
+                    Some(format!("id {}", argument.get_id())),
+                    argument.get_long().map(|long| format!("--{long}")),
+                ];
+                for name in names.into_iter().flatten() {
+                    assert!(!seen.contains(&name), "{}: {name} twice", command.get_name());
+                    seen.insert(name);
+                }
+            }
+            commands.extend(command.get_subcommands());
+        }
     }
 
     #[test]
