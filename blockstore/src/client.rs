@@ -2,13 +2,14 @@
 //!
 //! Invariants:
 //! - Every call has a deadline, and a node that refuses the connection is reported at once.
+//! - A call never fails by how connecting ended for a call before it: a node that is back is used again at once.
 //! - A node that has too much to do is told apart from one that fails: what it did not take can come again.
 //! - Dropping a call ends it at the node as well, which then lets go of the shard's bytes.
 //! - An answer is `Ok` only for bytes that the node verified; TLS keeps them whole on the way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::cluster::HISTORY;
@@ -26,6 +27,11 @@ use crate::wire;
 
 /// A put or a read that takes longer has failed this time. Callers that hedge or write elsewhere give up sooner.
 const SHARD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Connecting that fails sooner is tried once more: a connection keeps how connecting ended, or what it waits for, when
+/// the call that began it is dropped, and gives that to the next call, however much later. Less than it takes to give
+/// up a machine that does not answer.
+const CONNECT_FAILED_BEFORE: Duration = Duration::from_millis(200);
 
 /// A deletion or a page of a listing that takes longer has failed this time.
 const BULK_DEADLINE: Duration = Duration::from_secs(60);
@@ -117,7 +123,7 @@ impl StorageClient {
         shards: &[ShardName],
         epochs: &BTreeMap<VolumeId, Epoch>,
     ) -> Result<u64, StorageCallError> {
-        let (address, mut stub) = self.bulk_stub(disk)?;
+        let (address, stub) = self.bulk_stub(disk)?;
         let named = |(volume, epoch): (&VolumeId, &Epoch)| internal::VolumeAuthority {
             volume: volume.0,
             epoch: epoch.0,
@@ -128,8 +134,11 @@ impl StorageClient {
             history: HISTORY,
             volumes: epochs.iter().map(named).collect(),
         };
-        let call = stub.delete_shards(request);
-        Ok(within(BULK_DEADLINE, call).await.map_err(|status| call_error(address, &status))?.deleted)
+        let call = |mut stub: Stub<Channel>, request| async move { stub.delete_shards(request).await };
+        Ok(within(BULK_DEADLINE, &stub, request, call)
+            .await
+            .map_err(|status| call_error(address, &status))?
+            .deleted)
     }
 
     /// A page of the shards of one disk, after `after`, by stripe and position; and whether there are more.
@@ -142,15 +151,16 @@ impl StorageClient {
         after: Option<ShardName>,
         count_max: u32,
     ) -> Result<(Vec<ListedShard>, bool), StorageCallError> {
-        let (address, mut stub) = self.bulk_stub(disk)?;
+        let (address, stub) = self.bulk_stub(disk)?;
         let request = internal::ListShardsRequest {
             disk: disk.as_bytes().to_vec().into(),
             after: after.as_ref().map(wire_name),
             count_max,
         };
-        let call = stub.list_shards(request);
-        let page =
-            within(BULK_DEADLINE, call).await.map_err(|status| call_error(address.clone(), &status))?;
+        let call = |mut stub: Stub<Channel>, request| async move { stub.list_shards(request).await };
+        let page = within(BULK_DEADLINE, &stub, request, call)
+            .await
+            .map_err(|status| call_error(address.clone(), &status))?;
         let mut shards = Vec::with_capacity(page.shards.len());
         for shard in page.shards {
             let name = wire::shard_name(&shard.stripe, shard.position)
@@ -171,9 +181,11 @@ impl StorageClient {
         address: &str,
     ) -> Result<Streaming<internal::ScrubProgress>, StorageCallError> {
         let unavailable = |reason| StorageCallError::Unavailable { address: address.to_owned(), reason };
-        let mut stub = self.stub(node, address).map_err(unavailable)?;
-        let call = stub.scrub(internal::ScrubRequest {});
-        within(BULK_DEADLINE, call).await.map_err(|status| call_error(address.to_owned(), &status))
+        let stub = self.stub(node, address).map_err(unavailable)?;
+        let call = |mut stub: Stub<Channel>, request| async move { stub.scrub(request).await };
+        within(BULK_DEADLINE, &stub, internal::ScrubRequest {}, call)
+            .await
+            .map_err(|status| call_error(address.to_owned(), &status))
     }
 }
 
@@ -181,15 +193,49 @@ fn wire_name(name: &ShardName) -> internal::ShardName {
     internal::ShardName { stripe: name.stripe.as_bytes().to_vec().into(), position: name.position.0.into() }
 }
 
-/// Waits for a call until its deadline.
-async fn within<T>(
+/// A call about a shard that the node itself gives up in time.
+fn with_deadline<M>(message: M) -> Request<M> {
+    let mut request = Request::new(message);
+    request.set_timeout(SHARD_DEADLINE);
+    request
+}
+
+/// Makes a call of `request` and waits for it until its deadline; once more if there was no connection and that was
+/// known at once, which may be news of long ago.
+async fn within<M: Clone, T, F>(
     deadline: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Status> {
-    match tokio::time::timeout(deadline, call).await {
+    stub: &Stub<Channel>,
+    request: M,
+    call: impl Fn(Stub<Channel>, M) -> F,
+) -> Result<T, Status>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    let began = Instant::now();
+    let twice = async {
+        match call(stub.clone(), request.clone()).await {
+            Err(status) if is_unconnected(&status) && began.elapsed() < CONNECT_FAILED_BEFORE => {
+                call(stub.clone(), request).await
+            }
+            answer => answer,
+        }
+    };
+    match tokio::time::timeout(deadline, twice).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
         Err(_elapsed) => Err(Status::deadline_exceeded(format!("no answer within {deadline:?}"))),
     }
+}
+
+/// Whether a call failed because there was no connection: nothing of it was sent.
+fn is_unconnected(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// What went wrong, with the innermost cause: tonic's own text often names only the outermost.
@@ -219,9 +265,9 @@ impl ShardStore for StorageClient {
     async fn put_shard(&self, put: ShardPut) -> Result<(), PutShardError> {
         let disk = put.disk;
         let unavailable = |reason| PutShardError::Unavailable { disk, reason };
-        let mut stub = self.stub_for(disk).map_err(unavailable)?;
+        let stub = self.stub_for(disk).map_err(unavailable)?;
         let (code_data, code_parity) = put.code.into();
-        let mut request = Request::new(internal::PutShardRequest {
+        let request = internal::PutShardRequest {
             disk: disk.as_bytes().to_vec().into(),
             stripe: put.stripe.as_bytes().to_vec().into(),
             position: put.position.0.into(),
@@ -233,9 +279,10 @@ impl ShardStore for StorageClient {
             payload_crc32: crc32fast::hash(&put.payload),
             payload: put.payload,
             history: HISTORY,
-        });
-        request.set_timeout(SHARD_DEADLINE);
-        let answer = within(SHARD_DEADLINE, stub.put_shard(request)).await;
+        };
+        let call =
+            |mut stub: Stub<Channel>, request| async move { stub.put_shard(with_deadline(request)).await };
+        let answer = within(SHARD_DEADLINE, &stub, request, call).await;
         match answer.map(|response| response.result) {
             Ok(Some(put_shard_response::Result::Stored(_))) => Ok(()),
             Ok(Some(put_shard_response::Result::StaleEpoch(stale))) => Err(PutShardError::StaleEpoch {
@@ -266,16 +313,17 @@ impl ShardStore for StorageClient {
         length: u32,
     ) -> Result<Bytes, ReadShardError> {
         let unavailable = |reason| ReadShardError::Unavailable { disk, reason };
-        let mut stub = self.stub_for(disk).map_err(unavailable)?;
-        let mut request = Request::new(internal::ReadShardRequest {
+        let stub = self.stub_for(disk).map_err(unavailable)?;
+        let request = internal::ReadShardRequest {
             disk: disk.as_bytes().to_vec().into(),
             stripe: stripe.as_bytes().to_vec().into(),
             position: position.0.into(),
             offset,
             length,
-        });
-        request.set_timeout(SHARD_DEADLINE);
-        let answer = within(SHARD_DEADLINE, stub.read_shard(request)).await;
+        };
+        let call =
+            |mut stub: Stub<Channel>, request| async move { stub.read_shard(with_deadline(request)).await };
+        let answer = within(SHARD_DEADLINE, &stub, request, call).await;
         match answer.map(|response| response.result) {
             Ok(Some(read_shard_response::Result::Payload(bytes))) if bytes.len() == length as usize => {
                 Ok(bytes)
