@@ -21,6 +21,9 @@ use crate::planner::went_back::{Bond, bond};
 /// One more than the number up to which both histories are the same, from when the server's return was noticed until its
 /// tree was listed anew.
 const WENT_BACK: &str = "went_back";
+/// What the history that was known before was followed by: its cursor, and what its answers proved.
+const FORMER_CURSOR: &str = "former_cursor";
+const FORMER_SEEN: &str = "former_seen";
 /// The remote folder's number when it was found.
 const ROOT_SEQUENCE: &str = "root_sequence";
 
@@ -28,6 +31,17 @@ const ROOT_SEQUENCE: &str = "root_sequence";
 /// matter if it was found to be of the common beginning before (`again`).
 fn said(sequence: u64, again: bool) -> Option<u64> {
     (sequence > 0 || again).then_some(sequence)
+}
+
+/// A place in the history that was known before the server went back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormerPlace {
+    /// The cursor; may be empty.
+    pub cursor: Vec<u8>,
+    /// What answers to this device proved beyond it; may be empty.
+    pub seen: Vec<u8>,
+    /// Up to which number that history and the server's are the same, as the server last said.
+    pub common: u64,
 }
 
 impl State {
@@ -38,6 +52,18 @@ impl State {
     /// If the file cannot be read.
     pub fn went_back(&self) -> Result<Option<u64>, StateError> {
         Ok(unsigned(self.number(WENT_BACK)?.unwrap_or(0)).checked_sub(1))
+    }
+
+    /// From when the server's return was noticed until its tree was listed anew: where it was followed to before. It may
+    /// go back once more meanwhile, and have less in common with that.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn former_place(&self) -> Result<Option<FormerPlace>, StateError> {
+        let Some(common) = self.went_back()? else { return Ok(None) };
+        let cursor = self.bytes(FORMER_CURSOR)?.unwrap_or_default();
+        let seen = self.bytes(FORMER_SEEN)?.unwrap_or_default();
+        Ok(Some(FormerPlace { cursor, seen, common }))
     }
 
     /// Remembers the number that the remote folder had when it was found.
@@ -54,9 +80,16 @@ impl State {
         self.transaction(|state| {
             let before = state.went_back()?;
             let common = before.map_or(common, |before| before.min(common));
+            if before.is_none() {
+                let cursor = state.bytes("cursor")?.unwrap_or_default();
+                state.set_bytes(FORMER_CURSOR, &cursor)?;
+                let seen = state.answered()?.map(|answered| answered.seen).unwrap_or_default();
+                state.set_bytes(FORMER_SEEN, &seen)?;
+            }
             state.set_number(WENT_BACK, signed(common.saturating_add(1)))?;
             state.connection.execute_batch(
-                "CREATE TABLE IF NOT EXISTS former (entry INTEGER PRIMARY KEY, node INTEGER NOT NULL); \
+                "CREATE TABLE IF NOT EXISTS former \
+                     (entry INTEGER PRIMARY KEY, node INTEGER NOT NULL, agreed INTEGER NOT NULL); \
                  CREATE TABLE IF NOT EXISTS former_excluded (path TEXT PRIMARY KEY); \
                  DELETE FROM uploads; DELETE FROM deleted; DELETE FROM arrivals WHERE node <> 1 OR gone = 0;",
             )?;
@@ -82,15 +115,17 @@ impl State {
 
     /// Takes from a node all that is known of it on the server, its id included.
     fn unbind(&self, node: NodeId, entry: u64) -> Result<(), StateError> {
+        let synced = self.synced(node)?;
+        let agreed = synced.is_some() && synced == self.side(Side::Remote, node)?;
         self.set_remote_facts(node, None)?;
         self.set_side(Side::Remote, node, None)?;
-        if self.synced(node)?.is_some() {
+        if synced.is_some() {
             self.set_synced(node, None)?;
         }
         if self.side(Side::Local, node)?.is_some() {
             self.connection
-                .prepare_cached("INSERT OR REPLACE INTO former (entry, node) VALUES (?, ?)")?
-                .execute([signed(entry), id(node)])?;
+                .prepare_cached("INSERT OR REPLACE INTO former (entry, node, agreed) VALUES (?, ?, ?)")?
+                .execute([signed(entry), id(node), i64::from(agreed)])?;
         }
         Ok(())
     }
@@ -130,11 +165,12 @@ impl State {
     }
 
     /// The server's tree is listed anew: finds again, by what was said of them in the common beginning, the nodes whose ids
-    /// were forgotten. All others are matched by the plan, by their places and contents.
+    /// were forgotten. All others are matched by the plan, by their places and contents. Only where all that the server
+    /// had said was here as well is what it says now an earlier state of both sides; else that may be what was never here.
     pub(super) fn rejoin(&self, common: u64) -> Result<(), StateError> {
         self.forget_one_sided()?;
         let mut joined = Vec::new();
-        for (entry, node) in self.former()? {
+        for (entry, node, agreed) in self.former()? {
             let Some(told) = self.node_of_entry(entry)? else { continue };
             let Some(facts) = self.remote_facts(told)? else { continue };
             let apart = told != node && self.side(Side::Remote, node)?.is_none();
@@ -146,7 +182,9 @@ impl State {
                 && discriminant(&remote.kind) == discriminant(&local.kind)
             {
                 self.link(node, told)?;
-                joined.push(node);
+                if agreed {
+                    joined.push(node);
+                }
             }
         }
         // Once all folders are joined: what is in them names them.
@@ -167,13 +205,16 @@ impl State {
         }
         drop(statement);
         self.connection.execute_batch("DELETE FROM former; DELETE FROM former_excluded;")?;
+        self.set_bytes(FORMER_CURSOR, &[])?;
+        self.set_bytes(FORMER_SEEN, &[])?;
         self.set_number(WENT_BACK, 0)
     }
 
-    fn former(&self) -> Result<Vec<(u64, NodeId)>, StateError> {
-        let mut statement = self.connection.prepare("SELECT entry, node FROM former ORDER BY node")?;
-        let rows =
-            statement.query_map([], |row| Ok((unsigned(row.get(0)?), NodeId(unsigned(row.get(1)?)))))?;
+    fn former(&self) -> Result<Vec<(u64, NodeId, bool)>, StateError> {
+        let mut statement =
+            self.connection.prepare("SELECT entry, node, agreed FROM former ORDER BY node")?;
+        let rows = statement
+            .query_map([], |row| Ok((unsigned(row.get(0)?), NodeId(unsigned(row.get(1)?)), row.get(2)?)))?;
         let rows: Result<Vec<_>, _> = rows.collect();
         Ok(rows?)
     }

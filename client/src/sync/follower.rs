@@ -18,6 +18,7 @@ use crate::connection::{ApiClient, random_16};
 use crate::path::RemotePath;
 use crate::state::database::State;
 use crate::state::remote::{Finished, RemotePage};
+use crate::state::went_back::FormerPlace;
 
 /// Waits between tries of a gateway that does not answer.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -205,6 +206,7 @@ impl Follower {
             // A listing that broke off is begun again: what it was to find would be swept away.
             self.relist().await?;
         }
+        let mut former = self.state.ask(|state| state.former_place()).await?;
         let mut cursor = Bytes::from(position.cursor);
         let mut count = 0;
         let mut open = position.batch_open || cursor.is_empty();
@@ -248,14 +250,31 @@ impl Follower {
                 };
                 self.state.ask(move |state| state.apply_changes(&page)).await?;
             }
-            if !more {
-                break;
+            if more {
+                continue;
+            }
+            // What was listed is of one history: the server's next answer proves that it still is.
+            match former.take() {
+                Some(former) => self.compare(former).await?,
+                None => break,
             }
         }
         if open {
             self.finish(count).await?;
         }
         Ok(())
+    }
+
+    /// Whether the server still has as much in common with the history before as when it was found to have gone back:
+    /// since then it may have gone back again, and further.
+    async fn compare(&self, former: FormerPlace) -> Result<(), FollowError> {
+        let answer = self.changes(former.cursor.into(), former.seen.into()).await?;
+        let common = match answer.reset_reason() {
+            _ if !answer.cursor_reset => return Ok(()),
+            v1::ResetReason::WentBack => answer.common_sequence,
+            _ => 0,
+        };
+        if common < former.common { Err(FollowError::WentBack(common)) } else { Ok(()) }
     }
 
     async fn changes(&self, cursor: Bytes, seen: Bytes) -> Result<v1::ChangesResponse, FollowError> {

@@ -138,6 +138,16 @@ impl Device {
         {
             self.went_back(if server.tells_common { common } else { 0 });
         }
+        // Before it was listed anew it may go back again, and further.
+        if self.online
+            && let (Some(before), Some((reigns, sequence))) = (self.state.went_back, &self.state.former_place)
+            && let History::Parted(common) = server.history(reigns, *sequence)
+        {
+            let common = if server.tells_common { common } else { 0 };
+            if common < before {
+                self.went_back(common);
+            }
+        }
         if self.online && self.batches.len() < 3 {
             let relist = self.state.relist;
             let after = if relist { 0 } else { self.state.sequence };
@@ -174,10 +184,11 @@ impl Device {
 
     pub(super) fn take(&mut self, batch: Batch) {
         // A second answer to a question that was asked twice says nothing new; of a whole listing it may not be
-        // believed that the rest is gone.
-        let begun = self.state.reigns.partition_point(|(_, first)| *first <= self.state.sequence);
-        let of_now = batch.reigns.starts_with(&self.state.reigns[..begun]);
-        if batch.sequence >= self.state.sequence && of_now && (!self.state.relist || batch.relist) {
+        // believed that the rest is gone. What was asked before the other answer came may be of another history than
+        // that, too.
+        let known = (&self.state.reigns[..], self.state.sequence);
+        let history = History::of(known, (&batch.reigns, batch.sequence));
+        if history == History::Same && (!self.state.relist || batch.relist) {
             self.state.reigns.clone_from(&batch.reigns);
             self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
         }

@@ -61,6 +61,17 @@ pub(super) enum History {
     Parted(u64),
 }
 
+impl History {
+    /// Whether one place in a journal, with the history that leads to it, is of the history that leads to another.
+    pub(super) fn of(one: (&[(u64, u64)], u64), other: (&[(u64, u64)], u64)) -> Self {
+        let common = one.0.iter().zip(other.0).take_while(|(one, other)| one == other).count();
+        let end =
+            |reigns: &[(u64, u64)], last: u64| reigns.get(common).map_or(last, |next| (next.1 - 1).min(last));
+        let common = end(one.0, one.1).min(end(other.0, other.1));
+        if common == one.1 { Self::Same } else { Self::Parted(common) }
+    }
+}
+
 impl Server {
     pub(super) fn new() -> Self {
         Self { next: TOP + 1, ..Self::default() }
@@ -73,11 +84,7 @@ impl Server {
 
     /// Whether a place, with the history that was told with it, is of this one.
     pub(super) fn history(&self, reigns: &[(u64, u64)], sequence: u64) -> History {
-        let common = reigns.iter().zip(&self.reigns).take_while(|(one, other)| one == other).count();
-        let end =
-            |reigns: &[(u64, u64)], last: u64| reigns.get(common).map_or(last, |next| (next.1 - 1).min(last));
-        let common = end(reigns, sequence).min(end(&self.reigns, self.sequence));
-        if common == sequence { History::Same } else { History::Parted(common) }
+        History::of((reigns, sequence), (&self.reigns, self.sequence))
     }
 
     fn bump(&mut self) -> u64 {

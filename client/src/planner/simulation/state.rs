@@ -135,9 +135,11 @@ pub(super) struct State {
     /// What the latest answer proves, of which history and up to which number.
     pub(super) answered: (Vec<(u64, u64)>, u64),
     /// Since the server went back, until it is listed anew: up to where both histories are the same, and nodes whose entries
-    /// were forgotten.
-    went_back: Option<u64>,
-    former: BTreeMap<EntryId, NodeId>,
+    /// were forgotten, with whether all that the server had said of them was here.
+    pub(super) went_back: Option<u64>,
+    /// Where it was followed to before: the history, and the number.
+    pub(super) former_place: Option<(Vec<(u64, u64)>, u64)>,
+    former: BTreeMap<EntryId, (NodeId, bool)>,
     next: u64,
 }
 
@@ -158,6 +160,7 @@ impl State {
             reigns: Vec::new(),
             answered: (Vec::new(), 0),
             went_back: None,
+            former_place: None,
             former: BTreeMap::new(),
             next: 2,
         }
@@ -340,6 +343,11 @@ impl State {
     /// Forgets what was known of the server beyond the number up to which its two histories are the same.
     pub(super) fn forget_history(&mut self, common: u64) {
         let common = self.went_back.map_or(common, |before| before.min(common));
+        if self.went_back.is_none() {
+            let followed = (self.reigns.clone(), self.sequence);
+            let answered = std::mem::take(&mut self.answered);
+            self.former_place = Some(if answered.1 > followed.1 { answered } else { followed });
+        }
         self.went_back = Some(common);
         let known: Vec<(NodeId, Facts)> = self.facts.iter().map(|(id, facts)| (*id, *facts)).collect();
         let said = |facts: &Facts| (facts.sequence > 0).then_some(facts.sequence);
@@ -351,10 +359,12 @@ impl State {
         for (id, facts) in known.into_iter().filter(|(_, facts)| void.contains(&facts.entry)) {
             self.facts.remove(&id);
             self.by_entry.remove(&facts.entry);
+            let synced = self.synced.get(id);
+            let agreed = synced.is_some() && synced == self.remote.get(id);
             self.remote.set(id, None);
             self.synced.set(id, None);
             if self.local.get(id).is_some() {
-                self.former.insert(facts.entry, id);
+                self.former.insert(facts.entry, (id, agreed));
             }
         }
         let by_entry = &self.by_entry;
@@ -376,9 +386,10 @@ impl State {
     /// The server's tree is listed anew after it went back.
     fn rejoin(&mut self) {
         let Some(common) = self.went_back.take() else { return };
+        self.former_place = None;
         self.forget_one_sided();
         let mut joined = Vec::new();
-        for (entry, id) in std::mem::take(&mut self.former) {
+        for (entry, (id, agreed)) in std::mem::take(&mut self.former) {
             let Some(told) = self.by_entry.get(&entry).copied().filter(|told| *told != id) else { continue };
             let said = self.facts.get(&told).map(|facts| facts.sequence);
             let alike = self
@@ -388,7 +399,9 @@ impl State {
                 .is_some_and(|(one, other)| discriminant(&one.kind) == discriminant(&other.kind));
             if alike && self.remote.get(id).is_none() && bond(common, said) == Bond::Holds {
                 self.link(id, told);
-                joined.push(id);
+                if agreed {
+                    joined.push(id);
+                }
             }
         }
         for id in joined {

@@ -93,7 +93,13 @@ impl Running {
 
     async fn caught_up(&mut self) {
         let event = tokio::time::timeout(TIME_MAX, async {
-            while !matches!(self.events.recv().await, Some(FollowerEvent::CaughtUp)) {}
+            loop {
+                match self.events.recv().await {
+                    Some(FollowerEvent::CaughtUp) => return,
+                    Some(FollowerEvent::Online | FollowerEvent::Whole(_) | FollowerEvent::Offline(_)) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
         });
         event.await.unwrap();
     }
@@ -191,6 +197,23 @@ async fn a_cursor_of_another_tree_ends_the_session_with_what_to_do() {
     assert_eq!(harness.calls.of("Sync/Changes"), 1);
 }
 
+/// Follows until it is told that the server went back: up to which number it is the same, and how often it was asked.
+async fn went_back(harness: &Harness) -> (u64, usize) {
+    let mut running = harness.run();
+    let told = tokio::time::timeout(TIME_MAX, async {
+        loop {
+            match running.events.recv().await {
+                Some(FollowerEvent::WentBack(common)) => return common,
+                Some(FollowerEvent::Online) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    let common = told.await.unwrap();
+    running.task.await.unwrap();
+    (common, harness.calls.of("Sync/Changes"))
+}
+
 #[tokio::test]
 async fn a_server_that_went_back_is_told_of_and_nothing_is_forgotten_before() {
     let gateway = FakeGateway::default().on("Sync/ListBelow", root_for(9)).on(
@@ -204,20 +227,42 @@ async fn a_server_that_went_back_is_told_of_and_nothing_is_forgotten_before() {
         },
     );
     let harness = Harness::new(gateway).await;
-    let mut running = harness.run();
-    let told = tokio::time::timeout(TIME_MAX, async {
-        loop {
-            match running.events.recv().await {
-                Some(FollowerEvent::WentBack(common)) => return common,
-                Some(FollowerEvent::Online) => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    });
-    assert_eq!(told.await.unwrap(), 3);
-    running.task.await.unwrap();
+    assert_eq!(went_back(&harness).await, (3, 1));
     assert_eq!(harness.known().await, 1);
-    assert_eq!(harness.calls.of("Sync/Changes"), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_back_again_before_it_is_listed_has_less_in_common() {
+    // A cursor of its own is taken; of the one before, less is the same than was said first.
+    let gateway = FakeGateway::default().on("Sync/ListBelow", root_for(9)).on(
+        "Sync/Changes",
+        |request: v1::ChangesRequest| {
+            let mut answer = nothing_new(Bytes::from_static(b"2"));
+            if request.cursor.is_empty() {
+                answer.changes.push(told(entry(SYNC_ROOT, 1, "kept")));
+            }
+            answer.cursor_reset = request.cursor == Bytes::from_static(b"1");
+            if answer.cursor_reset {
+                answer.set_reset_reason(v1::ResetReason::WentBack);
+                answer.common_sequence = 3;
+            }
+            Ok(answer)
+        },
+    );
+    let harness = Harness::new(gateway).await;
+    harness.state.ask(|state| state.set_remote_position(b"1", 7)).await.unwrap();
+    harness.state.ask(|state| state.forget_history(5)).await.unwrap();
+    let (common, asked) = went_back(&harness).await;
+    assert_eq!(common, 3);
+    assert_eq!(asked, 2, "the listing, and the cursor of before");
+    // It is not less than that: listed.
+    harness.state.ask(|state| state.forget_history(3)).await.unwrap();
+    let mut running = harness.run();
+    running.caught_up().await;
+    running.stop().await;
+    assert_eq!(harness.state.ask(|state| state.went_back()).await.unwrap(), None);
+    assert_eq!(harness.state.ask(|state| state.former_place()).await.unwrap(), None);
+    assert_eq!(harness.calls.of("Sync/Changes"), asked + 3, "and the listing's own cursor again");
 }
 
 #[tokio::test]
