@@ -346,6 +346,52 @@ const NAMELESS: [&str; 20] = [
     "sync ls",
 ];
 
+/// Runs every command with an odd name of a file, a folder and nothing that is there.
+fn walk_hostile(
+    name: &str,
+    directory: &Path,
+    back: &Path,
+    run: &mut impl FnMut(&[&str], Option<i32>) -> Result<Output>,
+) -> Result<()> {
+    let (folder, file) = (format!("/h/{name}"), format!("/h/{name}/{name}"));
+    let missing = format!("/h/{name} is not there");
+    for path in [&folder, &file, &missing] {
+        run(&["ls", path], None)?;
+        run(&["ls", "-l", path], None)?;
+        run(&["stat", path], None)?;
+        run(&["history", path], None)?;
+        run(&["versions", "ls", path], None)?;
+        run(&["versions", "rm", path, "--keep", "1"], None)?;
+        run(&["restore", path, "--version", "1"], None)?;
+        if *path != missing {
+            run(&["mkdir", path], Some(1))?;
+        }
+        run(&["get", path, back.to_str().context("UTF-8")?], None)?;
+    }
+    run(&["put", &missing, "/h"], Some(1))?;
+    run(&["cat", &folder], Some(1))?;
+    run(&["cat", &missing], Some(1))?;
+    run(&["mv", &missing, "/x"], Some(1))?;
+    run(&["cp", &missing, "/x"], Some(1))?;
+    run(&["cp", &file, &file], Some(1))?;
+    run(&["rm", &folder], Some(1))?;
+    run(&["trash", "restore", &missing], Some(1))?;
+    run(&["trash", "purge", &missing], Some(1))?;
+    run(&["devices", "revoke", name], Some(1))?;
+    let directory = directory.to_str().context("UTF-8")?;
+    for command in ["run", "add", "remove", "status", "log", "pause", "resume", "limits"] {
+        let more: &[&str] = if command == "run" { &["--once", "--remote", &missing] } else { &[] };
+        run(&[&["sync", command, directory], more].concat(), None)?;
+    }
+    for command in ["exclude", "include"] {
+        run(&["sync", command, directory, name], None)?;
+    }
+    run(&["sync", "remove", directory], None)?;
+    run(&["login", "127.0.0.1:1", "--email", name, "--ca", directory], Some(1))?;
+    run(&["ls", &format!("--{name}")], Some(2))?;
+    Ok(())
+}
+
 #[test]
 fn no_name_does_anything_to_a_terminal_and_programs_get_it_exactly() -> Result<()> {
     let _serial = serial();
@@ -375,44 +421,7 @@ fn no_name_does_anything_to_a_terminal_and_programs_get_it_exactly() -> Result<(
     let local_text = local.to_str().context("UTF-8")?;
     run(&["put", local_text, "/h"], Some(0))?;
     for name in HOSTILE {
-        let (folder, file) = (format!("/h/{name}"), format!("/h/{name}/{name}"));
-        let missing = format!("/h/{name} is not there");
-        let back = scratch.join("back");
-        for path in [&folder, &file, &missing] {
-            run(&["ls", path], None)?;
-            run(&["ls", "-l", path], None)?;
-            run(&["stat", path], None)?;
-            run(&["history", path], None)?;
-            run(&["versions", "ls", path], None)?;
-            run(&["versions", "rm", path, "--keep", "1"], None)?;
-            run(&["restore", path, "--version", "1"], None)?;
-            if *path != missing {
-                run(&["mkdir", path], Some(1))?;
-            }
-            run(&["get", path, back.join(name).to_str().context("UTF-8")?], None)?;
-        }
-        run(&["put", &missing, "/h"], Some(1))?;
-        run(&["cat", &folder], Some(1))?;
-        run(&["cat", &missing], Some(1))?;
-        run(&["mv", &missing, "/x"], Some(1))?;
-        run(&["cp", &missing, "/x"], Some(1))?;
-        run(&["cp", &file, &file], Some(1))?;
-        run(&["rm", &folder], Some(1))?;
-        run(&["trash", "restore", &missing], Some(1))?;
-        run(&["trash", "purge", &missing], Some(1))?;
-        run(&["devices", "revoke", name], Some(1))?;
-        let directory = local.join(name);
-        let directory = directory.to_str().context("UTF-8")?;
-        for command in ["run", "add", "remove", "status", "log", "pause", "resume", "limits"] {
-            let more: &[&str] = if command == "run" { &["--once", "--remote", &missing] } else { &[] };
-            run(&[&["sync", command, directory], more].concat(), None)?;
-        }
-        for command in ["exclude", "include"] {
-            run(&["sync", command, directory, name], None)?;
-        }
-        run(&["sync", "remove", directory], None)?;
-        run(&["login", "127.0.0.1:1", "--email", name, "--ca", directory], Some(1))?;
-        run(&["ls", &format!("--{name}")], Some(2))?;
+        walk_hostile(name, &local.join(name), &scratch.join("back").join(name), &mut run)?;
     }
     run(&["ls", "-R", "/"], Some(0))?;
     run(&["whoami"], Some(0))?;

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use chaos::client::{Output, binary};
 use chaos::cluster::Cluster;
-use chaos::device::SETTLE_DEADLINE;
+use chaos::device::{Device, SETTLE_DEADLINE};
 use chaos::group::{Group, shared_cluster};
 use chaos::process::ProcessRef;
 use chaos::snapshot::Snapshot;
@@ -151,7 +151,7 @@ fn a_daemon_keeps_several_folders() -> Result<()> {
     end(cluster)
 }
 
-fn paused_and_limited(user: &User, client: &chaos::client::Client, two: &std::path::Path) -> Result<()> {
+fn paused_and_limited(user: &User, client: &chaos::client::Client, two: &Path) -> Result<()> {
     user.json(&["pause", "two"])?;
     wait_for("the pause", SETTLE_DEADLINE, || {
         Ok((user.json(&["status", "two"])?["roots"][0]["phase"] == "paused").then_some(()))
@@ -283,6 +283,13 @@ fn what_is_ignored_stays_here() -> Result<()> {
     Ok(())
 }
 
+/// `sync run --once` of a device's folder, with this profile.
+fn run_once(device: &Device, profile: &Path, more: &[&str]) -> Result<std::process::Output> {
+    let mut command = Command::new(binary()?);
+    command.arg("--profile").arg(profile).args(["sync", "run"]).arg(&device.root).args(&device.arguments);
+    Ok(command.arg("--once").args(more).output()?)
+}
+
 #[test]
 fn run_says_what_it_does_and_ends_as_it_should() -> Result<()> {
     let mut group = Group::new("run", 2)?;
@@ -316,28 +323,14 @@ fn run_says_what_it_does_and_ends_as_it_should() -> Result<()> {
     b.start()?;
     b.wait_content("file", "bytes")?;
     b.wait_up_to_date()?;
-    let second = Command::new(binary()?)
-        .arg("--profile")
-        .arg(b.client.profile())
-        .args(["sync", "run"])
-        .arg(&b.root)
-        .args(&b.arguments)
-        .arg("--once")
-        .output()?;
+    let second = run_once(b, b.client.profile(), &[])?;
     ensure!(second.status.code() == Some(1), "{second:?}");
     b.process().context("no process")?.signal(Signal::INT)?;
     b.stop()?;
 
     // Lines for people.
     a.write("another", "bytes")?;
-    let output = Command::new(binary()?)
-        .arg("--profile")
-        .arg(a.client.profile())
-        .args(["sync", "run"])
-        .arg(&a.root)
-        .args(&a.arguments)
-        .arg("--once")
-        .output()?;
+    let output = run_once(a, a.client.profile(), &[])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success() && text.contains("file up") && text.contains("another"), "{output:?}");
 
@@ -349,14 +342,7 @@ fn run_says_what_it_does_and_ends_as_it_should() -> Result<()> {
         _ => format!("{line}\n"),
     });
     fs::write(&profile, lines.collect::<String>())?;
-    let output = Command::new(binary()?)
-        .arg("--profile")
-        .arg(&profile)
-        .args(["sync", "run"])
-        .arg(&a.root)
-        .args(&a.arguments)
-        .args(["--once", "--json"])
-        .output()?;
+    let output = run_once(a, &profile, &["--json"])?;
     ensure!(output.status.code() == Some(1) && !output.stderr.is_empty(), "{output:?}");
     serde_json::from_slice::<Value>(&output.stdout).context("not one JSON document")?;
     let output = Command::new(binary()?).args(["sync", "run"]).output()?;
