@@ -7,7 +7,7 @@
 //! - A cluster that was not finished cleanly shows the end of its logs, since its directory goes with it.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -465,7 +465,10 @@ impl Cluster {
         let text = fs::read_to_string(self.directory.join("profile.toml"))?;
         if let Some((begin, end)) = text.find(PEM_BEGIN).zip(text.rfind(PEM_END)) {
             let file = self.directory.join("ca-of-profile.pem");
-            fs::write(&file, &text[begin..end + PEM_END.len()])?;
+            // Tests share a cluster: none ever reads half of it.
+            let mut whole = tempfile::NamedTempFile::new_in(&self.directory)?;
+            whole.write_all(&text.as_bytes()[begin..end + PEM_END.len()])?;
+            whole.persist(&file)?;
             return Ok(file);
         }
         let line = text.lines().find_map(|line| line.strip_prefix("ca = ")).context("profile has no ca")?;
