@@ -22,6 +22,10 @@ use crate::proxy::Proxy;
 use crate::snapshot::{OWN_FOLDER, Snapshot};
 use crate::wait::wait_for;
 
+/// What somebody is told who has something in the way of what is to come.
+const MAKE_WAY: &str = "move it away, or give it another name";
+const WAYS_MADE_MAX: usize = 10;
+
 /// How long a clean stop may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// How long `--once` may take.
@@ -291,6 +295,34 @@ impl Device {
         let output = self.once()?;
         ensure!(output.code == Some(0), "sync run --once of {}: {output:?}", self.name);
         output.json()
+    }
+
+    /// The same, by a user who does what is asked of them: what is in the way is given another name.
+    ///
+    /// # Errors
+    /// If it does not end in agreement with nothing in the way.
+    pub fn once_made_way(&self) -> anyhow::Result<Value> {
+        for number in 0..WAYS_MADE_MAX {
+            let output = self.once()?;
+            let document: Value = output.json()?;
+            let in_the_way: Vec<&str> = document["waiting"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|blocked| blocked["why"].as_str().is_some_and(|why| why.contains(MAKE_WAY)))
+                .filter_map(|blocked| blocked["path"].as_str())
+                .collect();
+            if in_the_way.is_empty() {
+                ensure!(output.code == Some(0), "sync run --once of {}: {output:?}", self.name);
+                return Ok(document);
+            }
+            for (count, path) in in_the_way.into_iter().enumerate() {
+                let from = self.path(path);
+                fs::rename(&from, from.with_file_name(format!("made way {} {number} {count}", self.name)))
+                    .with_context(|| format!("{path} is in the way: {output:?}"))?;
+            }
+        }
+        anyhow::bail!("{} has more and more in the way", self.name)
     }
 
     /// `sync COMMAND ...` to whoever keeps its folder in sync.

@@ -60,6 +60,8 @@ const ODD_NAMES: [&str; 16] = [
     ".name.part",
     "a (b's conflicted copy 2026-01-20).txt",
 ];
+/// Says what is ignored: the users leave it as it is.
+const RULES: &str = ".keepstoneignore";
 /// How names end that the tests have ignored.
 pub const IGNORED_END: &str = ".ignored";
 
@@ -179,7 +181,7 @@ impl<'a> Editor<'a> {
         for entry in walk.into_iter().filter_entry(|entry| entry.file_name() != OWN_FOLDER).flatten() {
             if entry.file_type().is_dir() {
                 folders.push(entry.into_path());
-            } else {
+            } else if entry.file_name() != RULES {
                 files.push(entry.into_path());
             }
         }

@@ -167,7 +167,7 @@ impl Group {
         let mut before = Vec::new();
         for _round in 0..ROUNDS_MAX {
             for device in &self.devices {
-                device.once_agreed()?;
+                device.once_made_way()?;
             }
             let snapshots: Vec<Snapshot> =
                 self.devices.iter().map(|device| self.snapshot(device)).collect::<anyhow::Result<_>>()?;

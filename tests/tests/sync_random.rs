@@ -101,6 +101,7 @@ fn a_wrong_delete_is_found_though_trash_and_versions_have_it() -> Result<()> {
         let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
         a.write("kept", "a user saved this")?;
         group.contents.save(&a.path("kept"), "kept");
+        a.write("stays", "a folder that is emptied is another case")?;
         a.once_agreed()?;
         b.once_agreed()?;
         // What a client would do that went wrong: the server has it in its trash, or as an earlier version.

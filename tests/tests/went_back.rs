@@ -5,7 +5,8 @@
 //! Nothing that any device had is lost or deleted, and all end the same.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use chaos::client::Client;
 use chaos::cluster::Cluster;
-use chaos::compare::file_digest;
+use chaos::compare::{digest_of, file_digest};
 use chaos::contents::digests;
 use chaos::device::{Device, SETTLE_DEADLINE};
 use chaos::size::{Size, seed};
@@ -74,23 +75,35 @@ impl World {
         [format!("content {}\n", self.written).as_bytes(), &bytes].concat()
     }
 
-    /// What is at a path, on whichever device, is given up by who overwrites or deletes it there.
-    fn give_up(&mut self, path: &Path) {
-        for entry in walkdir::WalkDir::new(path).into_iter().flatten() {
-            if entry.file_type().is_file()
-                && let Ok(digest) = file_digest(entry.path())
-            {
-                self.had.remove(&digest);
-            }
-        }
-    }
-
-    /// Saves a file on a device.
+    /// Saves a file on a device. What is overwritten is given up: what is in the file that is open, whatever the sync
+    /// client puts in its place at that moment.
     fn save(&mut self, device: usize, path: &str, bytes: &[u8]) -> Result<()> {
         let full = self.devices[device].path(path);
-        self.give_up(&full);
-        self.devices[device].write(path, bytes)?;
-        self.had.insert(file_digest(&full)?, format!("{path} of {}", self.devices[device].name));
+        match File::options().read(true).write(true).open(&full) {
+            Ok(mut file) => {
+                self.had.remove(&digest_of(&mut file)?);
+                file.set_len(0)?;
+                file.rewind()?;
+                file.write_all(bytes)?;
+            }
+            Err(_none) => self.devices[device].write(path, bytes)?,
+        }
+        // As it is on the disk: what was written into a file that had just been replaced is nowhere.
+        if let Ok(saved) = file_digest(&full) {
+            self.had.insert(saved, format!("{path} of {}", self.devices[device].name));
+        }
+        Ok(())
+    }
+
+    /// Deletes a file on a device: moved out first, so that it is known what is given up.
+    fn delete(&mut self, device: usize, path: &str) -> Result<()> {
+        let root = &self.devices[device].root;
+        let aside = root.with_file_name("deleted");
+        // The sync client may have been faster.
+        if fs::rename(root.join(path), &aside).is_ok() {
+            self.had.remove(&file_digest(&aside)?);
+            fs::remove_file(aside)?;
+        }
         Ok(())
     }
 
@@ -227,9 +240,7 @@ fn act(world: &mut World, device: usize, random: &mut SmallRng) -> Result<()> {
             world.save(device, path, &bytes)?;
         }
         (4, Some(path)) if files.len() > 6 => {
-            world.give_up(&root.join(path));
-            // The sync client may have been faster.
-            drop(fs::remove_file(root.join(path)));
+            world.delete(device, path)?;
         }
         (5, Some(path)) => drop(fs::rename(root.join(path), root.join(&name))),
         (6, _) if folders.len() < 8 => drop(fs::create_dir(root.join(&name))),
