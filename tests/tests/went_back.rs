@@ -109,15 +109,26 @@ impl World {
 
     /// Puts a file on the server, past all devices.
     fn put(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
-        if let Ok(before) = self.client.cat(path) {
-            self.had.remove(&digest(&self.cluster, &before)?);
-        }
         let local = self.cluster.scratch("put")?.join("file");
         fs::write(&local, bytes)?;
         if let Some((folder, _name)) = path.rsplit_once('/').filter(|(folder, _)| !folder.is_empty()) {
             self.client.ok(&["mkdir", "-p", folder])?;
         }
-        self.client.put(&[&local], path)?;
+        // Refused if a device was faster: what it sent is looked at, then.
+        for tries in 1.. {
+            let before = self.client.cat(path).ok();
+            match self.client.put(&[&local], path) {
+                Err(refused)
+                    if tries < 10 && format!("{refused:#}").contains("was changed on the server") => {}
+                Err(failed) => return Err(failed),
+                Ok(_put) => {
+                    if let Some(before) = before {
+                        self.had.remove(&digest(&self.cluster, &before)?);
+                    }
+                    break;
+                }
+            }
+        }
         self.had.insert(file_digest(&local)?, format!("{path} of the server"));
         Ok(())
     }
