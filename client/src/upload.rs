@@ -7,7 +7,8 @@
 //! Invariants:
 //! - A file is committed whole, as it was at one moment, against the version that was there when it was looked up:
 //!   nothing half-written is ever under its name, and nobody's newer version is replaced unseen.
-//! - What is on the server already as it is here is put by doing nothing (`unchanged`).
+//! - What is on the server already as it is here is put by sending nothing, once the server has said that it lacks nothing
+//!   of it (`unchanged`).
 //! - Memory is bounded whatever the trees: units under way, bytes in flight and listings held all have a bound.
 
 mod batch;

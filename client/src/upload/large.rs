@@ -74,25 +74,27 @@ async fn put_file(
     if entries.len() > CHUNKS_MAX {
         return Err(PutLargeError::TooManyChunks { chunks: entries.len() });
     }
-    let file = match unchanged::find(file, open.stamp, &entries) {
-        Ok(found) => {
-            unchanged::settle(context, vec![found]).await;
-            return Ok(());
-        }
-        Err(file) => *file,
-    };
     let open = Arc::new(open);
     let session = Session::new(file, open.stamp, entries)?;
     let complete = send_missing(context, &open, &session, advance).await;
-    let unchanged = match complete {
-        Ok(()) => blocking(move || open.check_unchanged()).await,
+    let checked = match complete {
+        Ok(complete) => blocking(move || open.check_unchanged()).await.map(|()| complete),
+        // Such as for a full quota: no less is it there.
+        Err(PutLargeError::Call(call))
+            if session.same && call.code().is_some() && !call.is_fatal() && !call.is_transient() =>
+        {
+            Ok(Complete::AtOnce)
+        }
         Err(error) => Err(error),
     };
-    if let Err(error) = unchanged {
-        abort(context, &session.upload_id).await;
-        return Err(error);
+    match checked {
+        Ok(Complete::AtOnce) if session.same => unchanged::settle(context, vec![session]).await,
+        Ok(_) => commit_all(context, vec![session]).await,
+        Err(error) => {
+            abort(context, &session.upload_id).await;
+            return Err(error);
+        }
     }
-    commit_all(context, vec![session]).await;
     Ok(())
 }
 
@@ -118,14 +120,27 @@ async fn cut(
     if context.stop.is_cancelled() { Err(PutLargeError::Stopped) } else { done }
 }
 
+/// How the server came to have all chunks of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Complete {
+    /// It lacked none.
+    AtOnce,
+    /// They were sent.
+    Sent,
+}
+
 async fn send_missing(
     context: &Context,
     open: &Arc<OpenFile>,
     session: &Session,
     advance: &mut Advance<'_>,
-) -> Result<(), PutLargeError> {
+) -> Result<Complete, PutLargeError> {
     let mut patience = Patience::new();
     let mut missing = begin(context, session, &mut patience).await?;
+    if missing.is_empty() {
+        advance.by(session.stamp.size);
+        return Ok(Complete::AtOnce);
+    }
     let to_send: u64 = missing.iter().map(|index| session.entries[*index as usize].size).sum();
     advance.by(session.stamp.size - to_send.min(session.stamp.size));
     while !missing.is_empty() {
@@ -133,7 +148,7 @@ async fn send_missing(
         if pass.acknowledged > 0 {
             patience.reset();
         }
-        let Some(failure) = pass.failure else { return Ok(()) };
+        let Some(failure) = pass.failure else { return Ok(Complete::Sent) };
         let again = tokio::select! {
             again = patience.wait(&failure) => again,
             () = context.stop.cancelled() => return Err(PutLargeError::Stopped),
@@ -144,7 +159,7 @@ async fn send_missing(
         let status = context.api.upload_status(session.upload_id.clone()).await?;
         missing = checked(status.missing, session)?;
     }
-    Ok(())
+    Ok(Complete::Sent)
 }
 
 /// Indexes that the gateway asks for, ascending and all in the list.

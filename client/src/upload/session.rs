@@ -12,6 +12,7 @@ use super::Context;
 use super::chunk_stream::PutFailure;
 use super::read::FileStamp;
 use super::remote::PlannedFile;
+use super::unchanged::is_same;
 use crate::call_error::CallError;
 use crate::connection::{Backoff, RETRY_TIME_MAX, random_16};
 use crate::path::RemotePath;
@@ -27,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) stamp: FileStamp,
     pub(crate) entries: Vec<ManifestEntry>,
     pub(crate) upload_id: Bytes,
+    /// Whether the server has this content at its path already.
+    pub(crate) same: bool,
 }
 
 /// The cutter for a file of this size: by what is on the server already, if anything is.
@@ -40,7 +43,8 @@ impl Session {
         stamp: FileStamp,
         entries: Vec<ManifestEntry>,
     ) -> Result<Self, CallError> {
-        Ok(Self { file, stamp, entries, upload_id: Bytes::copy_from_slice(&random_16()?) })
+        let same = is_same(&file, stamp, &entries);
+        Ok(Self { file, stamp, entries, upload_id: Bytes::copy_from_slice(&random_16()?), same })
     }
 
     pub(crate) fn local(&self) -> &Path {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use engine::ids::ChunkId;
 use engine::manifest::ManifestEntry;
+use proto::v1;
 
 use super::chunk_stream::{OutgoingChunk, PutFailure, outcome};
 use super::read::{FileStamp, OpenFile, ReadFileError, cut_bytes};
@@ -43,21 +44,40 @@ async fn read_all(context: &Arc<Context>, files: Vec<PlannedFile>) -> Vec<Small>
         context.fail(std::path::Path::new(""), format!("reading files panicked: {error}"));
         Vec::new()
     });
-    let (mut small, mut there) = (Vec::with_capacity(read.len()), Vec::new());
+    let mut small = Vec::with_capacity(read.len());
     for (result, file) in read {
         match result {
-            Ok((stamp, bytes, entries)) => match unchanged::find(file, stamp, &entries) {
-                Ok(found) => there.push(found),
-                Err(file) => match Session::new(*file, stamp, entries) {
-                    Ok(session) => small.push(Small { session, bytes }),
-                    Err(error) => context.stop_if_fatal(&error),
-                },
+            Ok((stamp, bytes, entries)) => match Session::new(file, stamp, entries) {
+                Ok(session) => small.push(Small { session, bytes }),
+                Err(error) => context.stop_if_fatal(&error),
             },
             Err(error) => context.fail(&file.file.local, error.to_string()),
         }
     }
-    unchanged::settle(context, there).await;
     small
+}
+
+/// Takes out the files that are there already as they are here, and that the server lacks nothing of; gives its answers
+/// for the others.
+async fn take_unchanged(
+    context: &Context,
+    small: &mut Vec<Small>,
+    begun: Vec<v1::BegunUpload>,
+) -> Vec<v1::BegunUpload> {
+    let (mut there, mut others, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    for (small, answer) in small.drain(..).zip(begun) {
+        // Refused for good, such as for a full quota: no less is it there.
+        let again = answer.error.as_ref().is_some_and(|error| CallError::from_item(error).is_transient());
+        if small.session.same && answer.missing.is_empty() && !again {
+            there.push(small.session);
+        } else {
+            others.push(small);
+            answers.push(answer);
+        }
+    }
+    *small = others;
+    unchanged::settle(context, there).await;
+    answers
 }
 
 fn read(file: &PlannedFile) -> Result<(FileStamp, Bytes, Vec<ManifestEntry>), ReadFileError> {
@@ -84,6 +104,7 @@ async fn send_all(context: &Context, small: &mut Vec<Small>) {
                 return;
             }
         };
+        let begun = take_unchanged(context, small, begun).await;
         let mut failures: HashMap<usize, PutFailure> = HashMap::new();
         let mut wanted: Vec<Wanted> = Vec::new();
         let mut places = HashMap::new();

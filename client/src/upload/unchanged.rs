@@ -1,14 +1,22 @@
 //! Files that are on the server already, as they are here: nothing of them is sent, and they get no new version. Where
 //! only permission bits or time differ, these are set, which makes no version either and charges nothing.
+//!
+//! Each has a session all the same, until the server has said that it lacks nothing of it: chunks that cannot be read any
+//! more are asked for, and then the file is put like any other.
 
 use bytes::Bytes;
 use engine::manifest::{ContentHasher, ManifestEntry};
 use proto::v1;
 
+use futures_util::{StreamExt as _, stream};
+
 use super::Context;
 use super::read::FileStamp;
 use super::remote::PlannedFile;
-use super::session::changed_meanwhile;
+use super::session::{Session, abort, changed_meanwhile};
+
+/// Sessions that are ended at once.
+const ABORTS_MAX: usize = 16;
 
 /// The current version of a file on the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,71 +54,58 @@ impl ServerFile {
     }
 }
 
-/// A file that is on the server already.
-#[derive(Debug)]
-pub(crate) struct Unchanged {
-    file: PlannedFile,
-    on_server: ServerFile,
-    stamp: FileStamp,
-    chunks: u64,
+/// Whether a file is on the server already with the content that it has here.
+pub(crate) fn is_same(file: &PlannedFile, stamp: FileStamp, entries: &[ManifestEntry]) -> bool {
+    file.on_server.is_some_and(|on_server| on_server.has_content(stamp.size, entries))
 }
 
-/// Gives the file back if it is to be put.
-pub(crate) fn find(
-    file: PlannedFile,
-    stamp: FileStamp,
-    entries: &[ManifestEntry],
-) -> Result<Unchanged, Box<PlannedFile>> {
-    match file.on_server {
-        Some(on_server) if on_server.has_content(stamp.size, entries) => {
-            Ok(Unchanged { file, on_server, stamp, chunks: entries.len() as u64 })
-        }
-        _ => Err(Box::new(file)),
-    }
-}
-
-/// Sets the permission bits and times that differ, if the versions are still current, and reports all.
-pub(crate) async fn settle(context: &Context, files: Vec<Unchanged>) {
-    let (same, differing): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| {
-        (file.on_server.mode, file.on_server.mtime_ns) == (file.stamp.mode, file.stamp.mtime_ns)
-    });
-    same.iter().for_each(|file| done(context, file));
+/// Ends the sessions of such files, of which the server can read all: sets the permission bits and times that differ, if
+/// the versions are still current, and reports all.
+pub(crate) async fn settle(context: &Context, sessions: Vec<Session>) {
+    let aborts = sessions.iter().map(|session| abort(context, &session.upload_id));
+    stream::iter(aborts.collect::<Vec<_>>()).buffer_unordered(ABORTS_MAX).collect::<()>().await;
+    let of = |session: Session| session.file.on_server.map(|on_server| (session, on_server));
+    let (same, differing): (Vec<_>, Vec<_>) =
+        sessions.into_iter().filter_map(of).partition(|(session, on_server)| {
+            (on_server.mode, on_server.mtime_ns) == (session.stamp.mode, session.stamp.mtime_ns)
+        });
+    same.iter().for_each(|(session, _)| done(context, session));
     if differing.is_empty() {
         return;
     }
-    let actions = differing.iter().map(|file| {
+    let actions = differing.iter().map(|(session, on_server)| {
         let attributes = v1::SetAttributesAt {
-            entry_id: file.on_server.entry_id,
-            mode: file.stamp.mode,
-            mtime_ns: file.stamp.mtime_ns,
-            version: file.on_server.version,
+            entry_id: on_server.entry_id,
+            mode: session.stamp.mode,
+            mtime_ns: session.stamp.mtime_ns,
+            version: on_server.version,
         };
         v1::Action { action: Some(v1::action::Action::SetAttributes(attributes)) }
     });
     // Whatever history of the tree the server has: the version that was looked at is named.
     match context.api.apply(Bytes::new(), actions.collect()).await {
         Ok((results, _answered)) => {
-            for (file, result) in differing.iter().zip(results) {
+            for ((session, _), result) in differing.iter().zip(results) {
                 match result {
-                    Ok(_entry) => done(context, file),
-                    Err(error) if error.is_fatal() => context.fail_call(&file.file.file.local, &error),
+                    Ok(_entry) => done(context, session),
+                    Err(error) if error.is_fatal() => context.fail_call(session.local(), &error),
                     Err(error) => {
                         tracing::debug!(%error, "attributes not set");
-                        context.fail(&file.file.file.local, changed_meanwhile(&file.file.file.remote));
+                        context.fail(session.local(), changed_meanwhile(&session.file.file.remote));
                     }
                 }
             }
         }
-        Err(error) => differing.iter().for_each(|file| context.fail_call(&file.file.file.local, &error)),
+        Err(error) => differing.iter().for_each(|(session, _)| context.fail_call(session.local(), &error)),
     }
 }
 
-fn done(context: &Context, file: &Unchanged) {
+fn done(context: &Context, session: &Session) {
     let mut report = context.report();
     report.files += 1;
     report.unchanged += 1;
-    report.bytes += file.stamp.size;
-    report.chunks += file.chunks;
+    report.bytes += session.stamp.size;
+    report.chunks += session.entries.len() as u64;
     drop(report);
     context.progress.file_done();
 }
