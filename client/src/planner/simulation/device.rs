@@ -191,6 +191,7 @@ impl Device {
         if history == History::Same && (!self.state.relist || batch.relist) {
             self.state.reigns.clone_from(&batch.reigns);
             self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
+            self.seen.extend(self.state.had_later.drain(..));
         }
         self.taken = Some(batch);
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
 
+use super::content::{Bytes, bytes_of_kind};
 use super::disk::Inode;
 use super::server::{self, Change, Entry, EntryId};
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Place, ROOT, Tree};
@@ -139,6 +140,8 @@ pub(super) struct State {
     pub(super) went_back: Option<u64>,
     /// Where it was followed to before: the history, and the number.
     pub(super) former_place: Option<(Vec<(u64, u64)>, u64)>,
+    /// Contents of files as the server has them again, of which this device had a later one: it had all that they were.
+    pub(super) had_later: Vec<Bytes>,
     former: BTreeMap<EntryId, (NodeId, bool)>,
     next: u64,
 }
@@ -161,6 +164,7 @@ impl State {
             answered: (Vec::new(), 0),
             went_back: None,
             former_place: None,
+            had_later: Vec::new(),
             former: BTreeMap::new(),
             next: 2,
         }
@@ -406,6 +410,7 @@ impl State {
         }
         for id in joined {
             let told = self.remote.get(id).cloned();
+            self.had_later.extend(told.as_ref().and_then(|told| bytes_of_kind(&told.kind)));
             self.set_synced(id, told);
         }
     }
