@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::compare::digest_of;
-use crate::snapshot::{Item, Snapshot};
+use crate::snapshot::{Item, OWN_FOLDER, Snapshot};
 
 /// SHA-256 of a file's bytes.
 pub type Digest = [u8; 32];
@@ -47,6 +47,16 @@ fn look(file: &mut File) -> Option<Saved> {
     (time(file)? == before).then_some((digest, before))
 }
 
+/// How many names a file has in a device's folder. What the sync client keeps for itself, such as its trash, is none.
+fn names_in(root: &Path, file: &File) -> usize {
+    let Ok(open) = file.metadata() else { return 0 };
+    let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|entry| entry.file_name() != OWN_FOLDER);
+    let is_name = |entry: &walkdir::DirEntry| {
+        entry.metadata().is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (open.dev(), open.ino()))
+    };
+    walk.flatten().filter(is_name).count()
+}
+
 fn look_at(path: &Path) -> Option<Saved> {
     if !std::fs::symlink_metadata(path).ok()?.is_file() {
         return None;
@@ -69,13 +79,12 @@ impl Contents {
         }
     }
 
-    /// A user destroys the file that is open, from its beginning.
-    pub fn give_up_open(&self, device: &str, file: &mut File) {
-        // Under another name it lives on here.
-        if file.metadata().is_ok_and(|metadata| metadata.nlink() > 1) {
-            return;
+    /// A user destroys one name of the file that is open. Under another one it lives on in `root`, but for
+    /// `names_going` that are still there.
+    pub fn give_up_open(&self, device: &str, root: &Path, names_going: usize, file: &mut File) {
+        if names_in(root, file) <= names_going {
+            self.forget(device, file);
         }
-        self.forget(device, file);
     }
 
     /// The same, whatever names it has: its bytes change.
@@ -91,11 +100,12 @@ impl Contents {
     }
 
     /// A user destroys what is at `path`, where nobody else can put something: it was moved aside before.
-    pub fn give_up(&self, device: &str, path: &Path) {
+    pub fn give_up(&self, device: &str, root: &Path, path: &Path) {
         if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
             && let Ok(mut file) = File::open(path)
         {
-            self.give_up_open(device, &mut file);
+            let names_going = usize::from(path.starts_with(root));
+            self.give_up_open(device, root, names_going, &mut file);
         }
     }
 
@@ -110,16 +120,22 @@ impl Contents {
     pub fn missing(&self, device: &str, tree: &Snapshot) -> Vec<String> {
         let live: BTreeSet<Digest> = digests(tree);
         let saved = locked(&self.saved);
-        let everywhere = saved.iter().filter(|((digest, _), _)| !live.contains(digest)).map(|(_, what)| what);
+        let everywhere = saved.iter().filter(|((digest, _), _)| !live.contains(digest)).map(shown);
         let kept = locked(&self.kept);
         let here = kept
             .iter()
             .filter(|((name, (digest, _)), _)| {
                 name == device && !live.contains(digest) && !tree.left_out.contains(digest)
             })
-            .map(|(_, what)| what);
-        everywhere.chain(here).cloned().collect()
+            .map(|((_, saved), what)| shown((saved, what)));
+        everywhere.chain(here).collect()
     }
+}
+
+/// With the beginning of its SHA-256, so that it can be looked for in what a test left behind.
+fn shown(((digest, _), what): (&Saved, &String)) -> String {
+    let begin: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("{what} ({begin})")
 }
 
 /// The digests of all files in a snapshot.
@@ -141,7 +157,6 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::snapshot::OWN_FOLDER;
 
     struct Tree {
         root: tempfile::TempDir,
@@ -167,10 +182,15 @@ mod tests {
         }
 
         fn missing(&self) -> Vec<String> {
-            let mut missing = self.contents.missing("a", &Snapshot::take(self.root.path()).unwrap());
-            missing.sort();
-            missing
+            names(&self.contents.missing("a", &Snapshot::take(self.root.path()).unwrap()))
         }
+    }
+
+    fn names(missing: &[String]) -> Vec<String> {
+        let mut names: Vec<String> =
+            missing.iter().filter_map(|shown| Some(shown.split_once(" (")?.0.to_owned())).collect();
+        names.sort();
+        names
     }
 
     #[test]
@@ -194,7 +214,7 @@ mod tests {
         let tree = Tree::new();
         tree.save("f", "bytes", 1);
         tree.save("copy", "bytes", 2);
-        tree.contents.give_up("a", &tree.at("f"));
+        tree.contents.give_up("a", tree.root.path(), &tree.at("f"));
         fs::remove_file(tree.at("f")).unwrap();
         assert_eq!(tree.missing(), Vec::<String>::new());
         fs::remove_file(tree.at("copy")).unwrap();
@@ -202,8 +222,11 @@ mod tests {
         let tree = Tree::new();
         tree.save("f", "bytes", 1);
         fs::hard_link(tree.at("f"), tree.at("second")).unwrap();
-        tree.contents.give_up("a", &tree.at("f"));
+        tree.contents.give_up("a", tree.root.path(), &tree.at("f"));
         assert_eq!(tree.contents.count(), 1, "its second name is still there");
+        fs::rename(tree.at("second"), tree.at(OWN_FOLDER).join("trash/second")).unwrap();
+        tree.contents.give_up("a", tree.root.path(), &tree.at("f"));
+        assert_eq!(tree.contents.count(), 0, "that it is in the trash is no name");
     }
 
     #[test]
@@ -214,7 +237,7 @@ mod tests {
         let take = || Snapshot::take(tree.root.path()).unwrap().without(&|name| name.ends_with(".ignored"));
         assert_eq!(tree.contents.missing("a", &take()), Vec::<String>::new());
         fs::remove_file(tree.at("x.ignored")).unwrap();
-        assert_eq!(tree.contents.missing("a", &take()), ["x"]);
+        assert_eq!(names(&tree.contents.missing("a", &take())), ["x"]);
         assert_eq!(tree.contents.missing("b", &take()), Vec::<String>::new());
     }
 }

@@ -247,7 +247,7 @@ impl<'a> Editor<'a> {
             // Somebody was faster, and it is no file any more.
             return Ok(renameat_with(CWD, &aside, CWD, path, RenameFlags::NOREPLACE)?);
         }
-        self.contents.give_up(&self.name, &aside);
+        self.contents.give_up(&self.name, &self.root, &aside);
         fs::remove_file(aside)
     }
 
@@ -320,7 +320,7 @@ impl<'a> Editor<'a> {
                 Mode::empty(),
             );
             if let Ok(old) = old {
-                self.contents.give_up_open(&self.name, &mut File::from(old));
+                self.contents.give_up_open(&self.name, &self.root, 1, &mut File::from(old));
             }
         }
         unlinkat(&folder, &temporary, AtFlags::empty())?;
