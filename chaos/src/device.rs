@@ -310,7 +310,7 @@ impl Device {
                 .into_iter()
                 .flatten()
                 .filter(|blocked| blocked["why"].as_str().is_some_and(|why| why.contains(MAKE_WAY)))
-                .filter_map(|blocked| blocked["path"].as_str())
+                .filter_map(|blocked| self.named_in(blocked["why"].as_str()?))
                 .collect();
             if in_the_way.is_empty() {
                 ensure!(output.code == Some(0), "sync run --once of {}: {output:?}", self.name);
@@ -323,6 +323,12 @@ impl Device {
             }
         }
         anyhow::bail!("{} has more and more in the way", self.name)
+    }
+
+    /// The path that a message about it begins with: what is in the way need not be what waits.
+    fn named_in<'a>(&self, why: &'a str) -> Option<&'a str> {
+        let begins = why.match_indices(" is ").map(|(at, _)| &why[..at]);
+        begins.into_iter().find(|path| fs::symlink_metadata(self.path(path)).is_ok())
     }
 
     /// `sync COMMAND ...` to whoever keeps its folder in sync.
