@@ -167,7 +167,12 @@ impl Group {
         let mut before = Vec::new();
         for _round in 0..ROUNDS_MAX {
             for device in &self.devices {
-                device.once_made_way()?;
+                // What is ignored stays, and may be in the way of what is not; nothing else is to be.
+                if self.ignored.is_empty() {
+                    device.once_agreed()?;
+                } else {
+                    device.once_made_way()?;
+                }
             }
             let snapshots: Vec<Snapshot> =
                 self.devices.iter().map(|device| self.snapshot(device)).collect::<anyhow::Result<_>>()?;

@@ -29,6 +29,8 @@ const EMAIL: &str = "roll@example.org";
 const DEVICES: usize = 3;
 /// Copies of the cluster that it may be put back to.
 const COPIES_MAX: usize = 3;
+/// Times that a put is tried while a device is faster.
+const PUTS_MAX: usize = 10;
 /// Histories on one cluster, before a new one is made.
 const HISTORIES_MAX: u64 = 10;
 
@@ -119,7 +121,7 @@ impl World {
             let before = self.client.cat(path).ok();
             match self.client.put(&[&local], path) {
                 Err(refused)
-                    if tries < 10 && format!("{refused:#}").contains("was changed on the server") => {}
+                    if tries < PUTS_MAX && format!("{refused:#}").contains("was changed on the server") => {}
                 Err(failed) => return Err(failed),
                 Ok(_put) => {
                     if let Some(before) = before {

@@ -6,9 +6,8 @@
 
 use bytes::Bytes;
 use engine::manifest::{ContentHasher, ManifestEntry};
-use proto::v1;
-
 use futures_util::{StreamExt as _, stream};
+use proto::v1;
 
 use super::Context;
 use super::read::FileStamp;
