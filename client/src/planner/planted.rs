@@ -42,11 +42,13 @@ pub(super) enum Bug {
     NotWaitedFor,
     /// What was said of an entry in another history of the server's counts in this one.
     OtherHistoryHolds,
+    /// The answer to a call is believed, of whichever history it is.
+    AnswerOfElsewhere,
 }
 
 #[cfg(test)]
 impl Bug {
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::DeleteBeatsEdit,
         Self::MovesInverted,
         Self::NewKeepsNothing,
@@ -66,6 +68,7 @@ impl Bug {
         Self::StampIgnored,
         Self::NotWaitedFor,
         Self::OtherHistoryHolds,
+        Self::AnswerOfElsewhere,
     ];
 }
 

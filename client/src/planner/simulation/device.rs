@@ -8,7 +8,7 @@ use engine::cutter::Cutter;
 use super::content::{Bytes, bytes_of, bytes_of_kind, cut};
 use super::disk::{Disk, Inode, Thing, thing_of};
 use super::scan::scan;
-use super::server::{Change, Entry, EntryId, History, Server};
+use super::server::{Change, Entry, EntryId, History, Reached, Server};
 use super::state::{Intent, Local, Stamp, State};
 use crate::planner::model::{Kind, Node, NodeId, Operation, Place, ROOT};
 use crate::planner::names::swapped;
@@ -29,6 +29,8 @@ pub(super) struct Task {
     folder_path: Option<Vec<String>>,
     folder_entry: Option<EntryId>,
     new_node: Option<NodeId>,
+    /// It was sent, and has not come to the server: what was known of the server then.
+    pub(super) sent: Option<Reached>,
 }
 
 /// What came of a task.
@@ -42,9 +44,17 @@ pub(super) enum Outcome {
     Split(NodeId, NodeId, Local),
 }
 
-impl Outcome {
+/// What was done.
+#[derive(Clone, Debug)]
+pub(super) struct Done {
+    outcome: Outcome,
+    /// Of a call: what was known when it was sent, and where the server was.
+    answer: Option<(Reached, Reached)>,
+}
+
+impl Done {
     pub(super) fn is_remote(&self) -> bool {
-        matches!(self, Self::Remote(..) | Self::RemoteGone(..))
+        self.answer.is_some()
     }
 }
 
@@ -60,10 +70,10 @@ pub(super) enum Failed {
 #[derive(Clone, Debug)]
 pub(super) struct Batch {
     changes: Vec<Change>,
-    sequence: u64,
     relist: bool,
-    /// The server's history then.
-    reigns: Vec<(u64, u64)>,
+    /// What was known when it was asked for, and where the server was.
+    asked: Reached,
+    told: Reached,
 }
 
 #[derive(Clone, Debug)]
@@ -76,7 +86,7 @@ pub(super) struct Device {
     /// A complete scan, and all of the server's tree, are known since the last start.
     scanned: bool,
     pub(super) tasks: Vec<Task>,
-    pub(super) unrecorded: Vec<Outcome>,
+    pub(super) unrecorded: Vec<Done>,
     pub(super) batches: Vec<Batch>,
     /// The batch that was taken last.
     pub(super) taken: Option<Batch>,
@@ -140,8 +150,8 @@ impl Device {
         }
         // Before it was listed anew it may go back again, and further.
         if self.online
-            && let (Some(before), Some((reigns, sequence))) = (self.state.went_back, &self.state.former_place)
-            && let History::Parted(common) = server.history(reigns, *sequence)
+            && let (Some(before), Some(former)) = (self.state.went_back, &self.state.former_place)
+            && let History::Parted(common) = server.history(former)
         {
             let common = if server.tells_common { common } else { 0 };
             if common < before {
@@ -151,18 +161,14 @@ impl Device {
         if self.online && self.batches.len() < 3 {
             let relist = self.state.relist;
             let after = if relist { 0 } else { self.state.sequence };
-            let (changes, reigns) = (server.changes(after), server.reigns.clone());
-            self.batches.push(Batch { changes, sequence: server.sequence, relist, reigns });
+            let (asked, told) = (self.state.known().clone(), server.reached());
+            self.batches.push(Batch { changes: server.changes(after), relist, asked, told });
         }
     }
 
     /// Whether what is known of the server, by its journal and by answers, is of its history.
     fn history(&self, server: &Server) -> History {
-        let (reigns, sequence) = &self.state.answered;
-        match server.history(&self.state.reigns, self.state.sequence) {
-            History::Same if *sequence > self.state.sequence => server.history(reigns, *sequence),
-            history => history,
-        }
+        server.history(self.state.known())
     }
 
     /// Learns that the server went back: all that is under way ends, then what was known beyond `common` is forgotten.
@@ -172,7 +178,6 @@ impl Device {
         }
         self.crash();
         self.state.forget_history(common);
-        self.state.reigns.clear();
     }
 
     pub(super) fn take_batch(&mut self) {
@@ -186,11 +191,11 @@ impl Device {
         // A second answer to a question that was asked twice says nothing new; of a whole listing it may not be
         // believed that the rest is gone. What was asked before the other answer came may be of another history than
         // that, too.
-        let known = (&self.state.reigns[..], self.state.sequence);
-        let history = History::of(known, (&batch.reigns, batch.sequence));
-        if history == History::Same && (!self.state.relist || batch.relist) {
-            self.state.reigns.clone_from(&batch.reigns);
-            self.state.apply_changes(&batch.changes, batch.sequence, batch.relist);
+        let of_known = self.state.known().takes(&batch.asked, &batch.told);
+        let is_later = batch.told.sequence >= self.state.followed.sequence;
+        if of_known && is_later && (!self.state.relist || batch.relist) {
+            self.state.apply_changes(&batch.changes, batch.told.sequence, batch.relist);
+            self.state.followed.clone_from(&batch.told);
             self.seen.extend(self.state.had_later.drain(..));
         }
         self.taken = Some(batch);
@@ -198,11 +203,7 @@ impl Device {
 
     pub(super) fn scan(&mut self) -> bool {
         // What is done and not recorded is under way: a scan that looks now is not believed about it.
-        if self
-            .unrecorded
-            .iter()
-            .any(|outcome| !matches!(outcome, Outcome::Remote(..) | Outcome::RemoteGone(..)))
-        {
+        if self.unrecorded.iter().any(|done| !done.is_remote()) {
             return false;
         }
         self.scanned = true;
@@ -236,7 +237,7 @@ impl Device {
     }
 
     fn busy(&self) -> BTreeSet<NodeId> {
-        let unrecorded = self.unrecorded.iter().map(|outcome| match outcome {
+        let unrecorded = self.unrecorded.iter().map(|done| match &done.outcome {
             Outcome::Remote(node, ..)
             | Outcome::RemoteGone(node, ..)
             | Outcome::Local(node, ..)
@@ -302,6 +303,7 @@ impl Device {
             path: state.local.path(node),
             folder_path: place.as_ref().and_then(|place| state.local.path(place.parent)),
             folder_entry: place.as_ref().and_then(|place| state.entry_of(place.parent)),
+            sent: None,
             new_node: split.as_ref().map(|(new_node, _)| *new_node),
             operation,
             local: local.zip(stamp).map(|(node, stamp)| Local { node, stamp }),
@@ -314,8 +316,14 @@ impl Device {
         task
     }
 
-    pub(super) fn record(&mut self, outcome: Outcome) {
-        match outcome {
+    /// Takes in where an answer was of, and records what was done; an answer that may be of another history counts as lost.
+    pub(super) fn record(&mut self, done: Done) {
+        if let Some((asked, told)) = &done.answer
+            && !self.state.note_answered(asked, told)
+        {
+            return;
+        }
+        match done.outcome {
             Outcome::Remote(node, entry, part) => self.state.record_remote(node, &entry, part),
             Outcome::RemoteGone(node, entry, sequence) => {
                 self.state.record_remote_gone(node, entry, sequence);
@@ -331,7 +339,7 @@ impl Device {
     }
 
     /// Carries a task out.
-    pub(super) fn perform(&mut self, task: &Task, server: &mut Server) -> Result<Outcome, Failed> {
+    pub(super) fn perform(&mut self, task: &Task, server: &mut Server) -> Result<Done, Failed> {
         let done = match &task.operation {
             Operation::RemoteCreate(_)
             | Operation::Upload(_)
@@ -339,14 +347,14 @@ impl Device {
             | Operation::RemoteMove(..)
             | Operation::RemoteDelete(_)
             | Operation::RemoteAttributes(..) => {
-                if !self.online || self.history(server) != History::Same {
+                let asked = task.sent.as_ref().unwrap_or_else(|| self.state.known()).clone();
+                if !self.online || server.history(&asked) != History::Same {
                     return Err(Failed::Changed);
                 }
-                let done = self.perform_remote(task, server)?;
-                self.state.answered = (server.reigns.clone(), server.sequence);
-                Ok(done)
+                let outcome = self.perform_remote(task, server)?;
+                Ok(Done { outcome, answer: Some((asked, server.reached())) })
             }
-            _ => self.perform_local(task, server),
+            _ => self.perform_local(task, server).map(|outcome| Done { outcome, answer: None }),
         };
         if done.is_err() {
             self.state.intents.remove(&node_of(&task.operation));

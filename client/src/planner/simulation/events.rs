@@ -23,6 +23,8 @@ pub(super) enum Event {
     TakeAgain(u8),
     Scan(u8),
     Plan(u8, u8),
+    /// Sends a task's call, which comes to the server, if it needs one, when the task is carried out.
+    Send(u8, u8),
     /// Carries a task out and records it.
     Perform(u8, u8),
     /// Carries a task out; it is recorded later.
@@ -98,6 +100,9 @@ pub(super) fn generate(seed: u64) -> (Setup, Vec<Event>) {
     }
     if seed % 4 == 1 && !calm {
         go_back(seed, &mut events);
+        if seed % 8 == 5 {
+            go_back_between(seed, &mut events);
+        }
     }
     (Setup { devices, calm }, events)
 }
@@ -118,6 +123,37 @@ fn go_back(seed: u64, events: &mut Vec<Event>) {
         for _ in 0..if rng.random() { rng.random_range(1..12) } else { 0 } {
             events.insert(gone + 1, Event::Web(Act { what: rng.random(), ..random_act(&mut rng) }));
         }
+    }
+}
+
+/// Has the server go back between what a device asks and what it is answered, some of it before and some after.
+fn go_back_between(seed: u64, events: &mut Vec<Event>) {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(32));
+    for _ in 0..rng.random_range(1..3) {
+        let device = rng.random();
+        let mut story = Vec::new();
+        for _ in 0..rng.random_range(1..5) {
+            story.push(Event::User(device, random_act(&mut rng)));
+        }
+        story.extend([Event::Fetch(device), Event::Take(device), Event::Scan(device), Event::Plan(device, 7)]);
+        let mut kept = false;
+        for _ in 0..rng.random_range(3..14) {
+            let pick = rng.random();
+            story.push(match rng.random_range(0..12) {
+                0 | 1 => Event::Send(device, pick),
+                2 | 3 => Event::Perform(device, pick),
+                4 | 5 => Event::Begin(device, pick),
+                6 => Event::Record(device, pick),
+                7 => Event::Web(random_act(&mut rng)),
+                8 => Event::Fetch(device),
+                9 => Event::Take(device),
+                _ if kept => Event::GoBack(pick),
+                _ => Event::Keep,
+            });
+            kept |= story.last() == Some(&Event::Keep);
+        }
+        let at = rng.random_range(0..=events.len());
+        events.splice(at..at, story);
     }
 }
 
@@ -281,7 +317,7 @@ mod tests {
     use super::*;
 
     /// Events that there are, by kind.
-    const KINDS: usize = 23;
+    const KINDS: usize = 24;
 
     /// The kind of an event: its name.
     fn kind_of(event: &Event) -> String {

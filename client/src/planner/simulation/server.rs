@@ -53,23 +53,32 @@ pub(super) struct Server {
     pub(super) tells_common: bool,
 }
 
+/// A place in a journal: a number, and the history that leads to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reached {
+    pub(super) reigns: Vec<(u64, u64)>,
+    pub(super) sequence: u64,
+}
+
+impl Reached {
+    /// In which reign the number was issued.
+    fn reign(&self) -> Option<u64> {
+        self.reigns.last().map(|(reign, _first)| *reign)
+    }
+
+    /// Whether what an answer told may be taken in by one who knows of this place, and knew of `asked` when it asked: the
+    /// server has checked that, and no more. As the client's own `Reached`.
+    pub(super) fn takes(&self, asked: &Self, told: &Self) -> bool {
+        self == asked || self.reign() == told.reign()
+    }
+}
+
 /// Where somebody's place in a journal lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum History {
     Same,
     /// In another one, that is the same up to this number.
     Parted(u64),
-}
-
-impl History {
-    /// Whether one place in a journal, with the history that leads to it, is of the history that leads to another.
-    pub(super) fn of(one: (&[(u64, u64)], u64), other: (&[(u64, u64)], u64)) -> Self {
-        let common = one.0.iter().zip(other.0).take_while(|(one, other)| one == other).count();
-        let end =
-            |reigns: &[(u64, u64)], last: u64| reigns.get(common).map_or(last, |next| (next.1 - 1).min(last));
-        let common = end(one.0, one.1).min(end(other.0, other.1));
-        if common == one.1 { Self::Same } else { Self::Parted(common) }
-    }
 }
 
 impl Server {
@@ -83,8 +92,17 @@ impl Server {
     }
 
     /// Whether a place, with the history that was told with it, is of this one.
-    pub(super) fn history(&self, reigns: &[(u64, u64)], sequence: u64) -> History {
-        History::of((reigns, sequence), (&self.reigns, self.sequence))
+    pub(super) fn history(&self, place: &Reached) -> History {
+        let common = place.reigns.iter().zip(&self.reigns).take_while(|(one, other)| one == other).count();
+        let end =
+            |reigns: &[(u64, u64)], last: u64| reigns.get(common).map_or(last, |next| (next.1 - 1).min(last));
+        let common = end(&place.reigns, place.sequence).min(end(&self.reigns, self.sequence));
+        if common == place.sequence { History::Same } else { History::Parted(common) }
+    }
+
+    /// Where it is now.
+    pub(super) fn reached(&self) -> Reached {
+        Reached { reigns: self.reigns.clone(), sequence: self.sequence }
     }
 
     fn bump(&mut self) -> u64 {

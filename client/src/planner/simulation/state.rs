@@ -5,7 +5,7 @@ use std::mem::discriminant;
 
 use super::content::{Bytes, bytes_of_kind};
 use super::disk::Inode;
-use super::server::{self, Change, Entry, EntryId};
+use super::server::{self, Change, Entry, EntryId, Reached};
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Place, ROOT, Tree};
 use crate::planner::planted::{Bug, planted};
 use crate::planner::transition::{Part, agreed, settled};
@@ -131,15 +131,15 @@ pub(super) struct State {
     deleted: BTreeMap<EntryId, u64>,
     pub(super) intents: BTreeMap<NodeId, Intent>,
     pub(super) excluded: BTreeSet<EntryId>,
-    /// The server's history, as it was told last.
-    pub(super) reigns: Vec<(u64, u64)>,
-    /// What the latest answer proves, of which history and up to which number.
-    pub(super) answered: (Vec<(u64, u64)>, u64),
+    /// Where the server's journal was followed to.
+    pub(super) followed: Reached,
+    /// Where the answers to calls have led beyond that.
+    pub(super) answered: Reached,
     /// Since the server went back, until it is listed anew: up to where both histories are the same, and nodes whose entries
     /// were forgotten, with whether all that the server had said of them was here.
     pub(super) went_back: Option<u64>,
-    /// Where it was followed to before: the history, and the number.
-    pub(super) former_place: Option<(Vec<(u64, u64)>, u64)>,
+    /// What was known of it before.
+    pub(super) former_place: Option<Reached>,
     /// Contents of files as the server has them again, of which this device had a later one: it had all that they were.
     pub(super) had_later: Vec<Bytes>,
     former: BTreeMap<EntryId, (NodeId, bool)>,
@@ -160,14 +160,28 @@ impl State {
             deleted: BTreeMap::new(),
             intents: BTreeMap::new(),
             excluded: BTreeSet::new(),
-            reigns: Vec::new(),
-            answered: (Vec::new(), 0),
+            followed: Reached::default(),
+            answered: Reached::default(),
             went_back: None,
             former_place: None,
             had_later: Vec::new(),
             former: BTreeMap::new(),
             next: 2,
         }
+    }
+
+    /// Up to where the server is known, by its journal or by answers.
+    pub(super) fn known(&self) -> &Reached {
+        if self.answered.sequence > self.followed.sequence { &self.answered } else { &self.followed }
+    }
+
+    /// Keeps where an answer was of; false: it may be of another history than what is known by now.
+    pub(super) fn note_answered(&mut self, asked: &Reached, told: &Reached) -> bool {
+        let of_known = self.known().takes(asked, told) || planted(Bug::AnswerOfElsewhere);
+        if of_known && told.sequence > self.known().sequence {
+            self.answered = told.clone();
+        }
+        of_known
     }
 
     pub(super) fn new_node(&mut self) -> NodeId {
@@ -348,9 +362,7 @@ impl State {
     pub(super) fn forget_history(&mut self, common: u64) {
         let common = self.went_back.map_or(common, |before| before.min(common));
         if self.went_back.is_none() {
-            let followed = (self.reigns.clone(), self.sequence);
-            let answered = std::mem::take(&mut self.answered);
-            self.former_place = Some(if answered.1 > followed.1 { answered } else { followed });
+            self.former_place = Some(self.known().clone());
         }
         self.went_back = Some(common);
         let known: Vec<(NodeId, Facts)> = self.facts.iter().map(|(id, facts)| (*id, *facts)).collect();
@@ -375,7 +387,8 @@ impl State {
         self.excluded.retain(|entry| by_entry.contains_key(entry));
         self.forget_one_sided();
         self.deleted.clear();
-        (self.sequence, self.relist, self.answered) = (0, true, (Vec::new(), 0));
+        (self.sequence, self.relist) = (0, true);
+        (self.followed, self.answered) = (Reached::default(), Reached::default());
     }
 
     /// What is here of files in folders that are excluded.

@@ -108,6 +108,14 @@ impl World {
             Event::Begin(device, pick) => {
                 self.perform(at(device), pick, Ending::Later)?;
             }
+            Event::Send(device, pick) => {
+                let device = &mut self.devices[at(device)];
+                let known = device.state.known().clone();
+                let count = device.tasks.len();
+                if let Some(task) = device.tasks.get_mut(usize::from(pick) % count.max(1)) {
+                    task.sent.get_or_insert(known);
+                }
+            }
             Event::LoseAnswer(device, pick) => {
                 self.perform(at(device), pick, Ending::Lost)?;
             }
@@ -138,10 +146,12 @@ impl World {
     }
 
     fn go_back(&mut self, pick: u8) {
+        self.reign += 1;
         if self.kept.is_empty() {
+            // Another leads it.
+            self.server.begin_reign(self.reign);
             return;
         }
-        self.reign += 1;
         let before = self.server.ever.clone();
         self.server = self.kept[usize::from(pick / 4) % self.kept.len()].clone();
         // What went up in the other history did go up: who had planned before it could notice did nothing wrong.
@@ -203,12 +213,12 @@ impl World {
         }
         let task = device.tasks.remove(usize::from(pick) % device.tasks.len());
         match device.perform(&task, &mut self.server) {
-            Ok(outcome) => {
+            Ok(done) => {
                 match ending {
-                    Ending::Recorded => device.record(outcome),
-                    Ending::Later => device.unrecorded.push(outcome),
-                    Ending::Lost if outcome.is_remote() => {}
-                    Ending::Lost => device.record(outcome),
+                    Ending::Recorded => device.record(done),
+                    Ending::Later => device.unrecorded.push(done),
+                    Ending::Lost if done.is_remote() => {}
+                    Ending::Lost => device.record(done),
                 }
                 Ok(true)
             }
