@@ -10,6 +10,7 @@ use client::local::model::{Identity, LocalRecord, LocalUpdate, Stamp};
 use client::planner::model::{Attributes, FileContent, Kind, NodeId, Place, ROOT};
 use client::state::database::{FILE_NAME, State};
 use client::state::local::Touched;
+use client::state::reached::Reached;
 use client::state::record::{Outcome, Part};
 use client::state::remote::RemotePage;
 use client::state::trees::Side;
@@ -138,7 +139,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     list_below: false,
                 })
                 .collect();
-            let page = RemotePage { changes, cursor: vec![1], more: true, sequence: nodes };
+            let reached = Reached { proof: vec![1], sequence: nodes, ..Reached::default() };
+            let page = RemotePage { changes, reached, more: true };
             state.apply_changes(&page).expect("written");
         }
     });

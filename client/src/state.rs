@@ -17,6 +17,7 @@ pub mod error;
 pub mod excluded;
 pub mod local;
 pub mod log;
+pub mod reached;
 pub mod record;
 pub mod remote;
 mod row;

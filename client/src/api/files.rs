@@ -7,7 +7,7 @@ use super::{files, present};
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
 use crate::path::RemotePath;
-use crate::state::remote::Answered;
+use crate::state::reached::Reached;
 
 /// Entries asked for in one page of a listing.
 const PAGE_ENTRIES: u32 = 2_000;
@@ -290,14 +290,15 @@ impl ApiClient {
         &self,
         cursor: Bytes,
         uploads: Vec<v1::CommitUpload>,
-    ) -> Result<(Vec<Result<v1::Entry, CallError>>, Answered), CallError> {
+    ) -> Result<(Vec<Result<v1::Entry, CallError>>, Reached), CallError> {
         let count = uploads.len();
         let message = v1::CommitUploadsRequest { request_id: self.new_request_id().await?, uploads, cursor };
         let answer = self
             .call(message, |channel, request| async move { files(channel).commit_uploads(request).await })
             .await?;
-        let answered = Answered { seen: answer.seen.to_vec(), sequence: answer.sequence };
-        Ok((item_results(answer.results, count)?, answered))
+        let reached =
+            Reached { proof: answer.seen.to_vec(), sequence: answer.sequence, reign: answer.reign.to_vec() };
+        Ok((item_results(answer.results, count)?, reached))
     }
 
     /// Gives up a session. Tried once: a session that nobody ends expires by itself.

@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use super::files;
 use crate::call_error::CallError;
 use crate::connection::ApiClient;
-use crate::state::remote::Answered;
+use crate::state::reached::Reached;
 
 /// Changes and entries asked for in one page.
 const PAGE_COUNT: u32 = 5_000;
@@ -47,19 +47,21 @@ impl ApiClient {
         self.call(message, |channel, request| async move { sync(channel).changes(request).await }).await
     }
 
-    /// A page of all that is below a folder.
+    /// A page of all that is below a folder, if the server is of the history of a cursor.
     pub(crate) async fn list_below(
         &self,
         entry_id: u64,
         page: Bytes,
+        cursor: Bytes,
     ) -> Result<v1::ListBelowResponse, CallError> {
-        let message = v1::ListBelowRequest { entry_id, page, count_max: PAGE_COUNT };
+        let message = v1::ListBelowRequest { entry_id, page, count_max: PAGE_COUNT, cursor };
         self.call(message, |channel, request| async move { sync(channel).list_below(request).await }).await
     }
 
     /// Whether a folder is in the tree.
     pub(crate) async fn is_in_tree(&self, folder_id: u64) -> Result<bool, CallError> {
-        let message = v1::ListBelowRequest { entry_id: folder_id, page: Bytes::new(), count_max: 1 };
+        let message =
+            v1::ListBelowRequest { entry_id: folder_id, count_max: 1, ..v1::ListBelowRequest::default() };
         let listed =
             self.call(message, |channel, request| async move { sync(channel).list_below(request).await });
         match listed.await {
@@ -97,7 +99,7 @@ impl ApiClient {
         &self,
         cursor: Bytes,
         actions: Vec<v1::Action>,
-    ) -> Result<(Vec<Result<v1::Entry, CallError>>, Answered), CallError> {
+    ) -> Result<(Vec<Result<v1::Entry, CallError>>, Reached), CallError> {
         let count = actions.len();
         let message = v1::ApplyRequest { request_id: self.new_request_id().await?, actions, cursor };
         let answer =
@@ -105,7 +107,8 @@ impl ApiClient {
         if answer.results.len() != count {
             return Err(CallError::protocol("not one answer per action"));
         }
-        let answered = Answered { seen: answer.seen.to_vec(), sequence: answer.sequence };
+        let reached =
+            Reached { proof: answer.seen.to_vec(), sequence: answer.sequence, reign: answer.reign.to_vec() };
         let results = answer
             .results
             .into_iter()
@@ -115,7 +118,7 @@ impl ApiClient {
                 None => Err(CallError::protocol("an action without an answer")),
             })
             .collect();
-        Ok((results, answered))
+        Ok((results, reached))
     }
 
     /// The chunks of a version, in order, with the entry as of it.

@@ -149,6 +149,12 @@ impl View<'_> {
     /// Where a node is to be, by its own places alone.
     fn raw_wish(&self, triple: &Triple) -> Wish {
         match (&triple.remote, &triple.local) {
+            // It stepped aside on both sides, which is so if the server went back: it gets its right name there first.
+            (Some(remote), Some(local))
+                if [remote, local].iter().all(|node| self.is_own_swap(&node.place)) =>
+            {
+                Wish::Stay
+            }
             // It stepped aside for the sake of where it is to be.
             (Some(remote), Some(local)) if remote.place != local.place && self.is_own_swap(&remote.place) => {
                 Wish::MoveRemote

@@ -12,6 +12,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::database::State;
 use super::error::StateError;
+use super::reached::Reached;
 use super::row::{empty_file, id, signed, unsigned};
 use super::trees::{RemoteFacts, Side};
 use crate::path::check_name;
@@ -23,30 +24,16 @@ use engine::ids::ContentId;
 const DEPTH_MAX: usize = 4_096;
 /// Remembered as 1 after a listing anew, until both sides have agreed on everything.
 const WAS_RESET: &str = "was_reset";
-/// See [`Answered`].
-const ANSWERED: &str = "answered";
-const ANSWERED_SEQUENCE: &str = "answered_sequence";
 
 /// A page of changes, as it came.
 #[derive(Clone, Debug, Default)]
 pub struct RemotePage {
     /// In order.
     pub changes: Vec<v1::Change>,
-    /// Goes on behind them.
-    pub cursor: Vec<u8>,
+    /// What the tree has reached with them; its proof goes on behind them.
+    pub reached: Reached,
     /// The batch goes on.
     pub more: bool,
-    /// The number that the tree has reached with them.
-    pub sequence: u64,
-}
-
-/// What the answer to a call of this device proves: of which history of the server it was.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answered {
-    /// Opaque, taken wherever a cursor is; empty: it proves nothing.
-    pub seen: Vec<u8>,
-    /// The number that the server's tree had reached by then.
-    pub sequence: u64,
 }
 
 /// What a batch came to.
@@ -94,47 +81,12 @@ impl State {
         })
     }
 
-    /// Keeps what the latest of this device's answers proves.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn note_answered(&mut self, answered: &Answered) -> Result<(), StateError> {
-        let before = unsigned(self.number(ANSWERED_SEQUENCE)?.unwrap_or(0));
-        if answered.seen.is_empty() || answered.sequence < before {
-            return Ok(());
-        }
-        self.transaction(|state| {
-            state.set_bytes(ANSWERED, &answered.seen)?;
-            state.set_number(ANSWERED_SEQUENCE, signed(answered.sequence))
-        })
-    }
-
-    /// What answers have proved beyond what the journal has told; nothing if it has told all of it.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn answered(&self) -> Result<Option<Answered>, StateError> {
-        let sequence = unsigned(self.number(ANSWERED_SEQUENCE)?.unwrap_or(0));
-        if sequence <= unsigned(self.number("sequence")?.unwrap_or(0)) {
-            return Ok(None);
-        }
-        Ok(self.bytes(ANSWERED)?.filter(|seen| !seen.is_empty()).map(|seen| Answered { seen, sequence }))
-    }
-
-    pub(super) fn forget_answered(&self) -> Result<(), StateError> {
-        self.set_bytes(ANSWERED, &[])?;
-        self.set_number(ANSWERED_SEQUENCE, 0)
-    }
-
     /// Goes on from a later point, up to which nothing has changed.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn set_remote_position(&mut self, cursor: &[u8], sequence: u64) -> Result<(), StateError> {
-        self.transaction(|state| {
-            state.set_bytes("cursor", cursor)?;
-            state.set_number("sequence", signed(sequence))
-        })
+    pub fn set_remote_position(&mut self, place: &Reached) -> Result<(), StateError> {
+        self.transaction(|state| state.follow_from(place))
     }
 
     /// The server's id of the folder that is kept the same; `None` before [`State::set_root_entry`].
@@ -172,8 +124,7 @@ impl State {
                 "DELETE FROM arrivals WHERE node <> 1 OR gone = 0; DELETE FROM deleted; \
                  UPDATE nodes SET sequence = 0 WHERE sequence <> 0;",
             )?;
-            state.set_bytes("cursor", &[])?;
-            state.set_number("sequence", 0)?;
+            state.follow_from(&Reached::default())?;
             state.set_number("relist", 1)?;
             state.set_number("relist_whole", i64::from(whole))?;
             state.set_number("changed_ms_max", 0)?;
@@ -239,8 +190,7 @@ impl State {
             if root_doubted {
                 state.set_number("root_doubted", 1)?;
             }
-            state.set_bytes("cursor", &page.cursor)?;
-            state.set_number("sequence", signed(page.sequence))?;
+            state.follow_from(&page.reached)?;
             state.set_number("changed_ms_coming", signed(latest_ms))?;
             state.set_number("batch_open", 1)
         })

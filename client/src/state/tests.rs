@@ -10,7 +10,7 @@ mod went_back;
 use super::database::State;
 
 /// A state in a folder of its own.
-fn fresh() -> (tempfile::TempDir, State) {
+pub(super) fn fresh() -> (tempfile::TempDir, State) {
     let folder = tempfile::tempdir().unwrap();
     let opened = State::open(folder.path()).unwrap();
     assert!(opened.rebuilt.is_none());

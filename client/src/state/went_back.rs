@@ -13,6 +13,7 @@ use std::mem::discriminant;
 
 use super::database::State;
 use super::error::StateError;
+use super::reached::Reached;
 use super::row::{id, signed, unsigned};
 use super::trees::Side;
 use crate::planner::model::{Kind, NodeId, ROOT};
@@ -83,7 +84,7 @@ impl State {
             if before.is_none() {
                 let cursor = state.bytes("cursor")?.unwrap_or_default();
                 state.set_bytes(FORMER_CURSOR, &cursor)?;
-                let seen = state.answered()?.map(|answered| answered.seen).unwrap_or_default();
+                let seen = state.answered()?.map(|answered| answered.proof).unwrap_or_default();
                 state.set_bytes(FORMER_SEEN, &seen)?;
             }
             state.set_number(WENT_BACK, signed(common.saturating_add(1)))?;
@@ -105,8 +106,7 @@ impl State {
             if bond(common, root_sequence) == Bond::Void {
                 state.set_remote_facts(ROOT, None)?;
             }
-            state.set_bytes("cursor", &[])?;
-            state.set_number("sequence", 0)?;
+            state.follow_from(&Reached::default())?;
             state.set_number("batch_open", 1)?;
             state.forget_answered()?;
             state.note_reset()

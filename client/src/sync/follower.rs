@@ -17,6 +17,7 @@ use crate::call_error::CallError;
 use crate::connection::{ApiClient, random_16};
 use crate::path::RemotePath;
 use crate::state::database::State;
+use crate::state::reached::Reached;
 use crate::state::remote::{Finished, RemotePage};
 use crate::state::went_back::FormerPlace;
 
@@ -35,6 +36,8 @@ const POLL_INSTEAD_TIME: Duration = Duration::from_secs(10 * 60);
 const CHECK_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Pages of one listing, whatever the server says.
 const LISTING_PAGES_MAX: usize = 100_000;
+/// How often one batch has folders listed.
+const LISTINGS_MAX: usize = 1_000;
 
 /// What the follower tells the session.
 #[derive(Debug)]
@@ -208,12 +211,13 @@ impl Follower {
         }
         let mut former = self.state.ask(|state| state.former_place()).await?;
         let mut cursor = Bytes::from(position.cursor);
-        let mut count = 0;
+        let (mut count, mut listings) = (0, 0);
         let mut open = position.batch_open || cursor.is_empty();
         loop {
-            let answered = self.state.ask(|state| state.answered()).await?.unwrap_or_default();
-            let has_answers = !answered.seen.is_empty();
-            let answer = self.changes(cursor.clone(), answered.seen.into()).await?;
+            let (asked, answered) =
+                self.state.ask(|state| Ok((state.known()?, state.answered()?.unwrap_or_default()))).await?;
+            let has_answers = !answered.proof.is_empty();
+            let answer = self.changes(cursor.clone(), answered.proof.into()).await?;
             if std::mem::take(&mut greet) {
                 drop(self.events.send(FollowerEvent::Online).await);
             }
@@ -233,36 +237,68 @@ impl Follower {
             if more && answer.changes.is_empty() && answer.cursor == cursor {
                 return Err(CallError::protocol("an empty page with more to come").into());
             }
-            cursor = answer.cursor.clone();
-            if !open && !more && answer.changes.is_empty() && answer.sequence > position.sequence {
-                // Nothing for this device, but deletes are judged by how far it has seen.
-                let (cursor, sequence) = (answer.cursor.to_vec(), answer.sequence);
-                self.state.ask(move |state| state.set_remote_position(&cursor, sequence)).await?;
+            let tells = open || more || !answer.changes.is_empty();
+            let (behind, changed) = (answer.cursor.clone(), answer.changes.len());
+            if !self.take_page(asked, answer, tells).await? {
+                // A call was answered meanwhile, perhaps in another history: the next question is about both.
+                continue;
             }
-            if open || more || !answer.changes.is_empty() {
-                open = true;
-                count += answer.changes.len();
-                let page = RemotePage {
-                    changes: answer.changes,
-                    cursor: answer.cursor.to_vec(),
-                    more,
-                    sequence: answer.sequence,
-                };
-                self.state.ask(move |state| state.apply_changes(&page)).await?;
-            }
+            cursor = behind;
+            open |= tells;
+            count += changed;
             if more {
                 continue;
             }
             // What was listed is of one history: the server's next answer proves that it still is.
-            match former.take() {
-                Some(former) => self.compare(former).await?,
-                None => break,
+            if let Some(former) = former.take() {
+                self.compare(former).await?;
+            } else if !open || !self.list_wanted().await? {
+                break;
+            }
+            listings += 1;
+            if listings > LISTINGS_MAX {
+                return Err(CallError::protocol("a journal that has folders listed again and again").into());
             }
         }
         if open {
             self.finish(count).await?;
         }
         Ok(())
+    }
+
+    /// Takes in a page that was asked for when `asked` was known; `tells`: it is of a batch. False: it may be of another
+    /// history than what is known by now.
+    async fn take_page(
+        &self,
+        asked: Reached,
+        answer: v1::ChangesResponse,
+        tells: bool,
+    ) -> Result<bool, AskError> {
+        let reached = Reached::told(&answer.cursor, answer.sequence, &answer.reign);
+        let page = RemotePage { changes: answer.changes, reached, more: answer.more };
+        let taken = self.state.ask(move |state| {
+            if !state.takes(&asked, &page.reached)? {
+                return Ok(false);
+            }
+            if tells {
+                state.apply_changes(&page)?;
+            } else if page.reached.sequence > state.remote_position()?.sequence {
+                // Nothing for this device, but deletes are judged by how far it has seen.
+                state.set_remote_position(&page.reached)?;
+            }
+            Ok(true)
+        });
+        taken.await
+    }
+
+    /// Lists what the batch asks for. Says whether that was anything: then the journal is asked once more, for it may have
+    /// gone on meanwhile.
+    async fn list_wanted(&self) -> Result<bool, FollowError> {
+        let wanted = self.state.ask(|state| state.listings_wanted()).await?;
+        for folder in &wanted {
+            self.list_below(*folder).await?;
+        }
+        Ok(!wanted.is_empty())
     }
 
     /// Whether the server still has as much in common with the history before as when it was found to have gone back:
@@ -306,9 +342,6 @@ impl Follower {
     }
 
     async fn finish(&mut self, count: usize) -> Result<(), FollowError> {
-        for folder in self.state.ask(|state| state.listings_wanted()).await? {
-            self.list_below(folder).await?;
-        }
         if self.state.ask(|state| state.is_root_doubted()).await? {
             self.check_root().await?;
         }
@@ -325,20 +358,33 @@ impl Follower {
         let root = self.state.ask(|state| state.root_entry()).await?;
         let mut page = Bytes::new();
         for _ in 0..LISTING_PAGES_MAX {
-            let answer = match self.api.list_below(folder, page).await {
+            let asked = self.state.ask(|state| state.known()).await?;
+            let answer = match self.api.list_below(folder, page.clone(), asked.proof.clone().into()).await {
                 Ok(answer) => answer,
                 Err(error) if error.is_not_found() && root == Some(folder) => return Err(self.root_gone()),
                 // It has gone again: later changes say so.
                 Err(error) if error.is_not_found() => v1::ListBelowResponse::default(),
+                // The journal says why.
+                Err(error) if error.reason() == "conflict" => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            page = answer.next_page;
-            let last = page.is_empty();
+            let last = answer.next_page.is_empty();
             let entries = answer.entries;
-            self.state.ask(move |state| state.apply_listing(folder, &entries, last)).await?;
+            let told = Reached::told(&answer.seen, answer.sequence, &answer.reign);
+            let taken = self.state.ask(move |state| {
+                let taken = state.note_answered(&asked, &told)?;
+                if taken {
+                    state.apply_listing(folder, &entries, last)?;
+                }
+                Ok(taken)
+            });
+            if !taken.await? {
+                continue;
+            }
             if last {
                 return Ok(());
             }
+            page = answer.next_page;
         }
         Err(CallError::protocol("a listing without end").into())
     }

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::effects::Effects;
 use super::execute::download_large::Parts;
 use super::state_thread::{AskError, StateThread};
 use super::status::{Direction, Transfer};
+use super::task::{Again, End};
 use super::throttle::Throttle;
 use crate::connection::ApiClient;
 use crate::local::ignore_rules::IgnoreRules;
 use crate::local::root::Root;
 use crate::planner::model::NodeId;
-use crate::state::remote::Answered;
+use crate::state::reached::Reached;
 use crate::state::scan_index::ScanIndex;
 use crate::upload::chunk_stream::ChunkSender;
 
@@ -45,18 +45,20 @@ impl Shared {
     /// Up to where the server's tree is known, by its journal or by answers: calls that rest on what is known of it go with
     /// this. A session that learns that the server went back ends all that is under way first, so it is of the history
     /// that was planned for.
-    pub(crate) async fn cursor(&self) -> Result<Bytes, AskError> {
-        let seen = self.state.ask(|state| {
-            let answered = state.answered()?;
-            answered.map_or_else(|| Ok(state.remote_position()?.cursor), |answered| Ok(answered.seen))
-        });
-        Ok(seen.await?.into())
+    pub(crate) async fn known(&self) -> Result<Reached, End> {
+        self.state.ask(|state| state.known()).await.map_err(|error| unrecorded(&error))
     }
 
-    /// Keeps what an answer proves, before what was done is recorded.
-    pub(crate) async fn note_answered(&self, answered: Answered) -> Result<(), AskError> {
-        self.state.ask(move |state| state.note_answered(&answered)).await
+    /// Keeps where an answer has led, before what was done is recorded. One that may be of another history than what is
+    /// known by now counts as lost: the journal tells what came of it.
+    pub(crate) async fn note_answered(&self, asked: Reached, told: Reached) -> Result<(), End> {
+        let noted = self.state.ask(move |state| state.note_answered(&asked, &told)).await;
+        if noted.map_err(|error| unrecorded(&error))? { Ok(()) } else { Err(End::RemoteChanged) }
     }
+}
+
+fn unrecorded(error: &AskError) -> End {
+    End::Failed { reason: error.to_string(), again: Again::Soon }
 }
 
 /// Sums and transfers under way, for the status.

@@ -19,7 +19,7 @@ use crate::downloads;
 use crate::downloads::outbox::outbox;
 use crate::entries;
 use crate::failure::Failure;
-use crate::sync::history::{Guard, seen};
+use crate::sync::history::{Guard, Reached};
 use crate::uploads;
 
 /// Answers of one stream of chunks that wait to be taken.
@@ -118,8 +118,9 @@ impl Files for FilesService {
             guard: guard.as_ref(),
         };
         let committed = uploads::commit::commit(request, &message.uploads).await?;
-        let (seen, sequence) = seen(guard.as_ref(), &self.core, &caller).await?;
-        Ok(Response::new(v1::CommitUploadsResponse { results: results(committed), seen, sequence }))
+        let Reached { seen, sequence, reign } = Reached::of(guard.as_ref(), &self.core, &caller).await?;
+        let results = results(committed);
+        Ok(Response::new(v1::CommitUploadsResponse { results, seen, sequence, reign }))
     }
 
     async fn abort_upload(

@@ -16,7 +16,7 @@ use crate::core::Core;
 use crate::downloads::outbox::outbox;
 use crate::failure::Failure;
 use crate::sync;
-use crate::sync::history::{Guard, seen};
+use crate::sync::history::{Guard, Reached};
 
 /// Messages of a manifest that wait to be taken.
 const MESSAGES_MAX: usize = 2;
@@ -90,8 +90,8 @@ impl SyncApi for SyncService {
             v1::ApplyResult { result: Some(result) }
         });
         let results = results.collect();
-        let (seen, sequence) = seen(guard.as_ref(), &self.core, &caller).await?;
-        Ok(Response::new(v1::ApplyResponse { results, seen, sequence }))
+        let Reached { seen, sequence, reign } = Reached::of(guard.as_ref(), &self.core, &caller).await?;
+        Ok(Response::new(v1::ApplyResponse { results, seen, sequence, reign }))
     }
 
     type GetManifestStream = Messages<v1::GetManifestResponse>;

@@ -2,7 +2,7 @@
 
 use engine::ids::{ClusterId, EntryId, NamespaceId};
 use metaraft::api::MetaError;
-use metaraft::model::journal::JournalRun;
+use metaraft::model::journal::{JournalRun, Seen};
 use metaraft::model::query::{BelowFrame, Query, Reply};
 use metaraft::model::row::ChangeRow;
 use proto::v1;
@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::failure::Failure;
 use crate::limits::{SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::meta::wrong_reply;
+use crate::sync::history::{Reached, reign_of, went_back};
 use crate::sync::seal::Purpose;
 
 /// Where a client is in a journal, as cursors said before they had runs.
@@ -155,12 +156,14 @@ pub(crate) async fn changes(
         }
         (_, Some(common)) => Ok(reset(v1::ResetReason::WentBack, common)),
         (Reply::ChangesAfter { changes, position, since, runs, more }, None) => {
+            let reign = reign_of(&runs);
             let cursor = Cursor { namespace, history: history(core), position, since, runs: Some(runs) };
             Ok(v1::ChangesResponse {
                 changes: changes.into_iter().map(change_to_wire).collect(),
                 cursor: core.sealer().await?.seal(Purpose::CursorOfRuns, &cursor),
                 more,
                 sequence: position,
+                reign,
                 ..v1::ChangesResponse::default()
             })
         }
@@ -193,9 +196,16 @@ pub(crate) async fn list_below(
             || Failure::new(tonic::Code::InvalidArgument, "bad-cursor", "page: not one of this listing");
         page.filter(|page| page.namespace == namespace && page.top == top).ok_or_else(bad)?.position
     };
-    let query = Query::Below { namespace, top, position, count_max };
-    let page = match core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))? {
-        Reply::Below(page) => page,
+    let seen = match open_cursor(core, caller, &request.cursor).await? {
+        _ if request.cursor.is_empty() => None,
+        Position::At { position, since, runs } => Some(Seen { number: position.max(since), runs }),
+        Position::Elsewhere => return Err(went_back()),
+    };
+    let query = Query::BelowAt { namespace, top, position, seen, count_max };
+    let reply = core.meta.query(namespace.slot(), query).await.map_err(|error| failed(&error))?;
+    let (page, reached) = match reply {
+        Reply::BelowAt { page, number, runs } => (page, Reached::sealed(core, caller, number, runs).await?),
+        Reply::WentBack { .. } => return Err(went_back()),
         _ => return Err(failed(&wrong_reply("list below"))),
     };
     let page = page.ok_or_else(|| Failure::no_entry(&format!("entry {}", top.0)))?;
@@ -205,5 +215,6 @@ pub(crate) async fn list_below(
         core.sealer().await?.seal(Purpose::Below, &Page { namespace, top, position: page.position })
     };
     let entries = page.entries.into_iter().map(|row| convert::entry_to_wire(row, None)).collect();
-    Ok(v1::ListBelowResponse { entries, next_page })
+    let Reached { seen, sequence, reign } = reached;
+    Ok(v1::ListBelowResponse { entries, next_page, seen, sequence, reign })
 }

@@ -71,9 +71,11 @@ impl Follower {
 pub(crate) async fn list_below(client: &Client, entry_id: u64, count_max: u32) -> Vec<v1::Entry> {
     let (mut found, mut page) = (Vec::new(), Bytes::new());
     loop {
-        let request = v1::ListBelowRequest { entry_id, page, count_max };
+        let request = v1::ListBelowRequest { entry_id, page, count_max, cursor: Bytes::new() };
         let response = client.sync().list_below(client.request(request)).await.unwrap().into_inner();
         assert!(response.entries.len() <= count_max as usize);
+        let tells_place = !response.seen.is_empty() && !response.reign.is_empty() && response.sequence > 0;
+        assert!(tells_place, "{response:?}");
         found.extend(response.entries);
         page = response.next_page;
         if page.is_empty() {

@@ -18,7 +18,7 @@ async fn changes(
 }
 
 async fn below(client: &Client, entry_id: u64, page: Bytes) -> Result<v1::ListBelowResponse, tonic::Status> {
-    let request = client.request(v1::ListBelowRequest { entry_id, page, count_max: 1 });
+    let request = client.request(v1::ListBelowRequest { entry_id, page, count_max: 1, cursor: Bytes::new() });
     Ok(client.sync().list_below(request).await?.into_inner())
 }
 
@@ -53,6 +53,11 @@ pub(crate) async fn requests_are_refused(client: &Client, other: &Client) {
         assert_eq!(below(client, ROOT, page).await.unwrap_err().code(), Code::InvalidArgument);
     }
     assert_eq!(below(other, ROOT, page.clone()).await.unwrap_err().code(), Code::InvalidArgument);
+    for cursor in bent(&mine.cursor).into_iter().chain([theirs.cursor.clone()]) {
+        let request = v1::ListBelowRequest { entry_id: ROOT, cursor, ..v1::ListBelowRequest::default() };
+        let refused = client.sync().list_below(client.request(request)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
     let folder_of_mine = mine.tree.values().find(|entry| entry.kind == 2).unwrap().clone();
     let elsewhere = below(client, folder_of_mine.id, page).await.unwrap_err();
     assert_eq!(elsewhere.code(), Code::InvalidArgument, "a page of another listing");

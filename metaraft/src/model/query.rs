@@ -8,7 +8,7 @@ use engine::location::ChunkLocation;
 use engine::manifest::ManifestEntry;
 use serde::{Deserialize, Serialize};
 
-use super::journal::JournalRun;
+use super::journal::{JournalRun, Seen};
 use super::outcome::Release;
 use super::row::{
     AccountRow, AsideRelease, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow,
@@ -230,8 +230,22 @@ pub enum Query {
         position: u64,
         /// See [`Query::Changes`].
         since: u64,
-        /// The runs of the later of the two numbers: see [`super::journal::Seen`].
+        /// The runs of the later of the two numbers: see [`Seen`].
         runs: Option<Vec<JournalRun>>,
+        /// At most so many.
+        count_max: u32,
+    },
+    /// As [`Query::Below`], if what the caller has seen is of the journal's own history. Answers [`Reply::BelowAt`] or
+    /// [`Reply::WentBack`].
+    BelowAt {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which folder.
+        top: EntryId,
+        /// As the page before said; empty: from the start.
+        position: Vec<BelowFrame>,
+        /// What the caller has seen; `None`: nothing.
+        seen: Option<Seen>,
         /// At most so many.
         count_max: u32,
     },
@@ -362,6 +376,15 @@ pub enum Reply {
     WentBack {
         /// Up to this number both are the same; 0 if that is not known.
         common: u64,
+    },
+    /// A page of what is below a folder, and where the journal was.
+    BelowAt {
+        /// `None` if the folder is not in the tree.
+        page: Option<BelowPage>,
+        /// The journal's latest number.
+        number: u64,
+        /// Its runs up to that one.
+        runs: Vec<JournalRun>,
     },
 }
 

@@ -68,7 +68,10 @@ impl Reader<'_> {
                 self.changes_after(namespace, (position, since, runs), page(count_max).max(1))
             }
             Query::Below { namespace, top, position, count_max } => {
-                self.below(namespace, top, position, page(count_max).max(1))
+                self.below(namespace, top, position, page(count_max).max(1)).map(Reply::Below)
+            }
+            Query::BelowAt { namespace, top, position, seen, count_max } => {
+                self.below_at(namespace, (top, position), seen.as_ref(), page(count_max).max(1))
             }
             Query::EntriesById { namespace, entries } => self.entries_by_id(namespace, &entries),
             Query::Sequences { namespaces } => self.sequences(&namespaces),
@@ -185,20 +188,38 @@ impl Reader<'_> {
         Ok(found)
     }
 
+    /// A page of what is below a folder, for somebody who has seen something of the journal.
+    fn below_at(
+        &self,
+        namespace: NamespaceId,
+        (top, position): (EntryId, Vec<BelowFrame>),
+        seen: Option<&Seen>,
+        count_max: usize,
+    ) -> Result<Reply, Refusal> {
+        let number = self.namespace(namespace)?.sequence;
+        if let Some(seen) = seen
+            && let History::Parted(common) = history(self.rows(), namespace, number, seen)?
+        {
+            return Ok(Reply::WentBack { common });
+        }
+        let page = self.below(namespace, top, position, count_max)?;
+        Ok(Reply::BelowAt { page, number, runs: runs_to(self.rows(), namespace, number)? })
+    }
+
     fn below(
         &self,
         namespace: NamespaceId,
         top: EntryId,
         position: Vec<BelowFrame>,
         count_max: usize,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Option<BelowPage>, Refusal> {
         self.namespace(namespace)?;
         if position.len() > FRAMES_MAX {
             return Err(Refusal::NotUnderstood);
         }
         let mut live = Live::new();
         if self.live_row(namespace, top, &mut live)?.is_none() {
-            return Ok(Reply::Below(None));
+            return Ok(None);
         }
         let frames = if position.is_empty() {
             vec![BelowFrame { folder: top, after: String::new() }]
@@ -214,7 +235,7 @@ impl Reader<'_> {
         }
         let entries = self.walk_below(namespace, &mut open, count_max)?;
         let position = open.into_iter().map(|open| BelowFrame { folder: open.folder, after: open.after });
-        Ok(Reply::Below(Some(BelowPage { entries, position: position.collect() })))
+        Ok(Some(BelowPage { entries, position: position.collect() }))
     }
 
     /// Lists what is open, innermost first, until a page is full; what is left stays open.

@@ -338,6 +338,22 @@ impl Device {
         }
     }
 
+    /// Sends a task's call.
+    pub(super) fn send(&mut self, pick: u8) {
+        let (known, count) = (self.state.known().clone(), self.tasks.len());
+        if let Some(task) = self.tasks.get_mut(usize::from(pick) % count.max(1)) {
+            task.sent.get_or_insert(known);
+        }
+    }
+
+    /// Records one thing that was done.
+    pub(super) fn record_one(&mut self, pick: u8) {
+        if !self.unrecorded.is_empty() {
+            let done = self.unrecorded.remove(usize::from(pick) % self.unrecorded.len());
+            self.record(done);
+        }
+    }
+
     /// Carries a task out.
     pub(super) fn perform(&mut self, task: &Task, server: &mut Server) -> Result<Done, Failed> {
         let done = match &task.operation {

@@ -135,7 +135,12 @@ fn go_back_between(seed: u64, events: &mut Vec<Event>) {
         for _ in 0..rng.random_range(1..5) {
             story.push(Event::User(device, random_act(&mut rng)));
         }
-        story.extend([Event::Fetch(device), Event::Take(device), Event::Scan(device), Event::Plan(device, 7)]);
+        story.extend([
+            Event::Fetch(device),
+            Event::Take(device),
+            Event::Scan(device),
+            Event::Plan(device, 7),
+        ]);
         let mut kept = false;
         for _ in 0..rng.random_range(3..14) {
             let pick = rng.random();

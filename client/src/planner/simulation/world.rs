@@ -108,24 +108,11 @@ impl World {
             Event::Begin(device, pick) => {
                 self.perform(at(device), pick, Ending::Later)?;
             }
-            Event::Send(device, pick) => {
-                let device = &mut self.devices[at(device)];
-                let known = device.state.known().clone();
-                let count = device.tasks.len();
-                if let Some(task) = device.tasks.get_mut(usize::from(pick) % count.max(1)) {
-                    task.sent.get_or_insert(known);
-                }
-            }
+            Event::Send(device, pick) => self.devices[at(device)].send(pick),
             Event::LoseAnswer(device, pick) => {
                 self.perform(at(device), pick, Ending::Lost)?;
             }
-            Event::Record(device, pick) => {
-                let device = &mut self.devices[at(device)];
-                if !device.unrecorded.is_empty() {
-                    let outcome = device.unrecorded.remove(usize::from(pick) % device.unrecorded.len());
-                    device.record(outcome);
-                }
-            }
+            Event::Record(device, pick) => self.devices[at(device)].record_one(pick),
             Event::Work(device) => self.work(at(device))?,
             Event::Crash(device) => self.devices[at(device)].crash(),
             Event::LoseDatabase(device) => self.devices[at(device)].lose(),

@@ -9,6 +9,7 @@ use super::journal::{SYNC_ROOT, Server, catch_up, compare, entry, folder_entry, 
 use super::{fresh, seed};
 use crate::planner::model::{NodeId, ROOT};
 use crate::state::database::State;
+use crate::state::reached::Reached;
 use crate::state::record::{Outcome, Part};
 use crate::state::remote::{Finished, RemotePage, node_of};
 use crate::state::trees::Side;
@@ -210,7 +211,7 @@ fn change(entry: v1::Entry) -> v1::Change {
 }
 
 fn page(changes: Vec<v1::Change>, sequence: u64, more: bool) -> RemotePage {
-    RemotePage { changes, cursor: sequence.to_be_bytes().to_vec(), more, sequence }
+    RemotePage { changes, reached: Reached::at(sequence), more }
 }
 
 #[test]

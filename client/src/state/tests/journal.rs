@@ -13,6 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::{fresh, seed};
 use crate::planner::model::ROOT;
 use crate::state::database::State;
+use crate::state::reached::Reached;
 use crate::state::record::Outcome;
 use crate::state::remote::{Finished, RemotePage};
 use crate::state::trees::Side;
@@ -42,7 +43,7 @@ pub(super) fn follow(state: &mut State, entries: Vec<v1::Entry>) {
         entry: Some(entry),
         list_below: false,
     });
-    let page = RemotePage { changes: changes.collect(), cursor: vec![1], more: false, sequence: 1 };
+    let page = RemotePage { changes: changes.collect(), reached: Reached::at(1), more: false };
     state.apply_changes(&page).unwrap();
     for wanted in state.listings_wanted().unwrap() {
         state.apply_listing(wanted, &[], true).unwrap();
@@ -204,12 +205,7 @@ impl Server {
                 list_below: live && list_below,
             }
         });
-        RemotePage {
-            changes: changes.collect(),
-            cursor: reached.to_be_bytes().to_vec(),
-            more,
-            sequence: reached,
-        }
+        RemotePage { changes: changes.collect(), reached: Reached::at(reached), more }
     }
 
     pub(super) fn below(&self, folder: u64) -> Vec<v1::Entry> {
@@ -362,7 +358,7 @@ fn listing_anew_does_not_forget_that_the_root_is_gone() {
     // Its news are no longer in the journal, and its listing gives nothing.
     state.begin_relist(false).unwrap();
     state.apply_listing(SYNC_ROOT, &[], true).unwrap();
-    state.apply_changes(&RemotePage { sequence: 9, ..RemotePage::default() }).unwrap();
+    state.apply_changes(&RemotePage { reached: Reached::at(9), ..RemotePage::default() }).unwrap();
     assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
     assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
 }
@@ -377,7 +373,7 @@ fn a_listing_that_does_not_tell_of_the_root_sweeps_nothing_away() {
         entry: None,
         list_below: false,
     });
-    let page = RemotePage { changes: gone.collect(), cursor: vec![1], more: false, sequence: 9 };
+    let page = RemotePage { changes: gone.collect(), reached: Reached::at(9), more: false };
     state.apply_changes(&page).unwrap();
     assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
     assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
@@ -387,7 +383,7 @@ fn a_listing_that_does_not_tell_of_the_root_sweeps_nothing_away() {
 fn a_root_that_comes_back_is_followed_after_a_listing_without_it() {
     let (_folder, mut state, server) = followed();
     state.begin_relist(false).unwrap();
-    state.apply_changes(&RemotePage { cursor: vec![0; 8], ..RemotePage::default() }).unwrap();
+    state.apply_changes(&RemotePage { reached: Reached::at(0), ..RemotePage::default() }).unwrap();
     assert_eq!(state.finish_batch().unwrap(), Finished::RootGone);
     follow_to_end(&mut state, &server);
     assert_eq!(state.side_children(Side::Remote, ROOT).unwrap().len(), 1);
@@ -415,7 +411,7 @@ fn a_folder_gone_that_is_not_known_casts_doubt_on_the_root() {
     follow_to_end(&mut state, &server);
     let gone = |entry_id| {
         let change = v1::Change { entry_id, entry: None, list_below: false };
-        RemotePage { changes: vec![change], cursor: vec![1], more: false, sequence: 1_000 }
+        RemotePage { changes: vec![change], reached: Reached::at(1_000), more: false }
     };
     let (node, was) = (state.node_of_entry(own).unwrap().unwrap(), server.entries[&own].clone());
     state.record(&[Outcome::RemoteGone { node, entry: Some(was) }]).unwrap();

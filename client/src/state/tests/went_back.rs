@@ -7,7 +7,8 @@ use super::journal::{entry, folder_entry};
 use crate::planner::model::{Kind, NodeId, ROOT};
 use crate::state::database::State;
 use crate::state::excluded::ExclusionList;
-use crate::state::remote::{Answered, Finished, RemotePage};
+use crate::state::reached::Reached;
+use crate::state::remote::{Finished, RemotePage};
 use crate::state::trees::Side;
 
 const TOP: u64 = 1;
@@ -24,7 +25,7 @@ fn page(entries: Vec<v1::Entry>) -> RemotePage {
         entry: Some(entry),
         list_below: false,
     });
-    RemotePage { changes: changes.collect(), cursor: vec![7], more: false, sequence }
+    RemotePage { changes: changes.collect(), reached: Reached::at(sequence), more: false }
 }
 
 /// Takes entries in, and has both sides agree on all of them.
@@ -90,7 +91,7 @@ fn check_nothing_is_a_delete(state: &State) {
 fn what_was_said_within_the_common_beginning_holds_and_the_rest_is_forgotten() {
     let (_folder, mut state) = before();
     let [old, edited, made, untold] = [3, 4, 5, 6].map(|entry| node(&state, entry));
-    state.note_answered(&Answered { seen: vec![1], sequence: 11 }).unwrap();
+    assert!(state.note_answered(&state.known().unwrap(), &Reached::at(11)).unwrap());
     assert!(state.answered().unwrap().is_some());
     state.forget_history(5).unwrap();
     assert!(state.answered().unwrap().is_none() && state.remote_position().unwrap().cursor.is_empty());

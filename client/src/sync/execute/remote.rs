@@ -5,7 +5,7 @@ use proto::v1;
 use crate::state::record::Outcome;
 use crate::sync::shared::Shared;
 use crate::sync::status::Done;
-use crate::sync::task::{Again, Ended, RemoteTask};
+use crate::sync::task::{Again, End, Ended, RemoteTask};
 
 /// Actions in one call.
 pub(crate) const ACTIONS_MAX: usize = 1_000;
@@ -13,20 +13,17 @@ pub(crate) const ACTIONS_MAX: usize = 1_000;
 /// Carries the actions out and records what came of them.
 pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
     let actions: Vec<v1::Action> = tasks.iter().map(|task| task.action.clone()).collect();
-    let cursor = match shared.cursor().await {
-        Ok(cursor) => cursor,
-        Err(error) => {
-            let reason = error.to_string();
-            return tasks.iter().map(|task| Ended::failed(task.node, reason.as_str(), Again::Soon)).collect();
-        }
+    let all_end = |end: &End| tasks.iter().map(|task| Ended::quietly(task.node, end.clone())).collect();
+    let asked = match shared.known().await {
+        Ok(known) => known,
+        Err(end) => return all_end(&end),
     };
-    let (results, answered) = match shared.api.apply(cursor, actions).await {
+    let (results, told) = match shared.api.apply(asked.proof.clone().into(), actions).await {
         Ok(answer) => answer,
         Err(error) => return tasks.iter().map(|task| Ended::call(task.node, &error)).collect(),
     };
-    if let Err(error) = shared.note_answered(answered).await {
-        let reason = error.to_string();
-        return tasks.iter().map(|task| Ended::failed(task.node, reason.as_str(), Again::Soon)).collect();
+    if let Err(end) = shared.note_answered(asked, told).await {
+        return all_end(&end);
     }
     let mut outcomes = Vec::with_capacity(tasks.len());
     let mut ended = Vec::with_capacity(tasks.len());

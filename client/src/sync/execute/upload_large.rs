@@ -63,16 +63,15 @@ async fn send(shared: &Shared, task: &UploadTask, shown: &Shown) -> Result<Ended
     send_missing(shared, &file, &session.upload_id, &entries, session.missing, shown).await?;
     let (root, again) = (shared.root.clone(), task.clone());
     tokio::task::spawn_blocking(move || unchanged(&root, &again)).await.unwrap_or(Err(End::Stopped))?;
-    let cursor = shared.cursor().await;
-    let cursor = cursor.map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
-    let answer = shared.api.commit_uploads(cursor, vec![commit(task, &session.upload_id)]).await;
-    if let Ok((_results, answered)) = &answer {
-        let noted = shared.note_answered(answered.clone()).await;
-        noted.map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
-    }
-    let result = answer.and_then(|(mut results, _answered)| {
-        results.pop().unwrap_or_else(|| Err(CallError::protocol("no answer")))
-    });
+    let asked = shared.known().await?;
+    let commits = vec![commit(task, &session.upload_id)];
+    let result = match shared.api.commit_uploads(asked.proof.clone().into(), commits).await {
+        Ok((mut results, told)) => {
+            shared.note_answered(asked, told).await?;
+            results.pop().unwrap_or_else(|| Err(CallError::protocol("no answer")))
+        }
+        Err(error) => Err(error),
+    };
     let node = task.node;
     let entry = match result {
         Ok(entry) => entry,

@@ -308,31 +308,25 @@ async fn commit_all(
         return;
     }
     let commits = all.iter().map(|read| commit(&read.task, &read.upload_id)).collect();
-    let cursor = match shared.cursor().await {
-        Ok(cursor) => cursor,
-        Err(error) => {
-            let reason = error.to_string();
-            ended.extend(all.iter().map(|read| Ended::failed(read.task.node, reason.as_str(), Again::Soon)));
+    let asked = match shared.known().await {
+        Ok(known) => known,
+        Err(end) => {
+            ended.extend(all.iter().map(|read| Ended::quietly(read.task.node, end.clone())));
             return;
         }
     };
-    let results = match shared.api.commit_uploads(cursor, commits).await {
-        Ok((results, answered)) => match shared.note_answered(answered).await {
-            Ok(()) => results,
-            Err(error) => {
-                let reason = error.to_string();
-                ended.extend(
-                    all.iter().map(|read| Ended::failed(read.task.node, reason.as_str(), Again::Soon)),
-                );
-                return;
-            }
-        },
+    let (results, told) = match shared.api.commit_uploads(asked.proof.clone().into(), commits).await {
+        Ok(answer) => answer,
         Err(error) => {
             // Whether they were committed shows in the server's news.
             ended.extend(all.iter().map(|read| Ended::call(read.task.node, &error)));
             return;
         }
     };
+    if let Err(end) = shared.note_answered(asked, told).await {
+        ended.extend(all.iter().map(|read| Ended::quietly(read.task.node, end.clone())));
+        return;
+    }
     for (read, result) in all.into_iter().zip(results) {
         match result {
             Ok(entry) => {

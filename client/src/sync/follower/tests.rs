@@ -44,7 +44,7 @@ impl Harness {
         let mut state = State::open(folder.path()).unwrap().state;
         state.set_root_entry(SYNC_ROOT, 0).unwrap();
         let changes = vec![told(entry(10, SYNC_ROOT, "kept"))];
-        state.apply_changes(&RemotePage { changes, cursor: vec![1], more: false, sequence: 5 }).unwrap();
+        state.apply_changes(&RemotePage { changes, reached: Reached::at(5), more: false }).unwrap();
         assert_eq!(state.finish_batch().unwrap(), Finished::Whole);
         let (state, _owner) = StateThread::start(state).unwrap();
         let (api, calls) = gateway.start().await;
@@ -250,7 +250,11 @@ async fn a_server_that_goes_back_again_before_it_is_listed_has_less_in_common() 
         },
     );
     let harness = Harness::new(gateway).await;
-    harness.state.ask(|state| state.set_remote_position(b"1", 7)).await.unwrap();
+    harness
+        .state
+        .ask(|state| state.set_remote_position(&Reached { proof: b"1".to_vec(), ..Reached::at(7) }))
+        .await
+        .unwrap();
     harness.state.ask(|state| state.forget_history(5)).await.unwrap();
     let (common, asked) = went_back(&harness).await;
     assert_eq!(common, 3);

@@ -29,6 +29,26 @@ fn ask(harness: &Harness, seen: &Seen) -> Result<Seen, u64> {
     }
 }
 
+/// Lists the top folder with a place in the journal; gives the names and the place by now, or how far both histories are the
+/// same.
+fn list(harness: &Harness, seen: Option<&Seen>) -> Result<(Vec<String>, Seen), u64> {
+    let query = Query::BelowAt {
+        namespace: SPACE,
+        top: ROOT_ENTRY,
+        position: Vec::new(),
+        seen: seen.cloned(),
+        count_max: 1_000,
+    };
+    match harness.ask(&query) {
+        Reply::BelowAt { page: Some(page), number, runs } => {
+            let names = page.entries.into_iter().map(|row| row.name).collect();
+            Ok((names, Seen { number, runs: Some(runs) }))
+        }
+        Reply::WentBack { common } => Err(common),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn nothing() -> Seen {
     Seen { number: 0, runs: Some(Vec::new()) }
 }
@@ -50,6 +70,11 @@ fn a_restored_copy_is_told_from_what_it_was_copied_from_though_term_and_numbers_
         harness.folder(ROOT_ENTRY, name);
         assert_eq!(ask(&harness, &seen), Err(1), "at it, and past it");
     }
+    assert_eq!(list(&harness, Some(&seen)), Err(1), "a folder of that id may be another one");
+    let (names, place) = list(&harness, None).unwrap();
+    assert_eq!((names, place.number), (["a", "c", "d"].map(str::to_owned).to_vec(), 3));
+    assert_eq!(list(&harness, Some(&place)).unwrap().1, place);
+    assert_eq!(ask(&harness, &place), Ok(place), "a listing proves as much as a page of the journal");
     let guard = |seen| DataStep::JournalGuard { namespace: SPACE, seen };
     assert!(matches!(harness.step(guard(seen)), Err(StepError::Changed { .. })));
     let fresh = ask(&harness, &nothing()).unwrap();
@@ -144,6 +169,7 @@ fn random_histories_are_told_apart_exactly() {
                 let common = changes.iter().zip(&now.changes).take_while(|(one, other)| one == other).count();
                 let told = ask(&harness, seen);
                 assert_eq!(told.is_ok(), common == changes.len(), "seed={seed}");
+                assert_eq!(list(&harness, Some(seen)).map(|(_names, place)| place), told, "seed={seed}");
                 if let Err(told) = told {
                     parted += 1;
                     exact += usize::from(told == common as u64);
