@@ -58,10 +58,9 @@ impl ApiClient {
         self.call(message, |channel, request| async move { sync(channel).list_below(request).await }).await
     }
 
-    /// Whether a folder is in the tree.
-    pub(crate) async fn is_in_tree(&self, folder_id: u64) -> Result<bool, CallError> {
-        let message =
-            v1::ListBelowRequest { entry_id: folder_id, count_max: 1, ..v1::ListBelowRequest::default() };
+    /// Whether a folder is in the tree, if the server is of the history of a cursor; empty: of whichever it is.
+    pub(crate) async fn is_in_tree(&self, folder_id: u64, cursor: Bytes) -> Result<bool, CallError> {
+        let message = v1::ListBelowRequest { entry_id: folder_id, page: Bytes::new(), count_max: 1, cursor };
         let listed =
             self.call(message, |channel, request| async move { sync(channel).list_below(request).await });
         match listed.await {

@@ -160,7 +160,7 @@ impl Follower {
         }
         let root = self.state.ask(|state| state.root_entry()).await?;
         match root {
-            Some(root) if !self.api.is_in_tree(root).await? => Err(self.root_gone()),
+            Some(root) if !self.api.is_in_tree(root, Bytes::new()).await? => Err(self.root_gone()),
             _ => Ok(()),
         }
     }

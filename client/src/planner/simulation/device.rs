@@ -497,7 +497,10 @@ impl Device {
                 let local = task.local.as_ref().ok_or(Failed::Changed)?;
                 let inode = self.object(task)?;
                 self.check_all_below(node, inode)?;
-                if local.stamp.inode != inode {
+                // What is freed is on the server alone then: it is asked once more.
+                let frees = task.remote.is_some();
+                let kept_there = self.online && self.history(server) == History::Same;
+                if local.stamp.inode != inode || (frees && !kept_there) {
                     return Err(Failed::Changed);
                 }
                 for bytes in self.disk.remove(inode) {

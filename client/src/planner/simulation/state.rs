@@ -391,13 +391,6 @@ impl State {
         (self.followed, self.answered) = (Reached::default(), Reached::default());
     }
 
-    /// What is here of files in folders that are excluded.
-    pub(super) fn contents_excluded(&self) -> BTreeSet<Bytes> {
-        let folders = self.excluded.iter().filter_map(|entry| self.by_entry.get(entry).copied());
-        let nodes = folders.flat_map(|folder| self.local.below(folder));
-        nodes.filter_map(|node| bytes_of_kind(&self.local.get(node)?.kind)).collect()
-    }
-
     fn forget_one_sided(&mut self) {
         for id in self.synced.ids().collect::<Vec<_>>() {
             let both = self.remote.get(id).is_some() && self.local.get(id).is_some();

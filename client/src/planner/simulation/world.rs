@@ -145,13 +145,9 @@ impl World {
         self.server.ever.extend(before);
         self.server.begin_reign(self.reign);
         self.server.tells_common = !pick.is_multiple_of(4);
-        // What no device has, and the server did not have then, is lost; nobody can help that. Nor that a device frees
-        // the space of what it excludes before it notices.
+        // What no device has, and the server did not have then, is lost; nobody can help that.
         let mut there = self.contents_there();
-        there.extend(self.devices.iter().flat_map(|device| {
-            let excluded = device.state.contents_excluded();
-            device.disk.contents().filter(move |bytes| !excluded.contains(bytes))
-        }));
+        there.extend(self.devices.iter().flat_map(|device| device.disk.contents()));
         let lost: Vec<_> = self.ledger.written.difference(&there).copied().collect();
         self.ledger.removed.extend(lost);
     }

@@ -45,8 +45,14 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<LocalTask>) -> Vec<Ended> {
     let effect = shared.effects.begin(nodes, places);
     let mut ended = Vec::with_capacity(tasks.len());
     let mut ready = Vec::with_capacity(tasks.len());
+    let kept_there = if tasks.iter().any(frees) { check_history(shared).await } else { Ok(()) };
     for task in tasks {
-        match intend(shared, &task).await {
+        let may = if frees(&task) { kept_there.clone() } else { Ok(()) };
+        let intended = match may {
+            Ok(()) => intend(shared, &task).await,
+            Err(end) => Err(end),
+        };
+        match intended {
             Ok(()) => ready.push(task),
             Err(end) => ended.push(Ended::quietly(task.node, end)),
         }
@@ -78,6 +84,24 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<LocalTask>) -> Vec<Ended> {
     let ended = record(shared, outcomes, ended).await;
     drop(effect);
     ended
+}
+
+/// Whether what a task deletes is kept by the server alone.
+fn frees(task: &LocalTask) -> bool {
+    matches!(task.work, LocalWork::Delete { fate: Fate::Freed, .. })
+}
+
+/// Whether the server is still of the history that is known here: one that went back may not have what it said it has.
+async fn check_history(shared: &Shared) -> Result<(), End> {
+    let known = shared.known().await?;
+    let root = shared.state.ask(|state| state.root_entry()).await;
+    let root = root.map_err(|error| End::Failed { reason: error.to_string(), again: Again::Soon })?;
+    let root = root.ok_or(End::RemoteChanged)?;
+    match shared.api.is_in_tree(root, known.proof.into()).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(End::RemoteChanged),
+        Err(error) => Err(End::of_call(&error)),
+    }
 }
 
 fn nodes_of(task: &LocalTask) -> Vec<NodeId> {
