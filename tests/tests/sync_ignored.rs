@@ -77,6 +77,29 @@ fn what_is_ignored_survives_that_its_folder_is_deleted_elsewhere() -> Result<()>
 }
 
 #[test]
+fn what_is_left_of_a_deleted_folder_is_one_thing_everywhere_once_nothing_in_it_is_ignored() -> Result<()> {
+    let mut group = Group::running("ignored-left", 2)?;
+    let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
+    a.write("stays", "stays")?;
+    a.write(".keepstoneignore", "*.key\n")?;
+    a.write("d/sub/f", "in sync")?;
+    b.wait_content("d/sub/f", "in sync")?;
+    b.wait_content(".keepstoneignore", "*.key\n")?;
+    b.write("d/sub/secret.key", "secret")?;
+    b.wait_status("what is ignored", |status| status["ignored_count"] == 1)?;
+    fs::remove_dir_all(a.path("d"))?;
+    wait_for("the delete on b", SETTLE_DEADLINE, || Ok((!b.path("d/sub/f").exists()).then_some(())))?;
+    b.wait_up_to_date()?;
+    ensure!(b.path("d/sub/secret.key").exists(), "the key is gone");
+    fs::remove_file(b.path("d/sub/secret.key"))?;
+    // The folders are new then, and go to the others as such.
+    wait_for("the folders on a", SETTLE_DEADLINE, || Ok(a.path("d/sub").is_dir().then_some(())))?;
+    group.settle()?;
+    group.stop()?;
+    group.end()
+}
+
+#[test]
 fn rules_on_the_server_hold_before_anything_is_sent() -> Result<()> {
     let mut group = Group::new("rules-first", 2)?;
     let [a, b] = &mut group.devices[..] else { anyhow::bail!("two devices") };

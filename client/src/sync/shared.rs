@@ -57,6 +57,34 @@ impl Shared {
     }
 }
 
+#[cfg(test)]
+impl Shared {
+    /// Of an empty folder, which is kept the same as an entry of a gateway's.
+    pub(crate) fn of(api: ApiClient, folder: &std::path::Path, entry: u64) -> Self {
+        let root = Arc::new(Root::create(folder, None, &[]).unwrap());
+        let mut state = crate::state::database::State::open(root.state_path()).unwrap().state;
+        state.set_root_entry(entry, 0).unwrap();
+        let index = Arc::new(Mutex::new(state.scan_index().unwrap()));
+        let (state, _owner) = StateThread::start(state).unwrap();
+        let (chunks, _task) = ChunkSender::start(api.clone());
+        Self {
+            api,
+            root,
+            state,
+            chunks,
+            index,
+            rules: Arc::default(),
+            effects: Effects::default(),
+            up: Throttle::new(super::config::Rate::Unlimited),
+            down: Throttle::new(super::config::Rate::Unlimited),
+            counters: Arc::default(),
+            parts: Parts::default(),
+            empty_confirmed: Arc::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+}
+
 fn unrecorded(error: &AskError) -> End {
     End::Failed { reason: error.to_string(), again: Again::Soon }
 }

@@ -380,3 +380,6 @@ fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail
         look_below: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,28 +1,18 @@
 //! Uploads whose commits fail, against a gateway that has all their chunks.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use engine::cutter::Cutter;
 use engine::ids::ContentId;
 use proto::v1;
-use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::fake_gateway::{Calls, FakeGateway, refusal};
 use crate::local::rel::Rel;
-use crate::local::root::Root;
 use crate::planner::model::{Attributes, FileContent};
-use crate::state::database::State;
-use crate::sync::config::Rate;
-use crate::sync::effects::Effects;
-use crate::sync::execute::download_large::Parts;
 use crate::sync::execute::{upload_large, upload_small};
-use crate::sync::shared::Counters;
-use crate::sync::state_thread::StateThread;
 use crate::sync::task::{End, UploadTask};
-use crate::sync::throttle::Throttle;
-use crate::upload::chunk_stream::ChunkSender;
 use crate::upload::read::cut_bytes;
 
 const SYNC_ROOT: u64 = 2;
@@ -60,27 +50,7 @@ impl Harness {
             });
         let (api, calls) = gateway.start().await;
         let folder = tempfile::tempdir().unwrap();
-        let root = Arc::new(Root::create(folder.path(), None, &[]).unwrap());
-        let mut state = State::open(root.state_path()).unwrap().state;
-        state.set_root_entry(SYNC_ROOT, 0).unwrap();
-        let index = Arc::new(Mutex::new(state.scan_index().unwrap()));
-        let (state, _owner) = StateThread::start(state).unwrap();
-        let (chunks, _task) = ChunkSender::start(api.clone());
-        let shared = Shared {
-            api,
-            root,
-            state,
-            chunks,
-            index,
-            rules: Arc::default(),
-            effects: Effects::default(),
-            parts: Parts::default(),
-            up: Throttle::new(Rate::Unlimited),
-            down: Throttle::new(Rate::Unlimited),
-            counters: Arc::new(Counters::default()),
-            empty_confirmed: Arc::default(),
-            stop: CancellationToken::new(),
-        };
+        let shared = Shared::of(api, folder.path(), SYNC_ROOT);
         Self { folder, shared, calls }
     }
 
