@@ -27,18 +27,27 @@ fn refused(output: &Output, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What people do on one cluster: each part by itself, so that all that fail are told.
+type Part = fn(&Client, &Path) -> Result<()>;
+
 #[test]
 fn the_command_line_as_people_use_it() -> Result<()> {
     let _serial = serial();
     let cluster = Cluster::start(&Options::default())?;
     let client = cluster.client()?;
     let scratch = cluster.scratch("people")?;
-    what_is_there_already_is_not_put_again(&client, &scratch)?;
-    history_and_trash_speak_of_names(&client, &scratch)?;
-    a_copied_profile_works(&client, &scratch)?;
-    only_files_are_replaced(&client, &scratch)?;
-    a_get_that_is_stopped_leaves_nothing_and_is_completed(&client, &scratch)?;
-    what_a_killed_get_left_is_cleaned_and_never_put(&client, &scratch)?;
+    let parts: [(&str, Part); 6] = [
+        ("put again", what_is_there_already_is_not_put_again),
+        ("names", history_and_trash_speak_of_names),
+        ("profile", a_copied_profile_works),
+        ("replaced", only_files_are_replaced),
+        ("stopped", a_get_that_is_stopped_leaves_nothing_and_is_completed),
+        ("killed", what_a_killed_get_left_is_cleaned_and_never_put),
+    ];
+    let run =
+        |(name, part): (&str, Part)| part(&client, &scratch).err().map(|error| format!("{name}: {error:#}"));
+    let failed: Vec<String> = parts.into_iter().filter_map(run).collect();
+    ensure!(failed.is_empty(), "{failed:#?}");
     cluster.finish()
 }
 

@@ -90,10 +90,13 @@ fn what_is_left_of_a_deleted_folder_is_one_thing_everywhere_once_nothing_in_it_i
     fs::remove_dir_all(a.path("d"))?;
     wait_for("the delete on b", SETTLE_DEADLINE, || Ok((!b.path("d/sub/f").exists()).then_some(())))?;
     b.wait_up_to_date()?;
-    ensure!(b.path("d/sub/secret.key").exists(), "the key is gone");
+    ensure!(b.path("d/sub/secret.key").exists() && !a.path("d").exists());
+    // What somebody makes in what is left goes to the others, be it empty.
+    fs::create_dir(b.path("d/made"))?;
+    wait_for("the made one on a", SETTLE_DEADLINE, || Ok(a.path("d/made").is_dir().then_some(())))?;
+    ensure!(b.path("d/sub/secret.key").exists() && !a.path("d/sub").exists());
     fs::remove_file(b.path("d/sub/secret.key"))?;
-    // The folders are new then, and go to the others as such.
-    wait_for("the folders on a", SETTLE_DEADLINE, || Ok(a.path("d/sub").is_dir().then_some(())))?;
+    wait_for("what is empty on a", SETTLE_DEADLINE, || Ok(a.path("d/sub").is_dir().then_some(())))?;
     group.settle()?;
     group.stop()?;
     group.end()

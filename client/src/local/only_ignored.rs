@@ -1,5 +1,5 @@
 //! Folders that are not known and hold nothing but what is ignored, and rules: no scan takes them in (`scan`). So they
-//! stay as what is ignored does.
+//! stay as what is ignored does. A folder with nothing in it at all is something else: somebody made it.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,10 +40,11 @@ impl Root {
             return Ok(None);
         }
         let beside = Beside::new(&entries);
-        let mut ignores = false;
+        let (mut ignores, mut has_nothing) = (false, true);
         for Entry { name, object } in &entries {
             let Some(name) = name.to_str() else { continue };
             let is_ignored = level.judge(name, object.kind, &beside).is_some();
+            has_nothing &= matches!(object.kind, ObjectKind::Special | ObjectKind::MountPoint);
             match object.kind {
                 ObjectKind::Special | ObjectKind::MountPoint => {}
                 _ if is_ignored => ignores = true,
@@ -60,6 +61,6 @@ impl Root {
                 ObjectKind::File | ObjectKind::Symlink => return Ok(None),
             }
         }
-        Ok(Some(ignores))
+        Ok((!has_nothing).then_some(ignores))
     }
 }

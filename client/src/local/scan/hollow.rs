@@ -2,7 +2,8 @@
 //! that was deleted elsewhere while something in it was ignored here; sent again, it would come back everywhere.
 //!
 //! It is taken in once it holds anything else. One that was found before rules came from the server, and was not sent yet, is
-//! let go again. A new folder with nothing in it at all is one that somebody made.
+//! let go again. A new folder with nothing in it at all is one that somebody made, wherever it is: of a folder that was
+//! deleted elsewhere none is left.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,7 +17,14 @@ struct Inside {
     /// It was found before, when other rules held or none were here.
     known: bool,
     ignores: bool,
+    rules: bool,
     holds: bool,
+}
+
+impl Inside {
+    fn new(parent: NodeId, known: bool) -> Self {
+        Self { parent, known, ignores: false, rules: false, holds: false }
+    }
 }
 
 /// The folders of one scan that are new to the server.
@@ -25,12 +33,12 @@ pub(super) struct Hollow(HashMap<NodeId, Inside>);
 
 impl Hollow {
     pub(super) fn is_new(&mut self, folder: NodeId, parent: NodeId) {
-        self.0.insert(folder, Inside { parent, known: false, ignores: false, holds: false });
+        self.0.insert(folder, Inside::new(parent, false));
     }
 
     /// A folder that was found before and never sent is listed again.
     pub(super) fn is_unsent(&mut self, folder: NodeId, parent: NodeId) {
-        self.0.insert(folder, Inside { parent, known: true, ignores: false, holds: false });
+        self.0.insert(folder, Inside::new(parent, true));
     }
 
     pub(super) fn ignored(&mut self, folder: NodeId, count: u64) {
@@ -42,15 +50,21 @@ impl Hollow {
     /// Something that is not ignored is in a folder.
     pub(super) fn holds(&mut self, folder: NodeId, name: &str) {
         if let Some(inside) = self.0.get_mut(&folder) {
-            inside.holds |= name != IGNORE_FILE;
+            if name == IGNORE_FILE {
+                inside.rules = true;
+            } else {
+                inside.holds = true;
+            }
         }
     }
 
     /// Takes such folders, and the rules in them, out of what a scan says.
     pub(super) fn leave_out(&self, updates: &mut Vec<LocalUpdate>) {
         let (mut holding, mut ignoring) = (HashSet::new(), HashSet::new());
+        let around: HashSet<NodeId> = self.0.values().map(|inside| inside.parent).collect();
         for (folder, inside) in &self.0 {
-            if inside.holds {
+            let has_nothing = !inside.ignores && !inside.rules && !around.contains(folder);
+            if inside.holds || has_nothing {
                 self.mark(*folder, &mut holding);
             }
             if inside.ignores {
@@ -63,7 +77,7 @@ impl Hollow {
         if !self.0.keys().any(is_hollow) {
             return;
         }
-        // A folder without anything in it, in one that is left out, goes with that.
+        // A folder that holds rules alone, in one that is left out, goes with that.
         let is_in_hollow = |folder: NodeId| {
             let mut at = folder;
             loop {

@@ -63,20 +63,27 @@ fn what_was_never_sent_goes_by_rules_that_come_later() {
 fn a_new_folder_with_nothing_but_what_is_ignored_is_left_out() {
     let (root, mut index) = known();
     root.write(".keepstoneignore", "*.log\n");
-    std::fs::create_dir_all(root.dir().join("left/over/empty")).unwrap();
-    std::fs::create_dir_all(root.dir().join("made/empty")).unwrap();
+    for folder in ["left/over", "left/rules", "made/empty", "other/over"] {
+        std::fs::create_dir_all(root.dir().join(folder)).unwrap();
+    }
     root.write("left/over/x.log", "log");
+    root.write("other/over/x.log", "log");
     root.write("left/.keepstoneignore", "other\n");
+    root.write("left/rules/.keepstoneignore", "other\n");
     for _ in 0..2 {
         whole(&root, &mut index);
-        for path in ["left", "left/over", "left/over/empty", "left/.keepstoneignore"] {
+        for path in ["left", "left/over", "left/rules", "left/.keepstoneignore", "other", "other/over"] {
             assert_eq!(index.find(path), None, "{path}");
         }
     }
     assert!(index.find("made/empty").is_some());
-    root.write("left/over/empty/f", "something");
+    root.write("left/over/f", "something");
     whole(&root, &mut index);
-    assert!(index.find("left/.keepstoneignore").is_some() && index.find("left/over/empty/f").is_some());
+    assert!(index.find("left/.keepstoneignore").is_some() && index.find("left/over/f").is_some());
+    // Somebody makes a folder in what is left of another one.
+    std::fs::create_dir(root.dir().join("other/made")).unwrap();
+    whole(&root, &mut index);
+    assert!(index.find("other/made").is_some() && index.find("other/over").is_none());
 }
 
 #[test]
