@@ -72,6 +72,17 @@ impl Contents {
         }
     }
 
+    /// The same of what was written through `file`, wherever it is in `root` by now. Nothing, if it is not there any more:
+    /// what the sync client had taken away before the user wrote to it. What is at its place then is somebody else's,
+    /// who may have given it up already.
+    pub fn save_open(&self, root: &Path, file: &mut File, what: &str) {
+        if let Some(saved) = look(file)
+            && names_in(root, file) > 0
+        {
+            locked(&self.saved).insert(saved, what.to_owned());
+        }
+    }
+
     /// The same of a file that stays on its device.
     pub fn save_here(&self, device: &str, path: &Path, what: &str) {
         if let Some(saved) = look_at(path) {
@@ -154,6 +165,7 @@ pub fn digests(snapshot: &Snapshot) -> BTreeSet<Digest> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Write as _;
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
@@ -207,6 +219,27 @@ mod tests {
         // A wrong replacement.
         fs::write(tree.at("g"), "not others").unwrap();
         assert_eq!(tree.missing(), ["f", "g"]);
+    }
+
+    #[test]
+    fn what_was_written_to_a_file_counts_where_it_is_by_now_and_not_what_is_at_its_place() {
+        let tree = Tree::new();
+        let saved = |name: &str, moved_to: &str| {
+            let mut file =
+                File::options().read(true).write(true).create_new(true).open(tree.at(name)).unwrap();
+            file.write_all(name.as_bytes()).unwrap();
+            fs::rename(tree.at(name), tree.at(moved_to)).unwrap();
+            fs::write(tree.at(name), "another user's").unwrap();
+            tree.contents.save_open(tree.root.path(), &mut file, name);
+            fs::remove_file(tree.at(name)).unwrap();
+        };
+        let trashed = format!("{OWN_FOLDER}/trash/f");
+        saved("taken away", &trashed);
+        assert_eq!(tree.contents.count(), 0);
+        saved("moved", "elsewhere");
+        assert_eq!(tree.missing(), Vec::<String>::new());
+        fs::remove_file(tree.at("elsewhere")).unwrap();
+        assert_eq!(tree.missing(), ["moved"]);
     }
 
     #[test]

@@ -222,14 +222,13 @@ impl<'a> Editor<'a> {
         format!("{} {}: {:?}", self.name, self.count, path.strip_prefix(&self.root).unwrap_or(path))
     }
 
-    /// As the bytes are on disk now; the client may have moved them away already.
-    fn saved(&self, path: &Path) -> std::io::Result<()> {
+    /// As the bytes are on disk now, which were written through `file`; the client may have moved them already.
+    fn saved(&self, path: &Path, file: &mut File) {
         if is_ignored(path) {
             self.contents.save_here(&self.name, path, &self.describe(path));
         } else {
-            self.contents.save(path, &self.describe(path));
+            self.contents.save_open(&self.root, file, &self.describe(path));
         }
-        Ok(())
     }
 
     /// Moves something out of the folder, where only this user has it.
@@ -255,13 +254,14 @@ impl<'a> Editor<'a> {
         let (path, bytes) = (self.place(folders), self.bytes());
         // Whole at once, under its name only if that is free: nothing is overwritten.
         let temporary = self.root.with_file_name(format!("draft-{}-{}", self.name, self.count));
-        fs::write(&temporary, bytes)?;
+        let mut file = written(&temporary, &bytes)?;
         let moved = renameat_with(CWD, &temporary, CWD, &path, RenameFlags::NOREPLACE);
         if moved.is_err() {
             fs::remove_file(&temporary)?;
         }
         moved?;
-        self.saved(&path)
+        self.saved(&path, &mut file);
+        Ok(())
     }
 
     fn edit(&mut self, files: &[PathBuf]) -> std::io::Result<()> {
@@ -294,8 +294,8 @@ impl<'a> Editor<'a> {
             }
         }
         file.write_all(&bytes)?;
-        drop(file);
-        self.saved(&path)
+        self.saved(&path, &mut file);
+        Ok(())
     }
 
     fn save_as_editors_do(&mut self, files: &[PathBuf]) -> std::io::Result<()> {
@@ -305,13 +305,13 @@ impl<'a> Editor<'a> {
         // Wherever the client moves the folder meanwhile: no temporary file is left behind.
         let folder = File::open(folder)?;
         let temporary = format!(".{}.swp", name.to_string_lossy());
-        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = openat(&folder, &temporary, flags, Mode::from_raw_mode(0o644))?;
-        let written = File::from(file).write_all(&bytes);
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut file = File::from(openat(&folder, &temporary, flags, Mode::from_raw_mode(0o644))?);
+        let written = file.write_all(&bytes);
         let exchange = || Ok(renameat_with(&folder, &temporary, &folder, name, RenameFlags::EXCHANGE)?);
         let moved = written.and_then(|()| exchange());
         if moved.is_ok() {
-            self.saved(&path)?;
+            self.saved(&path, &mut file);
             // What has the temporary name now is what was there.
             let old = openat(
                 &folder,
@@ -365,10 +365,10 @@ impl<'a> Editor<'a> {
         let Some(from) = self.choose_file(files) else { return Ok(()) };
         let to = self.place(folders);
         let bytes = fs::read(&from)?;
-        let mut file = File::options().write(true).create_new(true).open(&to)?;
+        let mut file = File::options().read(true).write(true).create_new(true).open(&to)?;
         file.write_all(&bytes)?;
-        drop(file);
-        self.saved(&to)
+        self.saved(&to, &mut file);
+        Ok(())
     }
 
     fn change_mode(&mut self, files: &[PathBuf], folders: &[PathBuf]) -> std::io::Result<()> {
@@ -425,8 +425,9 @@ impl<'a> Editor<'a> {
         let mut path = self.place(folders).into_os_string();
         path.push(IGNORED_END);
         let (path, bytes) = (PathBuf::from(path), self.bytes());
-        File::create_new(&path)?.write_all(&bytes)?;
-        self.saved(&path)
+        let mut file = written(&path, &bytes)?;
+        self.saved(&path, &mut file);
+        Ok(())
     }
 
     fn change_kind(&mut self, files: &[PathBuf], folders: &[PathBuf]) -> std::io::Result<()> {
@@ -439,8 +440,9 @@ impl<'a> Editor<'a> {
         let bytes = self.bytes();
         // Only an empty one: the client may be putting something in just now.
         fs::remove_dir(&path)?;
-        fs::write(&path, bytes)?;
-        self.saved(&path)
+        let mut file = written(&path, &bytes)?;
+        self.saved(&path, &mut file);
+        Ok(())
     }
 
     fn delete(&mut self, paths: &[PathBuf]) -> std::io::Result<()> {
@@ -464,6 +466,13 @@ impl<'a> Editor<'a> {
         }
         self.destroy(&path)
     }
+}
+
+/// A new file, under a name that is free.
+fn written(path: &Path, bytes: &[u8]) -> std::io::Result<File> {
+    let mut file = File::options().read(true).write(true).create_new(true).open(path)?;
+    file.write_all(bytes)?;
+    Ok(file)
 }
 
 fn is_ignored(path: &Path) -> bool {
