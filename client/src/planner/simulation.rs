@@ -19,6 +19,7 @@ mod events;
 mod scan;
 mod server;
 pub(super) mod state;
+mod task;
 mod user;
 mod world;
 

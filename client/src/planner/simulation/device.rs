@@ -8,73 +8,14 @@ use engine::cutter::Cutter;
 use super::content::{Bytes, bytes_of, bytes_of_kind, cut};
 use super::disk::{Disk, Inode, Thing, thing_of};
 use super::scan::scan;
-use super::server::{Change, Entry, EntryId, History, Reached, Server};
+use super::server::{Entry, History, Server};
 use super::state::{Intent, Local, Stamp, State};
+use super::task::{Batch, Done, Failed, Outcome, Task};
 use crate::planner::model::{Kind, Node, NodeId, Operation, Place, ROOT};
 use crate::planner::names::swapped;
 use crate::planner::planted::{Bug, planted};
 use crate::planner::transition::{Part, node_of, part_of, same_kind};
 use crate::planner::{Blocked, Decisions, Deletes, NameRules, Plan, Rules, Trees, plan};
-
-/// Something planned, with what it needs.
-#[derive(Clone, Debug)]
-pub(super) struct Task {
-    pub(super) operation: Operation,
-    part: Option<Part>,
-    remote: Option<(Entry, EntryId)>,
-    sequence: u64,
-    local: Option<Local>,
-    path: Option<Vec<String>>,
-    /// Where it comes to: the folder's path here, or its id there.
-    folder_path: Option<Vec<String>>,
-    folder_entry: Option<EntryId>,
-    new_node: Option<NodeId>,
-    /// It was sent, and has not come to the server: what was known of the server then.
-    pub(super) sent: Option<Reached>,
-}
-
-/// What came of a task.
-#[derive(Clone, Debug)]
-pub(super) enum Outcome {
-    Remote(NodeId, Entry, Part),
-    RemoteGone(NodeId, EntryId, u64),
-    Local(NodeId, Local, Part),
-    LocalGone(NodeId),
-    Recut(NodeId, Local),
-    Split(NodeId, NodeId, Local),
-}
-
-/// What was done.
-#[derive(Clone, Debug)]
-pub(super) struct Done {
-    outcome: Outcome,
-    /// Of a call: what was known when it was sent, and where the server was.
-    answer: Option<(Reached, Reached)>,
-}
-
-impl Done {
-    pub(super) fn is_remote(&self) -> bool {
-        self.answer.is_some()
-    }
-}
-
-/// Why a task was not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failed {
-    /// A side is not as it was known.
-    Changed,
-    /// It would have been wrong to do it.
-    Wrong(String),
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Batch {
-    changes: Vec<Change>,
-    relist: bool,
-    /// What was known when it was asked for, and where the server was.
-    asked: Reached,
-    told: Reached,
-}
 
 #[derive(Clone, Debug)]
 pub(super) struct Device {

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::content::bytes_of_kind;
-use super::device::{Device, Failed};
+use super::device::Device;
 use super::disk::{Thing, thing_of};
 use super::events::{Event, Setup};
 use super::server::{self, EntryId, Server};
+use super::task::Failed;
 use super::user::{Ledger, act, act_on_server};
 use crate::planner::model::{Attributes, Kind};
 use crate::planner::names::{NameRules, swapped};
