@@ -28,6 +28,11 @@ type Saved = (Digest, i128);
 pub struct Contents {
     /// With who saved it, and where.
     saved: Mutex<BTreeMap<Saved, String>>,
+    /// All times with which these bytes were ever saved: more than one, if there were copies.
+    times: Mutex<BTreeMap<Digest, BTreeSet<i128>>>,
+    /// How often these bytes were given up with a time that nobody had saved, or that was given up before. Copies that
+    /// change places on one device while another deletes one of them exchange their times: each of these is one of them.
+    given_up_otherwise: Mutex<BTreeMap<Digest, usize>>,
     /// The same of files that stay on the device with this name: ignored ones.
     kept: Mutex<BTreeMap<(String, Saved), String>>,
 }
@@ -65,10 +70,15 @@ fn look_at(path: &Path) -> Option<Saved> {
 }
 
 impl Contents {
+    fn note(&self, saved: Saved, what: &str) {
+        locked(&self.times).entry(saved.0).or_default().insert(saved.1);
+        locked(&self.saved).insert(saved, what.to_owned());
+    }
+
     /// A user has saved the file at `path`: it must be on all devices in the end.
     pub fn save(&self, path: &Path, what: &str) {
         if let Some(saved) = look_at(path) {
-            locked(&self.saved).insert(saved, what.to_owned());
+            self.note(saved, what);
         }
     }
 
@@ -79,7 +89,7 @@ impl Contents {
         if let Some(saved) = look(file)
             && names_in(root, file) > 0
         {
-            locked(&self.saved).insert(saved, what.to_owned());
+            self.note(saved, what);
         }
     }
 
@@ -105,7 +115,9 @@ impl Contents {
 
     fn forget(&self, device: &str, file: &mut File) {
         if let Some(saved) = look(file) {
-            locked(&self.saved).remove(&saved);
+            if locked(&self.saved).remove(&saved).is_none() {
+                *locked(&self.given_up_otherwise).entry(saved.0).or_default() += 1;
+            }
             locked(&self.kept).remove(&(device.to_owned(), saved));
         }
     }
@@ -131,7 +143,18 @@ impl Contents {
     pub fn missing(&self, device: &str, tree: &Snapshot) -> Vec<String> {
         let live: BTreeSet<Digest> = digests(tree);
         let saved = locked(&self.saved);
-        let everywhere = saved.iter().filter(|((digest, _), _)| !live.contains(digest)).map(shown);
+        let times = locked(&self.times);
+        let mut given_up = locked(&self.given_up_otherwise).clone();
+        given_up.retain(|digest, _count| times.get(digest).is_some_and(|times| times.len() > 1));
+        let mut is_given_up = |digest| match given_up.get_mut(digest) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                true
+            }
+            _ => false,
+        };
+        let everywhere =
+            saved.iter().filter(|((digest, _), _)| !live.contains(digest) && !is_given_up(digest)).map(shown);
         let kept = locked(&self.kept);
         let here = kept
             .iter()
@@ -219,6 +242,33 @@ mod tests {
         // A wrong replacement.
         fs::write(tree.at("g"), "not others").unwrap();
         assert_eq!(tree.missing(), ["f", "g"]);
+    }
+
+    #[test]
+    fn copies_that_exchange_their_times_are_given_up_by_their_bytes_and_a_single_file_is_not() {
+        let tree = Tree::new();
+        let give_up = |name: &str, seconds: u64| {
+            let file = File::options().write(true).open(tree.at(name)).unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+            tree.contents.give_up("a", tree.root.path(), &tree.at(name));
+            fs::remove_file(tree.at(name)).unwrap();
+        };
+        tree.save("f", "bytes", 1);
+        tree.save("copy", "bytes", 2);
+        give_up("f", 2);
+        fs::rename(tree.at("copy"), tree.at("other")).unwrap();
+        assert_eq!(tree.missing(), Vec::<String>::new());
+        give_up("other", 2);
+        assert_eq!(tree.missing(), Vec::<String>::new());
+        tree.save("single", "others", 1);
+        give_up("single", 2);
+        assert_eq!(tree.missing(), ["single"]);
+        // One is given up, and the other one gone.
+        tree.save("g", "more", 1);
+        tree.save("copy of g", "more", 2);
+        give_up("g", 1);
+        fs::remove_file(tree.at("copy of g")).unwrap();
+        assert_eq!(tree.missing(), ["copy of g", "single"]);
     }
 
     #[test]
