@@ -36,8 +36,8 @@ const POLL_INSTEAD_TIME: Duration = Duration::from_secs(10 * 60);
 const CHECK_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Pages of one listing, whatever the server says.
 const LISTING_PAGES_MAX: usize = 100_000;
-/// How often one batch has folders listed.
-const LISTINGS_MAX: usize = 1_000;
+/// How often the journal is asked again for one batch: after folders were listed, or for a page that was not taken in.
+const ASKED_AGAIN_MAX: usize = 1_000;
 
 /// What the follower tells the session.
 #[derive(Debug)]
@@ -211,9 +211,12 @@ impl Follower {
         }
         let mut former = self.state.ask(|state| state.former_place()).await?;
         let mut cursor = Bytes::from(position.cursor);
-        let (mut count, mut listings) = (0, 0);
+        let (mut count, mut asked_again) = (0, 0);
         let mut open = position.batch_open || cursor.is_empty();
         loop {
+            if asked_again > ASKED_AGAIN_MAX {
+                return Err(CallError::protocol("a journal that has to be asked again and again").into());
+            }
             let (asked, answered) =
                 self.state.ask(|state| Ok((state.known()?, state.answered()?.unwrap_or_default()))).await?;
             let has_answers = !answered.proof.is_empty();
@@ -241,6 +244,7 @@ impl Follower {
             let (behind, changed) = (answer.cursor.clone(), answer.changes.len());
             if !self.take_page(asked, answer, tells).await? {
                 // A call was answered meanwhile, perhaps in another history: the next question is about both.
+                asked_again += 1;
                 continue;
             }
             cursor = behind;
@@ -255,10 +259,7 @@ impl Follower {
             } else if !open || !self.list_wanted().await? {
                 break;
             }
-            listings += 1;
-            if listings > LISTINGS_MAX {
-                return Err(CallError::protocol("a journal that has folders listed again and again").into());
-            }
+            asked_again += 1;
         }
         if open {
             self.finish(count).await?;
