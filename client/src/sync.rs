@@ -12,6 +12,7 @@ mod follower;
 mod guard;
 pub mod handle;
 mod lookout;
+mod obstacles;
 pub mod opening;
 mod planning;
 mod prepare;

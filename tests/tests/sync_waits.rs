@@ -22,7 +22,7 @@ use chaos::group::{Group, number};
 use chaos::proxy::{Network, Proxy};
 use chaos::size::Size;
 use chaos::wait::wait_for;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, IFlags, Mode, ioctl_getflags, ioctl_setflags, mknodat};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -324,8 +324,41 @@ fn privileged() -> Result<Vec<Waiting>> {
         Ok(std::os::unix::fs::chown(group.devices[0].path("theirs"), Some(OTHER_USER), None)?)
     };
     all.push(Waiting::new(foreign, "theirs/thing", "permissions").ends(ends));
-    all.extend([full()?, overlay()?]);
+    all.extend([protected()?, full()?, overlay()?]);
     Ok(all)
+}
+
+/// Something comes to a folder that a flag protects, also from root. No system call tells of the flag's going.
+fn protected() -> Result<Waiting> {
+    let group = group("protected")?;
+    group.devices[0].write("kept/f", "known")?;
+    group.devices[0].once_agreed()?;
+    let kept = group.devices[0].path("kept");
+    let held = Immutable::make(&kept)?;
+    put(&group, "/kept/thing")?;
+    Ok(Waiting::new(group, "kept/thing", "immutable").hold(held))
+}
+
+/// A folder with the flag, until this is dropped.
+struct Immutable(fs::File);
+
+impl Immutable {
+    fn make(folder: &Path) -> Result<Self> {
+        let folder = fs::File::open(folder)?;
+        let flags = ioctl_getflags(&folder)?;
+        ioctl_setflags(&folder, flags | IFlags::IMMUTABLE).context("the flag cannot be set here")?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let taken =
+            ioctl_getflags(&self.0).and_then(|flags| ioctl_setflags(&self.0, flags - IFlags::IMMUTABLE));
+        if let Err(error) = taken {
+            eprintln!("a flag is left: {error}");
+        }
+    }
 }
 
 /// On a disk that is too small for what comes.

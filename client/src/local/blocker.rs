@@ -16,6 +16,7 @@ use super::model::{Identity, LocalIndex, LocalRecord};
 use super::own_data;
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::Root;
+use super::unsynced::{self, Protection};
 use crate::planner::model::ROOT;
 
 /// To look at what is in a folder by name.
@@ -204,6 +205,9 @@ impl Root {
             (Ok(_), None) => return Err(DiskError::Exists(rel.clone())),
             (Err(errno), _) => return Err(DiskError::of(rel, errno)),
         }
+        if is_protected(folder.as_fd(), name, expected.is_some()) {
+            return Err(self.explained(DiskError::Denied(rel.clone())));
+        }
         // A folder of our own is made writable for the moment.
         match rustix::fs::accessat(&folder, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
             Err(Errno::ROFS) => Err(DiskError::Denied(rel.clone())),
@@ -260,6 +264,16 @@ fn is_unreadable(folder: BorrowedFd<'_>, name: &OsStr) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(folder, name, flags, Mode::empty());
     matches!(opened, Err(Errno::ACCESS | Errno::PERM))
+}
+
+/// Whether a flag keeps everybody from putting something at a name; `taken`: in place of what is there.
+fn is_protected(folder: BorrowedFd<'_>, name: &OsStr, taken: bool) -> bool {
+    match unsynced::protection(folder, OsStr::new("")) {
+        Some(Protection::Immutable) => true,
+        // Names may come to it, and may not go.
+        Some(Protection::AppendOnly) => taken,
+        None => taken && unsynced::protection(folder, name).is_some(),
+    }
 }
 
 fn is_own_folder(folder: BorrowedFd<'_>, name: &str) -> bool {

@@ -8,10 +8,10 @@
 
 mod deletes;
 mod hear;
+mod obstacles;
 mod quiet;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -31,14 +31,13 @@ use super::rules_first;
 use super::scanner::{ScanEvent, ScanRequest};
 use super::shared::Shared;
 use super::status::Quiet;
-use super::task::{End, Ended};
+use super::task::Ended;
 use super::waits::Waits;
-use crate::local::blocker::Blocker;
 use crate::local::rel::Rel;
 use crate::memory;
 use crate::path::RemotePath;
 use crate::planner::Rules;
-use crate::planner::model::NodeId;
+use crate::planner::model::{NodeId, ROOT};
 
 /// So much to do leaves memory behind that is worth giving back.
 const DIRTY_LARGE: usize = 10_000;
@@ -103,6 +102,10 @@ pub(crate) struct Run {
     /// Rules have changed here, and what they are about is being looked at: nothing new is sent meanwhile.
     reading_rules: Option<oneshot::Receiver<()>>,
     disturbed: bool,
+    /// When what keeps something waiting is looked at next.
+    obstacles_due: Instant,
+    /// Of very many, the last one that was looked at.
+    looked_to: NodeId,
     /// Everything was scanned once more, for what could not be read, before it is said to be quiet.
     looked_for_unread: bool,
 }
@@ -184,6 +187,8 @@ impl Run {
             checking: None,
             reading_rules: None,
             disturbed: false,
+            obstacles_due: now,
+            looked_to: ROOT,
             looked_for_unread: false,
         }
     }
@@ -198,6 +203,7 @@ impl Run {
             }
             self.dispatch();
             self.request_owed_scan();
+            self.look_at_obstacles().await;
             self.look_for_quiet();
             self.tell(false).await;
             let event = self.next_event().await;
@@ -254,6 +260,9 @@ impl Run {
         let mut due = now + Duration::from_secs(30);
         if let Some(next) = self.waits.next() {
             due = due.min(next);
+        }
+        if self.waits.any_obstacle() {
+            due = due.min(self.obstacles_due);
         }
         if self.want_plan && self.may_plan() {
             due = due.min(self.plan_not_before);
@@ -374,32 +383,8 @@ async fn carry_out(shared: &Shared, portion: Portion, held: bool) -> Vec<Ended> 
     let Some(portion) = portion else { return kept_back };
     let places = portion.local_places();
     let ended = perform(shared, portion).await;
-    let mut ended = name_blockers(shared, places, ended).await;
+    let mut ended = super::obstacles::name(shared, places, ended).await;
     ended.extend(kept_back);
-    ended
-}
-
-/// Looks what is in the way of those that the disk was not ready for.
-async fn name_blockers(shared: &Shared, places: Vec<(NodeId, Rel)>, mut ended: Vec<Ended>) -> Vec<Ended> {
-    let refused = |ended: &Ended| matches!(ended.end, End::LocalChanged);
-    let nodes: HashSet<NodeId> =
-        ended.iter().filter(|ended| refused(ended)).map(|ended| ended.node).collect();
-    if nodes.is_empty() {
-        return ended;
-    }
-    let (root, index, rules) = (shared.root.clone(), shared.index.clone(), shared.rules.clone());
-    let looked = tokio::task::spawn_blocking(move || {
-        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
-        let places = places.into_iter().filter(|(node, _rel)| nodes.contains(node));
-        let found = places.filter_map(|(node, rel)| Some((node, root.blocker(&rel, &*index, &rules)?)));
-        let found: HashMap<NodeId, Blocker> = found.collect();
-        // What could not be asked for is known when it is tried again.
-        index.check().map(|()| found).unwrap_or_default()
-    });
-    let mut found = looked.await.unwrap_or_default();
-    for ended in ended.iter_mut().filter(|ended| refused(ended)) {
-        ended.blocker = found.remove(&ended.node);
-    }
     ended
 }
 

@@ -8,9 +8,9 @@ use proto::v1;
 
 use super::status::Done;
 use crate::call_error::CallError;
-use crate::local::blocker::Blocker;
 use crate::local::disk::DiskError;
 use crate::local::model::{LocalRecord, Stamp};
+use crate::local::obstacle::Obstacle;
 use crate::local::rel::Rel;
 use crate::local::trash::Fate;
 use crate::path::RemotePath;
@@ -155,7 +155,7 @@ pub(crate) struct Ended {
     pub(crate) node: NodeId,
     pub(crate) end: End,
     /// What keeps it from being done, if no scan ever takes that in.
-    pub(crate) blocker: Option<Blocker>,
+    pub(crate) obstacle: Option<Obstacle>,
     /// For the log.
     pub(crate) line: Option<Line>,
     /// What is in it is not known yet: it was here before.
@@ -180,6 +180,8 @@ pub(crate) enum End {
     LocalChanged,
     /// The server's tree is not as it was known: its news are to be waited for.
     RemoteChanged,
+    /// This user may not do that at a place; to be tried again once the rights there are others.
+    Denied { rel: Rel, reason: String },
     /// It was broken off.
     Stopped,
     /// It failed; to be tried again after a while.
@@ -220,11 +222,11 @@ impl Again {
 impl Ended {
     pub(crate) fn done(node: NodeId, what: Done, path: &str, detail: impl Into<String>) -> Self {
         let line = Line { what, path: path.to_owned(), detail: detail.into() };
-        Self { node, end: End::Done, blocker: None, line: Some(line), look_below: false }
+        Self { node, end: End::Done, obstacle: None, line: Some(line), look_below: false }
     }
 
     pub(crate) fn quietly(node: NodeId, end: End) -> Self {
-        Self { node, end, blocker: None, line: None, look_below: false }
+        Self { node, end, obstacle: None, line: None, look_below: false }
     }
 
     pub(crate) fn failed(node: NodeId, reason: impl Into<String>, again: Again) -> Self {
@@ -266,11 +268,12 @@ impl End {
         let failed = |again| Self::Failed { reason: error.to_string(), again };
         match error {
             DiskError::Changed(_) | DiskError::Vanished(_) | DiskError::Exists(_) => Self::LocalChanged,
-            DiskError::NoSpace(_)
-            | DiskError::Denied(_)
-            | DiskError::Protected { .. }
-            | DiskError::NotSupported { .. }
-            | DiskError::NotMovable(_) => failed(Again::Later),
+            DiskError::Denied(rel) | DiskError::Protected { rel, .. } => {
+                Self::Denied { rel: rel.clone(), reason: error.to_string() }
+            }
+            DiskError::NoSpace(_) | DiskError::NotSupported { .. } | DiskError::NotMovable(_) => {
+                failed(Again::Later)
+            }
             DiskError::Io { .. } => failed(Again::Soon),
         }
     }

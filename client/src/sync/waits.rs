@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::task::{Again, End, Ended};
-use crate::local::blocker::Blocker;
+use crate::local::obstacle::Obstacle;
 use crate::planner::model::NodeId;
 
 /// What ends a wait before its time.
@@ -26,7 +26,7 @@ pub(crate) enum Until {
     Online,
     /// Its folder was scanned.
     Scanned,
-    /// What is in its way has gone, or is another thing.
+    /// What is in its way has gone, or is another thing; or the rights there are others.
     Unblocked,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Wait {
     pub(crate) over: bool,
     /// When it failed last.
     failed_at: Instant,
-    blocker: Option<Blocker>,
+    obstacle: Option<Obstacle>,
 }
 
 /// All of them.
@@ -85,12 +85,13 @@ impl Waits {
     pub(crate) fn ended(&mut self, ended: &Ended, now: Instant) -> bool {
         let node = ended.node;
         let failures = self.nodes.get(&node).map_or(0, |wait| wait.failures) + 1;
-        let (until, again, reason) = match (&ended.end, &ended.blocker) {
+        let (until, again, reason) = match (&ended.end, &ended.obstacle) {
             (End::Done | End::Compared | End::Stopped, _) => {
                 self.nodes.remove(&node);
                 return false;
             }
-            (End::LocalChanged, Some(blocker)) => (Until::Unblocked, Again::Unblocked, blocker.to_string()),
+            (End::LocalChanged, Some(obstacle)) => (Until::Unblocked, Again::Unblocked, obstacle.to_string()),
+            (End::Denied { reason, .. }, _) => (Until::Unblocked, Again::Later, reason.clone()),
             (End::LocalChanged, None) => (
                 Until::Scanned,
                 Again::Soon,
@@ -107,12 +108,13 @@ impl Waits {
             }
         };
         let told = self.nodes.get(&node).is_some_and(|wait| wait.reason == reason);
-        let tellable = matches!(ended.end, End::Failed { .. }) || ended.blocker.is_some();
+        let tellable =
+            matches!(ended.end, End::Failed { .. } | End::Denied { .. }) || ended.obstacle.is_some();
         let fresh = tellable && !told && again != Again::Online;
         let lasting = matches!(again, Again::Later | Again::Unblocked) || failures >= LASTING_FAILURES;
         let at = now + again.wait(failures).min(WAIT_TIME_MAX);
-        let blocker = ended.blocker.clone();
-        let wait = Wait { failures, at, until, reason, lasting, over: false, failed_at: now, blocker };
+        let obstacle = ended.obstacle.clone();
+        let wait = Wait { failures, at, until, reason, lasting, over: false, failed_at: now, obstacle };
         self.nodes.insert(node, wait);
         fresh
     }
@@ -147,8 +149,18 @@ impl Waits {
     }
 
     /// What is in the way of those that wait for that.
-    pub(crate) fn blockers(&self) -> Vec<(NodeId, Blocker)> {
-        self.waiting().filter_map(|(node, wait)| Some((node, wait.blocker.clone()?))).collect()
+    pub(crate) fn obstacles(&self) -> Vec<(NodeId, Obstacle)> {
+        self.waiting().filter_map(|(node, wait)| Some((node, wait.obstacle.clone()?))).collect()
+    }
+
+    pub(crate) fn any_obstacle(&self) -> bool {
+        self.waiting().any(|(_node, wait)| wait.obstacle.is_some())
+    }
+
+    /// Somebody asks for all to be tried again. Says whether anything is.
+    pub(crate) fn asked(&mut self, now: Instant) -> bool {
+        let waits = self.nodes.values_mut().filter(|wait| !wait.over && wait.until != Until::Online);
+        waits.fold(false, |any, wait| wait.hear(now) | any)
     }
 
     /// Drops what is over and was not planned again: it agrees by now.
@@ -177,6 +189,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::local::rel::Rel;
 
     fn ended(node: u64, end: End) -> Ended {
         Ended::quietly(NodeId(node), end)
@@ -223,6 +236,7 @@ mod tests {
             End::RemoteChanged,
             End::Failed { reason: "soon".to_owned(), again: Again::Soon },
             End::Failed { reason: "later".to_owned(), again: Again::Later },
+            End::Denied { rel: Rel::root(), reason: "denied".to_owned() },
         ];
         for end in ends {
             let (mut waits, mut now) = (Waits::default(), Instant::now());
@@ -247,6 +261,7 @@ mod tests {
                 }
                 waits.news(NodeId(2), now);
                 waits.remote_news(now);
+                waits.asked(now);
                 now += Duration::from_millis(10);
             }
             assert!(tries_with_news <= 740, "{end:?}: {tries_with_news} tries with news");

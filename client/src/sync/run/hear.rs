@@ -12,7 +12,6 @@ use crate::local::scan::Scope;
 use crate::planner::model::{Kind, NodeId, ROOT};
 use crate::state::excluded::{EXCLUDED_MAX, ExclusionList};
 use crate::state::trees::Side;
-use crate::sync::board::is_within;
 use crate::sync::config::Limits;
 use crate::sync::follower::FollowerEvent;
 use crate::sync::handle::{Command, ExcludeError};
@@ -20,9 +19,6 @@ use crate::sync::scanner::{ScanEvent, ScanRequest};
 use crate::sync::status::Done;
 use crate::sync::task::{Again, End, Ended, Line};
 use crate::sync::waits::Until;
-
-/// Things in the way that are looked at after one scan; more are found again at their time.
-const BLOCKERS_LOOKED_AT_MAX: usize = 1_000;
 
 /// Whether a scan of this scope has looked into a folder.
 fn looks_into(scope: &Scope, folder: &Rel) -> bool {
@@ -95,7 +91,10 @@ impl Run {
                 drop(done.send(set));
                 self.disturb();
             }
-            Command::Rescan => self.request_scan(ScanRequest::Whole),
+            Command::Rescan => {
+                self.waits.asked(Instant::now());
+                self.request_scan(ScanRequest::Whole);
+            }
             Command::LogTail { count, done } => {
                 self.tell(true).await;
                 let tail = self.shared.state.ask(move |state| state.log_tail(count)).await;
@@ -327,7 +326,7 @@ impl Run {
             }
             match &ended.end {
                 // No scan takes in what is in the way.
-                End::LocalChanged if ended.blocker.is_some() => {}
+                End::LocalChanged if ended.obstacle.is_some() => {}
                 End::LocalChanged => rescan.push(ended.node),
                 End::RemoteChanged => check = true,
                 End::Compared => {
@@ -339,9 +338,11 @@ impl Run {
                 look_below.push(ended.node);
             }
             if self.waits.ended(&ended, now) {
-                match (&ended.end, &ended.blocker) {
-                    (End::Failed { reason, .. }, _) => self.board.failed(ended.node, reason.clone()),
-                    (_, Some(blocker)) => self.board.failed(ended.node, blocker.to_string()),
+                match (&ended.end, &ended.obstacle) {
+                    (End::Failed { reason, .. } | End::Denied { reason, .. }, _) => {
+                        self.board.failed(ended.node, reason.clone());
+                    }
+                    (_, Some(obstacle)) => self.board.failed(ended.node, obstacle.to_string()),
                     _ => {}
                 }
             }
@@ -362,22 +363,6 @@ impl Run {
             drop(self.channels.checks.try_send(answer));
         }
         None
-    }
-
-    /// Those that wait for what a scan has just looked at, and that is not there any more as it was.
-    async fn unblocked(&mut self, scope: &Scope) -> Vec<NodeId> {
-        let mut blockers = self.waits.blockers();
-        blockers.retain(|(_node, blocker)| is_within(blocker.rel.as_str(), scope, true));
-        blockers.truncate(BLOCKERS_LOOKED_AT_MAX);
-        if blockers.is_empty() {
-            return Vec::new();
-        }
-        let root = self.shared.root.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            blockers.retain(|(_node, blocker)| !root.is_blocked_by(blocker));
-            blockers.into_iter().map(|(node, _blocker)| node).collect()
-        });
-        looked.await.unwrap_or_default()
     }
 
     /// Has the folders looked at that nodes are in, or are to come to.

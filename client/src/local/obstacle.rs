@@ -1,0 +1,47 @@
+//! What keeps something from being done on this disk, and is not seen as a change by any scan once it has gone.
+
+use std::fmt;
+
+use super::blocker::Blocker;
+use super::rel::Rel;
+use super::rights::Rights;
+use super::root::Root;
+
+/// What to look at again, to know whether what was refused is worth another try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// Something lies there.
+    Blocker(Blocker),
+    /// This user may not.
+    Rights(Rights),
+}
+
+impl Obstacle {
+    /// Where it is.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &Rel> {
+        let (blocker, rights) = match self {
+            Self::Blocker(blocker) => (Some(&blocker.rel), None),
+            Self::Rights(rights) => (None, Some(rights.places())),
+        };
+        blocker.into_iter().chain(rights.into_iter().flatten())
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blocker(blocker) => blocker.fmt(f),
+            Self::Rights(_) => f.write_str("this user may not change it"),
+        }
+    }
+}
+
+impl Root {
+    /// Whether it is still there as it was. Blocks.
+    pub(crate) fn is_kept_by(&self, obstacle: &Obstacle) -> bool {
+        match obstacle {
+            Obstacle::Blocker(blocker) => self.is_blocked_by(blocker),
+            Obstacle::Rights(rights) => self.has_rights(rights),
+        }
+    }
+}
