@@ -14,6 +14,20 @@ pub(crate) enum Bond {
     Void,
 }
 
+/// A place in the server's history, as far as it decides what may be taken in: the journal's number, and the reign in
+/// which it was issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place<R> {
+    pub(crate) sequence: u64,
+    pub(crate) reign: R,
+}
+
+/// Whether an answer that was given in the reign `told` may be taken in by one who knows of `known`, and knew of `asked`
+/// when it asked: the server has checked that, and no more.
+pub(crate) fn takes<R: PartialEq>(known: &Place<R>, asked: &Place<R>, told: &R) -> bool {
+    known == asked || known.reign == *told || planted(Bug::AnswerOfElsewhere)
+}
+
 /// Judges what was said of an entry under a number of the journal (`None`: it is not known under which). Both histories are
 /// the same up to `common`; 0 = that is not known.
 pub(crate) fn bond(common: u64, said: Option<u64>) -> Bond {

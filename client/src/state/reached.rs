@@ -9,6 +9,7 @@
 use super::database::State;
 use super::error::StateError;
 use super::row::{signed, unsigned};
+use crate::planner::went_back::{self, Place};
 
 /// What answers to calls have proved.
 const ANSWERED: &str = "answered";
@@ -34,11 +35,13 @@ impl Reached {
         Self { proof: proof.to_vec(), sequence, reign: reign.to_vec() }
     }
 
-    /// Whether an answer may be taken in by one who knows of this place, and knew of `asked` when it asked: the server
-    /// has checked that, and no more.
+    fn place(&self) -> Place<&[u8]> {
+        Place { sequence: self.sequence, reign: &self.reign }
+    }
+
+    /// Whether an answer may be taken in by one who knows of this place, and knew of `asked` when it asked.
     fn takes(&self, asked: &Self, told: &Self) -> bool {
-        let same = self.sequence == asked.sequence && self.reign == asked.reign;
-        same || self.reign == told.reign
+        went_back::takes(&self.place(), &asked.place(), &told.place().reign)
     }
 }
 

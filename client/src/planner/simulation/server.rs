@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::content::{Bytes, bytes_of_kind};
 use crate::planner::model::{Attributes, Kind};
+use crate::planner::went_back::{self, Place};
 
 pub(super) type EntryId = u64;
 /// The account's top folder.
@@ -61,15 +62,13 @@ pub(super) struct Reached {
 }
 
 impl Reached {
-    /// In which reign the number was issued.
-    fn reign(&self) -> Option<u64> {
-        self.reigns.last().map(|(reign, _first)| *reign)
+    fn place(&self) -> Place<Option<u64>> {
+        Place { sequence: self.sequence, reign: self.reigns.last().map(|(reign, _first)| *reign) }
     }
 
-    /// Whether what an answer told may be taken in by one who knows of this place, and knew of `asked` when it asked: the
-    /// server has checked that, and no more. As the client's own `Reached`.
+    /// Whether what an answer told may be taken in by one who knows of this place, and knew of `asked` when it asked.
     pub(super) fn takes(&self, asked: &Self, told: &Self) -> bool {
-        self == asked || self.reign() == told.reign()
+        went_back::takes(&self.place(), &asked.place(), &told.place().reign)
     }
 }
 
