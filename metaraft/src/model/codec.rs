@@ -5,6 +5,9 @@ use serde::de::DeserializeOwned;
 
 use super::MODEL_FORMAT;
 
+/// Room for most rows, so that they are made in one piece.
+const ROW_BYTES: usize = 192;
+
 /// Why bytes are not what they should be.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -38,8 +41,10 @@ pub enum DecodeError {
 /// Never: the model's types have no case that postcard refuses (no maps of unknown length, no untyped values).
 #[must_use]
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(ROW_BYTES);
+    bytes.push(MODEL_FORMAT);
     #[expect(clippy::expect_used, reason = "see Panics")]
-    postcard::to_extend(value, vec![MODEL_FORMAT]).expect("the model's types always encode")
+    postcard::to_extend(value, bytes).expect("the model's types always encode")
 }
 
 /// Decodes what [`encode`] made.

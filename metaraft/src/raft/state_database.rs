@@ -68,7 +68,11 @@ fn options() -> Options {
     options.create_if_missing(true);
     options.set_paranoid_checks(true);
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    options.set_write_buffer_size(16 * MEBIBYTE);
+    // Rows that live for a moment (upload sessions) are gone before they would be written to a table.
+    options.set_write_buffer_size(32 * MEBIBYTE);
+    // Most of what is asked for is not there: requests, chunks and names that are new.
+    options.set_memtable_whole_key_filtering(true);
+    options.set_memtable_prefix_bloom_ratio(0.05);
     options.set_max_write_buffer_number(3);
     options.set_max_total_wal_size(96 * MEBIBYTE as u64);
     options.set_max_background_jobs(2);
@@ -86,6 +90,9 @@ fn options() -> Options {
     options.set_block_based_table_factory(&blocks);
     options
 }
+
+/// What a row takes in a batch beside its key and value, at most.
+const ROW_OVERHEAD_BYTES: usize = 16;
 
 /// The state database.
 pub(crate) struct StateDatabase {
@@ -123,14 +130,23 @@ impl StateDatabase {
     /// Writes changes of `group` together with how far it has come then. Not synced: the log has it.
     pub(crate) fn write(&self, group: GroupId, changes: Changes, meta: &StateMeta) -> io::Result<()> {
         let prefix = prefix(group, meta.generation);
-        let mut batch = WriteBatch::default();
+        let row_bytes = |(key, value): (&Vec<u8>, &Option<Vec<u8>>)| {
+            ROW_OVERHEAD_BYTES + prefix.len() + key.len() + value.as_ref().map_or(0, Vec::len)
+        };
+        let meta_row = encode(meta)?;
+        let bytes = changes.iter().map(row_bytes).sum::<usize>() + ROW_OVERHEAD_BYTES * 2 + meta_row.len();
+        let mut batch = WriteBatch::with_capacity_bytes(bytes);
+        let mut full_key = Vec::with_capacity(128);
         for (key, value) in changes {
+            full_key.clear();
+            full_key.extend_from_slice(&prefix);
+            full_key.extend_from_slice(&key);
             match value {
-                Some(value) => batch.put([prefix.as_slice(), &key].concat(), value),
-                None => batch.delete([prefix.as_slice(), &key].concat()),
+                Some(value) => batch.put(&full_key, value),
+                None => batch.delete(&full_key),
             }
         }
-        batch.put(meta_key(group), encode(meta)?);
+        batch.put(meta_key(group), meta_row);
         self.db.write(batch).map_err(|error| database_error("write the state database", &error))
     }
 

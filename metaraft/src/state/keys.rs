@@ -111,9 +111,14 @@ pub(super) enum Table {
 /// A key under construction.
 struct Key(Vec<u8>);
 
+/// Room for most keys, so that they are made in one piece.
+const KEY_BYTES: usize = 96;
+
 impl Key {
     fn of(table: Table) -> Self {
-        Self(vec![table as u8])
+        let mut bytes = Vec::with_capacity(KEY_BYTES);
+        bytes.push(table as u8);
+        Self(bytes)
     }
 
     fn slot(self, slot: SlotId) -> Self {
