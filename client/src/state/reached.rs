@@ -82,16 +82,19 @@ impl State {
     /// # Errors
     /// If the file cannot be written.
     pub fn note_answered(&mut self, asked: &Reached, told: &Reached) -> Result<bool, StateError> {
+        self.transaction(|state| state.take_answer(asked, told))
+    }
+
+    /// As [`note_answered`](Self::note_answered), within a transaction.
+    pub(super) fn take_answer(&self, asked: &Reached, told: &Reached) -> Result<bool, StateError> {
         let known = self.known()?;
         if !known.takes(asked, told) {
             return Ok(false);
         }
         if !told.proof.is_empty() && told.sequence > known.sequence {
-            self.transaction(|state| {
-                state.set_bytes(ANSWERED, &told.proof)?;
-                state.set_bytes(ANSWERED_REIGN, &told.reign)?;
-                state.set_number(ANSWERED_SEQUENCE, signed(told.sequence))
-            })?;
+            self.set_bytes(ANSWERED, &told.proof)?;
+            self.set_bytes(ANSWERED_REIGN, &told.reign)?;
+            self.set_number(ANSWERED_SEQUENCE, signed(told.sequence))?;
         }
         Ok(true)
     }

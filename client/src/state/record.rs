@@ -8,7 +8,8 @@ use proto::v1;
 use super::database::State;
 use super::deletes::CARRIED_OUT;
 use super::error::StateError;
-use super::row::{id, signed};
+use super::reached::Reached;
+use super::row::{id, signed, unsigned};
 use super::trees::{RemoteFacts, Side};
 use crate::local::model::{LocalRecord, Stamp};
 use crate::planner::model::{Node, NodeId};
@@ -98,12 +99,34 @@ impl State {
     /// # Errors
     /// If the file cannot be written; then nothing was recorded.
     pub fn record(&mut self, outcomes: &[Outcome]) -> Result<(), StateError> {
+        self.transaction(|state| state.record_all(outcomes))
+    }
+
+    /// Records what an answer of the server's came to, and where it has led, in one transaction. False: it may be of another
+    /// history than what is known by now, and nothing was recorded.
+    ///
+    /// # Errors
+    /// If the file cannot be written; then nothing was recorded.
+    pub fn record_answered(
+        &mut self,
+        asked: &Reached,
+        told: &Reached,
+        outcomes: &[Outcome],
+    ) -> Result<bool, StateError> {
         self.transaction(|state| {
-            let before = state.deletes_carried_out();
-            outcomes.iter().try_for_each(|outcome| state.record_one(outcome))?;
-            let after = state.deletes_carried_out();
-            if after == before { Ok(()) } else { state.set_number(CARRIED_OUT, signed(after)) }
+            let taken = state.take_answer(asked, told)?;
+            if taken {
+                state.record_all(outcomes)?;
+            }
+            Ok(taken)
         })
+    }
+
+    fn record_all(&self, outcomes: &[Outcome]) -> Result<(), StateError> {
+        let before = self.deletes_carried_out();
+        outcomes.iter().try_for_each(|outcome| self.record_one(outcome))?;
+        let after = self.deletes_carried_out();
+        if after == before { Ok(()) } else { self.set_number(CARRIED_OUT, signed(after)) }
     }
 
     fn record_one(&self, outcome: &Outcome) -> Result<(), StateError> {
@@ -182,7 +205,7 @@ impl State {
             Some(known) => self.side(Side::Remote, known)?.is_some(),
             None => false,
         };
-        if !is_there && entry.sequence <= self.remote_position()?.sequence {
+        if !is_there && entry.sequence <= unsigned(self.number("sequence")?.unwrap_or(0)) {
             // The journal has told up to here: it is gone already, or was changed again and is told later.
             if self.side(Side::Local, node)?.is_none() {
                 return Ok(());

@@ -2,6 +2,8 @@
 //!
 //! Changes are to be made within a transaction.
 
+use std::cell::Cell;
+
 use rusqlite::{OptionalExtension, params};
 
 use super::database::State;
@@ -158,26 +160,29 @@ impl State {
         {
             return Ok(ask(row.as_ref()));
         }
-        let mut statement = self.connection.prepare_cached(concat!(
-            "SELECT remote, local, ",
-            node_columns!(),
-            " FROM nodes WHERE id = ?"
-        ))?;
-        let row = statement
-            .query_row([id(node)], |row| {
-                Ok(NodeRow {
-                    remote_differs: row.get::<_, i64>(0)? != 0,
-                    local_differs: row.get::<_, i64>(1)? != 0,
-                    synced: read_node(row, 2)?,
-                })
-            })
-            .optional()?;
+        let row = self.row(node)?;
         let answer = ask(row.as_ref());
         let mut kept = self.row_kept.borrow_mut();
         if !matches!(*kept, KeptRow::Never) {
             *kept = KeptRow::Some(node, row);
         }
         Ok(answer)
+    }
+
+    fn row(&self, node: NodeId) -> Result<Option<NodeRow>, StateError> {
+        let mut statement = self.connection.prepare_cached(concat!(
+            "SELECT remote, local, ",
+            node_columns!(),
+            " FROM nodes WHERE id = ?"
+        ))?;
+        let row = statement.query_row([id(node)], |row| {
+            Ok(NodeRow {
+                remote_differs: row.get::<_, i64>(0)? != 0,
+                local_differs: row.get::<_, i64>(1)? != 0,
+                synced: read_node(row, 2)?,
+            })
+        });
+        Ok(row.optional()?)
     }
 
     fn synced_at(&self, parent: NodeId, name: &str) -> Result<Option<NodeId>, StateError> {
@@ -318,9 +323,22 @@ impl State {
     /// Says how a node is on one side. Its row is made if there is none, and goes once it is nowhere.
     pub(super) fn set_side(&self, side: Side, node: NodeId, value: Option<Node>) -> Result<(), StateError> {
         let value = value.map(|value| normalized(node, value));
-        let mut statement = self.connection.prepare_cached("INSERT OR IGNORE INTO nodes (id) VALUES (?)")?;
-        statement.execute([id(node)])?;
-        self.write_side(side, node, value.as_ref(), self.synced(node)?.as_ref())?;
+        let row = match self.row(node)? {
+            Some(row) => row,
+            None => {
+                self.connection.prepare_cached("INSERT INTO nodes (id) VALUES (?)")?.execute([id(node)])?;
+                NodeRow { remote_differs: false, local_differs: false, synced: None }
+            }
+        };
+        let (differed, differs) = (row.differs(side), value != row.synced);
+        if differs {
+            self.write_difference(side, node, value.as_ref())?;
+        } else if differed {
+            self.delete_difference(side, node)?;
+        }
+        if differs != differed {
+            self.connection.prepare_cached(side.mark())?.execute([i64::from(differs), id(node)])?;
+        }
         if value.is_none() {
             if side == Side::Local {
                 self.write_stamp(node, None)?;
@@ -330,53 +348,56 @@ impl State {
         Ok(())
     }
 
-    fn write_side(
-        &self,
-        side: Side,
-        node: NodeId,
-        value: Option<&Node>,
-        synced: Option<&Node>,
-    ) -> Result<(), StateError> {
-        let differs = value != synced;
-        if differs {
-            let mut statement = self.connection.prepare_cached(concat!(
-                "INSERT OR REPLACE INTO differences (node, tree, ",
-                node_columns!(),
-                ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            ))?;
-            statement.execute(with_node(&[id(node), side.number()], value))?;
-        } else {
-            let mut statement =
-                self.connection.prepare_cached("DELETE FROM differences WHERE node = ? AND tree = ?")?;
-            statement.execute([id(node), side.number()])?;
-        }
-        self.connection.prepare_cached(side.mark())?.execute([i64::from(differs), id(node)])?;
+    fn write_difference(&self, side: Side, node: NodeId, value: Option<&Node>) -> Result<(), StateError> {
+        let mut statement = self.connection.prepare_cached(concat!(
+            "INSERT OR REPLACE INTO differences (node, tree, ",
+            node_columns!(),
+            ") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        ))?;
+        statement.execute(with_node(&[id(node), side.number()], value))?;
+        Ok(())
+    }
+
+    fn delete_difference(&self, side: Side, node: NodeId) -> Result<(), StateError> {
+        let mut statement =
+            self.connection.prepare_cached("DELETE FROM differences WHERE node = ? AND tree = ?")?;
+        statement.execute([id(node), side.number()])?;
         Ok(())
     }
 
     /// Says how both sides last agreed on a node; what the sides themselves are stays.
     pub(super) fn set_synced(&self, node: NodeId, value: Option<Node>) -> Result<(), StateError> {
         let value = value.map(|value| normalized(node, value));
-        if let Some(count) = self.synced_counted.get() {
-            let before = u64::from(self.synced(node)?.is_some());
-            self.synced_counted.set(Some(count + u64::from(value.is_some()) - before));
+        let Some(row) = self.row(node)? else { return Ok(()) };
+        self.count_synced(row.synced.as_ref(), value.as_ref());
+        let mut differ = [0, 0];
+        for (differs, side) in differ.iter_mut().zip([Side::Remote, Side::Local]) {
+            if row.differs(side) {
+                *differs = i64::from(self.difference(side, node)? != value);
+                if *differs == 0 {
+                    self.delete_difference(side, node)?;
+                }
+            } else if row.synced != value {
+                *differs = 1;
+                self.write_difference(side, node, row.synced.as_ref())?;
+            }
         }
-        if let Some(count) = self.files_counted.get() {
-            let is_file = |node: &Option<Node>| {
-                u64::from(node.as_ref().is_some_and(|node| matches!(node.kind, Kind::File(_))))
-            };
-            self.files_counted.set(Some(count + is_file(&value) - is_file(&self.synced(node)?)));
-        }
-        let remote = self.side(Side::Remote, node)?;
-        let local = self.side(Side::Local, node)?;
         let mut statement = self.connection.prepare_cached(
-            "UPDATE nodes SET parent = ?2, name = ?3, kind = ?4, content = ?5, size = ?6, cutter = ?7, \
-             target = ?8, mode = ?9, mtime = ?10 WHERE id = ?1",
+            "UPDATE nodes SET remote = ?2, local = ?3, parent = ?4, name = ?5, kind = ?6, content = ?7, size = ?8, \
+             cutter = ?9, target = ?10, mode = ?11, mtime = ?12 WHERE id = ?1",
         )?;
-        statement.execute(with_node(&[id(node)], value.as_ref()))?;
-        self.write_side(Side::Remote, node, remote.as_ref(), value.as_ref())?;
-        self.write_side(Side::Local, node, local.as_ref(), value.as_ref())?;
-        self.forget_if_nowhere(node)
+        statement.execute(with_node(&[id(node), differ[0], differ[1]], value.as_ref()))?;
+        if value.is_none() { self.forget_if_nowhere(node) } else { Ok(()) }
+    }
+
+    /// Keeps the counts of what both sides agree on, once they were counted.
+    fn count_synced(&self, before: Option<&Node>, after: Option<&Node>) {
+        let is_file = |node: Option<&Node>| node.is_some_and(|node| matches!(node.kind, Kind::File(_)));
+        let counted = |count: &Cell<Option<u64>>, before: bool, after: bool| {
+            count.set(count.get().map(|count| count + u64::from(after) - u64::from(before)));
+        };
+        counted(&self.synced_counted, before.is_some(), after.is_some());
+        counted(&self.files_counted, is_file(before), is_file(after));
     }
 
     /// Makes `synced` say what both sides agree on of this node, part by part.

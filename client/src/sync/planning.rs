@@ -93,7 +93,7 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         step.tasks = prepared.tasks;
         step.failed = prepared.failed;
         let blocked = planned.blocked.into_iter().map(|(node, why)| (node, why.to_string()));
-        name_waiting(state, &mut step, blocked, &input.named)?;
+        state.reading(|state| name_waiting(state, &mut step, blocked, &input.named))?;
         step.dirty = dirty.into_iter().collect();
         if step.dirty.is_empty() && step.tasks.is_empty() && state.number(FIRST_SYNC)?.unwrap_or(1) != 0 {
             state.set_number(FIRST_SYNC, 0)?;

@@ -1,6 +1,8 @@
 //! Rules that are on the server hold before anything new of their folder is sent: also of what was planned before they
 //! came. (What is not planned yet waits by the planner's word.)
 
+use std::collections::HashMap;
+
 use super::queues::Portion;
 use super::shared::Shared;
 use super::task::{Again, Ended};
@@ -59,22 +61,39 @@ fn kept_back(node: NodeId) -> Ended {
 
 /// Those of new nodes for whose folders, or folders above them, the server has rules that are not here yet.
 fn waiting(state: &State, nodes: Vec<NodeId>) -> Result<Vec<NodeId>, StateError> {
-    let mut waiting = Vec::new();
-    for node in nodes {
-        let mut at = node;
-        for _ in 0..DEPTH_MAX {
-            let Some(value) = state.side(Side::Local, at)? else { break };
-            at = value.place.parent;
-            if has_rules_to_come(state, at)? {
+    state.reading(|state| {
+        let mut folders = HashMap::new();
+        let mut waiting = Vec::new();
+        for node in nodes {
+            let Some(value) = state.side(Side::Local, node)? else { continue };
+            if waits_in(state, value.place.parent, &mut folders)? {
                 waiting.push(node);
-                break;
-            }
-            if at == ROOT {
-                break;
             }
         }
-    }
-    Ok(waiting)
+        Ok(waiting)
+    })
+}
+
+/// Whether rules are to come to a folder, or to one above it. `known`: those that were asked about.
+fn waits_in(state: &State, folder: NodeId, known: &mut HashMap<NodeId, bool>) -> Result<bool, StateError> {
+    let mut walked = Vec::new();
+    let mut at = folder;
+    let waits = loop {
+        if let Some(waits) = known.get(&at) {
+            break *waits;
+        }
+        walked.push(at);
+        if has_rules_to_come(state, at)? {
+            break true;
+        }
+        if at == ROOT || walked.len() >= DEPTH_MAX {
+            break false;
+        }
+        let Some(value) = state.side(Side::Local, at)? else { break false };
+        at = value.place.parent;
+    };
+    known.extend(walked.into_iter().map(|folder| (folder, waits)));
+    Ok(waits)
 }
 
 fn has_rules_to_come(state: &State, folder: NodeId) -> Result<bool, StateError> {

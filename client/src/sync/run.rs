@@ -40,7 +40,7 @@ use crate::planner::Rules;
 use crate::planner::model::{NodeId, ROOT};
 
 /// So much to do leaves memory behind that is worth giving back.
-const DIRTY_LARGE: usize = 10_000;
+const DIRTY_LARGE: usize = 1_000;
 /// While tasks run, planning anew takes at most this share of the time: one part in five.
 const PLAN_PAUSE_FACTOR: u32 = 4;
 /// How long the end waits for what is under way.

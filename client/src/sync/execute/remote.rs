@@ -2,8 +2,10 @@
 
 use proto::v1;
 
+use crate::state::reached::Reached;
 use crate::state::record::Outcome;
 use crate::sync::shared::Shared;
+use crate::sync::state_thread::AskError;
 use crate::sync::status::Done;
 use crate::sync::task::{Again, End, Ended, RemoteTask};
 
@@ -22,9 +24,6 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
         Ok(answer) => answer,
         Err(error) => return tasks.iter().map(|task| Ended::call(task.node, &error)).collect(),
     };
-    if let Err(end) = shared.note_answered(asked, told).await {
-        return all_end(&end);
-    }
     let mut outcomes = Vec::with_capacity(tasks.len());
     let mut ended = Vec::with_capacity(tasks.len());
     for (task, result) in tasks.into_iter().zip(results) {
@@ -42,7 +41,7 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
             Err(error) => ended.push(Ended::call(task.node, &error)),
         }
     }
-    record(shared, outcomes, ended).await
+    record_answered(shared, (asked, told), outcomes, ended).await
 }
 
 /// Records outcomes; if that fails, everything that was done counts as failed.
@@ -52,9 +51,27 @@ pub(crate) async fn record(shared: &Shared, outcomes: Vec<Outcome>, ended: Vec<E
     }
     match shared.state.ask(move |state| state.record(&outcomes)).await {
         Ok(()) => ended,
-        Err(error) => {
-            let reason = format!("done, but it cannot be recorded: {error}");
-            ended.into_iter().map(|ended| Ended::failed(ended.node, reason.as_str(), Again::Soon)).collect()
-        }
+        Err(error) => all_unrecorded(ended, &error),
     }
+}
+
+/// As [`record`], of what an answer of the server's came to: with where that has led (what was known when it was asked for,
+/// and what it told). One that may be of another history than what is known by now counts as lost: the journal tells what
+/// came of it.
+pub(super) async fn record_answered(
+    shared: &Shared,
+    (asked, told): (Reached, Reached),
+    outcomes: Vec<Outcome>,
+    ended: Vec<Ended>,
+) -> Vec<Ended> {
+    match shared.state.ask(move |state| state.record_answered(&asked, &told, &outcomes)).await {
+        Ok(true) => ended,
+        Ok(false) => ended.into_iter().map(|ended| Ended::quietly(ended.node, End::RemoteChanged)).collect(),
+        Err(error) => all_unrecorded(ended, &error),
+    }
+}
+
+fn all_unrecorded(ended: Vec<Ended>, error: &AskError) -> Vec<Ended> {
+    let reason = format!("done, but it cannot be recorded: {error}");
+    ended.into_iter().map(|ended| Ended::failed(ended.node, reason.as_str(), Again::Soon)).collect()
 }

@@ -8,7 +8,7 @@ use engine::manifest::ManifestEntry;
 use proto::v1;
 use tokio::sync::oneshot;
 
-use super::remote::record;
+use super::remote::{record, record_answered};
 use super::upload_session::{Fate, fate, give_up};
 use crate::call_error::CallError;
 use crate::connection::random_16;
@@ -45,8 +45,9 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<UploadTask>) -> Vec<Ended> {
     let sent = send_all(shared, read, &mut ended).await;
     let mut failed = Vec::new();
     let unchanged = check_all(shared, sent, &mut ended, &mut failed).await;
-    commit_all(shared, unchanged, &mut ended, &mut outcomes, &mut failed).await;
-    let ended = record(shared, outcomes, ended).await;
+    let committed = commit_all(shared, unchanged, &mut failed).await;
+    let mut ended = record(shared, outcomes, ended).await;
+    ended.extend(committed);
     // Another try begins a session of its own.
     give_up(shared, failed).await;
     ended
@@ -297,36 +298,23 @@ async fn check_all(
     unchanged
 }
 
-async fn commit_all(
-    shared: &Shared,
-    all: Vec<Read>,
-    ended: &mut Vec<Ended>,
-    outcomes: &mut Vec<Outcome>,
-    failed: &mut Vec<Bytes>,
-) {
+/// Commits the files, and records what came of that; `failed`: the sessions of those that were refused.
+async fn commit_all(shared: &Shared, all: Vec<Read>, failed: &mut Vec<Bytes>) -> Vec<Ended> {
     if all.is_empty() {
-        return;
+        return Vec::new();
     }
+    let all_end = |end: &End| all.iter().map(|read| Ended::quietly(read.task.node, end.clone())).collect();
     let commits = all.iter().map(|read| commit(&read.task, &read.upload_id)).collect();
     let asked = match shared.known().await {
         Ok(known) => known,
-        Err(end) => {
-            ended.extend(all.iter().map(|read| Ended::quietly(read.task.node, end.clone())));
-            return;
-        }
+        Err(end) => return all_end(&end),
     };
     let (results, told) = match shared.api.commit_uploads(asked.proof.clone().into(), commits).await {
         Ok(answer) => answer,
-        Err(error) => {
-            // Whether they were committed shows in the server's news.
-            ended.extend(all.iter().map(|read| Ended::call(read.task.node, &error)));
-            return;
-        }
+        // Whether they were committed shows in the server's news.
+        Err(error) => return all_end(&End::of_call(&error)),
     };
-    if let Err(end) = shared.note_answered(asked, told).await {
-        ended.extend(all.iter().map(|read| Ended::quietly(read.task.node, end.clone())));
-        return;
-    }
+    let (mut outcomes, mut ended) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
     for (read, result) in all.into_iter().zip(results) {
         match result {
             Ok(entry) => {
@@ -343,6 +331,7 @@ async fn commit_all(
             }
         }
     }
+    record_answered(shared, (asked, told), outcomes, ended).await
 }
 
 /// What a commit comes to.
