@@ -17,6 +17,8 @@ pub trait Touched {
     fn node(&self, node: NodeId) -> bool;
     /// Whether something was put at a place or taken from it, or is being so.
     fn place(&self, parent: NodeId, name: &str) -> bool;
+    /// Whether that is so of any place in a folder.
+    fn folder(&self, folder: NodeId) -> bool;
 }
 
 /// What came of a scan's updates.
@@ -203,7 +205,8 @@ impl<'a> Batch<'a> {
         }
         let mut pending = vec![node];
         while let Some(next) = pending.pop() {
-            if self.touched.node(next) {
+            // What was put into it may not be recorded yet.
+            if self.touched.node(next) || self.touched.folder(next) {
                 return Ok(false);
             }
             if let Some(record) = self.puts.get(&next) {

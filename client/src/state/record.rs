@@ -12,7 +12,7 @@ use super::reached::Reached;
 use super::row::{id, signed, unsigned};
 use super::trees::{RemoteFacts, Side};
 use crate::local::model::{LocalRecord, Stamp};
-use crate::planner::model::{Node, NodeId};
+use crate::planner::model::{Kind, Node, NodeId, ROOT};
 pub use crate::planner::transition::Part;
 use crate::planner::transition::agreed;
 
@@ -94,11 +94,12 @@ impl State {
         self.new_node()
     }
 
-    /// Records what was done, in one transaction.
+    /// Records what was done, in one transaction. Gives the nodes that were put into a folder that is not there any more, as
+    /// far as is known: nothing was recorded of these, and what is at their places is for a scan to say.
     ///
     /// # Errors
     /// If the file cannot be written; then nothing was recorded.
-    pub fn record(&mut self, outcomes: &[Outcome]) -> Result<(), StateError> {
+    pub fn record(&mut self, outcomes: &[Outcome]) -> Result<Vec<NodeId>, StateError> {
         self.transaction(|state| state.record_all(outcomes))
     }
 
@@ -116,17 +117,34 @@ impl State {
         self.transaction(|state| {
             let taken = state.take_answer(asked, told)?;
             if taken {
-                state.record_all(outcomes)?;
+                let nowhere = state.record_all(outcomes)?;
+                debug_assert!(nowhere.is_empty(), "an answer of the server's puts nothing on the disk");
             }
             Ok(taken)
         })
     }
 
-    fn record_all(&self, outcomes: &[Outcome]) -> Result<(), StateError> {
+    fn record_all(&self, outcomes: &[Outcome]) -> Result<Vec<NodeId>, StateError> {
         let before = self.deletes_carried_out();
-        outcomes.iter().try_for_each(|outcome| self.record_one(outcome))?;
+        let mut nowhere = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Local { record, .. } if !self.has_folder(record)? => nowhere.push(record.node),
+                _ => self.record_one(outcome)?,
+            }
+        }
         let after = self.deletes_carried_out();
-        if after == before { Ok(()) } else { self.set_number(CARRIED_OUT, signed(after)) }
+        if after != before {
+            self.set_number(CARRIED_OUT, signed(after))?;
+        }
+        Ok(nowhere)
+    }
+
+    /// Whether the folder is there that something was put into. A scan may have found it gone since.
+    fn has_folder(&self, record: &LocalRecord) -> Result<bool, StateError> {
+        let parent = record.place.parent;
+        let is_folder = |node: Node| node.kind == Kind::Folder;
+        Ok(parent == ROOT || self.side(Side::Local, parent)?.is_some_and(is_folder))
     }
 
     fn record_one(&self, outcome: &Outcome) -> Result<(), StateError> {
@@ -161,7 +179,9 @@ impl State {
             Outcome::Split { node, record } => {
                 self.set_side(Side::Local, *node, None)?;
                 self.set_synced_if_known(*node, None)?;
-                self.write_local(record)?;
+                if self.has_folder(record)? {
+                    self.write_local(record)?;
+                }
                 self.remove_split(*node)
             }
         }

@@ -20,6 +20,8 @@ pub(crate) struct Effects(Arc<Mutex<Inner>>);
 struct Inner {
     nodes: HashMap<NodeId, Mark>,
     places: HashMap<Place, Mark>,
+    /// The folders of those places.
+    folders: HashMap<NodeId, Mark>,
     scans: usize,
 }
 
@@ -54,6 +56,7 @@ impl Effects {
         }
         for place in &places {
             inner.places.entry(place.clone()).or_default().under_way += 1;
+            inner.folders.entry(place.parent).or_default().under_way += 1;
         }
         drop(inner);
         Effect { effects: self.clone(), nodes, places }
@@ -86,7 +89,10 @@ impl Drop for Effect {
         let forget = inner.scans == 0;
         let inner = &mut *inner;
         self.nodes.iter().for_each(|node| end(&mut inner.nodes, node, forget));
-        self.places.iter().for_each(|place| end(&mut inner.places, place, forget));
+        for place in &self.places {
+            end(&mut inner.places, place, forget);
+            end(&mut inner.folders, &place.parent, forget);
+        }
     }
 }
 
@@ -97,6 +103,7 @@ impl Drop for ScanUnderWay {
         if inner.scans == 0 {
             inner.nodes.retain(|_node, mark| mark.under_way > 0);
             inner.places.retain(|_place, mark| mark.under_way > 0);
+            inner.folders.retain(|_folder, mark| mark.under_way > 0);
         }
     }
 }
@@ -104,6 +111,10 @@ impl Drop for ScanUnderWay {
 impl Touched for ScanUnderWay {
     fn node(&self, node: NodeId) -> bool {
         self.0.inner().nodes.contains_key(&node)
+    }
+
+    fn folder(&self, folder: NodeId) -> bool {
+        self.0.inner().folders.contains_key(&folder)
     }
 
     fn place(&self, parent: NodeId, name: &str) -> bool {
@@ -126,9 +137,11 @@ mod tests {
         let within = effects.begin(vec![NodeId(3)], vec![place]);
         drop(within);
         assert!(scan.node(NodeId(2)) && scan.node(NodeId(3)) && scan.place(NodeId(1), "a"));
+        assert!(scan.folder(NodeId(1)) && !scan.folder(NodeId(2)));
         drop(scan);
         let next = effects.begin_scan();
         assert!(!next.node(NodeId(2)) && !next.node(NodeId(3)) && !next.place(NodeId(1), "a"));
+        assert!(!next.folder(NodeId(1)));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(crate) async fn recover(state: &StateThread, root: &Arc<Root>) -> Result<(),
 fn settle_split(state: &mut State, root: &Root, intent: &SplitIntent) -> Result<(), StateError> {
     let renamed = renamed_record(state, root, intent)?;
     match renamed {
-        Some(record) => state.record(&[Outcome::Split { node: intent.node, record }]),
+        Some(record) => state.record(&[Outcome::Split { node: intent.node, record }]).map(drop),
         None => state.forget_split(intent.node),
     }
 }

@@ -200,6 +200,10 @@ impl Touched for Untouched {
     fn place(&self, _parent: NodeId, _name: &str) -> bool {
         false
     }
+
+    fn folder(&self, _folder: NodeId) -> bool {
+        false
+    }
 }
 
 struct TouchedNode(NodeId);
@@ -210,6 +214,10 @@ impl Touched for TouchedNode {
     }
 
     fn place(&self, _parent: NodeId, _name: &str) -> bool {
+        false
+    }
+
+    fn folder(&self, _folder: NodeId) -> bool {
         false
     }
 }
@@ -247,6 +255,32 @@ fn what_was_touched_during_a_scan_is_looked_at_again_instead_of_believed() {
     assert_eq!(state.side_at(Side::Local, NodeId(2), "x").unwrap(), Some(NodeId(3)));
 }
 
+/// What this program put into a folder that somebody deleted at the same time is not left in a folder that is not there.
+#[test]
+fn what_was_put_into_a_folder_that_was_found_gone_is_nowhere() {
+    let (_folder, mut state) = agreed_file_in_folder();
+    let put = |node, parent, name: &str| Outcome::Local {
+        record: record(node, parent, name, file(7)),
+        part: Part::Whole,
+    };
+    // Still under way: the scan is not believed.
+    let gone = || vec![LocalUpdate::Gone(NodeId(2))];
+    let applied = state.apply_local(gone(), &TouchedPlace(NodeId(2), "new")).unwrap();
+    assert_eq!(applied.again.into_iter().collect::<Vec<_>>(), [""]);
+    assert!(state.side(Side::Local, NodeId(2)).unwrap().is_some());
+    // Not known to the scan: the folder goes, and then it is recorded what was put into it, and into another one.
+    state.apply_local(gone(), &Untouched).unwrap();
+    let nowhere = state.record(&[put(20, 2, "new"), put(21, 4, "new")]).unwrap();
+    assert_eq!(nowhere, [NodeId(20)]);
+    assert_eq!(state.side(Side::Local, NodeId(20)).unwrap(), None);
+    assert_eq!(state.synced(NodeId(20)).unwrap(), None);
+    assert_eq!(state.path(Side::Local, NodeId(21)).unwrap().as_deref(), Some("b/new"));
+    // A move into it: what was moved is known where it was, and a scan of that folder finds that it is not there.
+    let moved = Outcome::Local { record: record(4, 2, "b", Kind::Folder), part: Part::Place };
+    assert_eq!(state.record(&[moved]).unwrap(), [NodeId(4)]);
+    assert_eq!(state.path(Side::Local, NodeId(21)).unwrap().as_deref(), Some("b/new"));
+}
+
 struct TouchedPlace(NodeId, &'static str);
 
 impl Touched for TouchedPlace {
@@ -256,6 +290,10 @@ impl Touched for TouchedPlace {
 
     fn place(&self, parent: NodeId, name: &str) -> bool {
         (parent, name) == (self.0, self.1)
+    }
+
+    fn folder(&self, folder: NodeId) -> bool {
+        folder == self.0
     }
 }
 

@@ -44,13 +44,20 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<RemoteTask>) -> Vec<Ended> {
     record_answered(shared, (asked, told), outcomes, ended).await
 }
 
-/// Records outcomes; if that fails, everything that was done counts as failed.
+/// Records outcomes; if that fails, everything that was done counts as failed. What proves to be nowhere is looked at again.
 pub(crate) async fn record(shared: &Shared, outcomes: Vec<Outcome>, ended: Vec<Ended>) -> Vec<Ended> {
     if outcomes.is_empty() {
         return ended;
     }
     match shared.state.ask(move |state| state.record(&outcomes)).await {
-        Ok(()) => ended,
+        Ok(nowhere) if nowhere.is_empty() => ended,
+        Ok(nowhere) => {
+            let looked_at = |ended: Ended| match nowhere.contains(&ended.node) {
+                true => Ended::quietly(ended.node, End::LocalChanged),
+                false => ended,
+            };
+            ended.into_iter().map(looked_at).collect()
+        }
         Err(error) => all_unrecorded(ended, &error),
     }
 }
