@@ -32,6 +32,10 @@ impl Touched for Untouched {
     fn place(&self, _parent: NodeId, _name: &str) -> bool {
         false
     }
+
+    fn folder(&self, _folder: NodeId) -> bool {
+        false
+    }
 }
 
 fn content(number: u64) -> ContentId {
