@@ -148,9 +148,13 @@ impl Waits {
         self.nodes.get_mut(&node).filter(|wait| !wait.over).is_some_and(|wait| wait.hear(now))
     }
 
-    /// What is in the way of those that wait for that.
-    pub(crate) fn obstacles(&self) -> Vec<(NodeId, Obstacle)> {
-        self.waiting().filter_map(|(node, wait)| Some((node, wait.obstacle.clone()?))).collect()
+    /// What is in the way of those that wait for that, as far as it is `asked` for.
+    pub(crate) fn obstacles(&self, asked: impl Fn(&Obstacle) -> bool) -> Vec<(NodeId, Obstacle)> {
+        let of_wait = |(node, wait): (NodeId, &Wait)| {
+            let obstacle = wait.obstacle.as_ref().filter(|obstacle| asked(obstacle))?;
+            Some((node, obstacle.clone()))
+        };
+        self.waiting().filter_map(of_wait).collect()
     }
 
     pub(crate) fn any_obstacle(&self) -> bool {

@@ -52,9 +52,9 @@ pub(crate) async fn record(shared: &Shared, outcomes: Vec<Outcome>, ended: Vec<E
     match shared.state.ask(move |state| state.record(&outcomes)).await {
         Ok(nowhere) if nowhere.is_empty() => ended,
         Ok(nowhere) => {
-            let looked_at = |ended: Ended| match nowhere.contains(&ended.node) {
-                true => Ended::quietly(ended.node, End::LocalChanged),
-                false => ended,
+            let looked_at = |ended: Ended| {
+                let is_nowhere = nowhere.contains(&ended.node);
+                if is_nowhere { Ended::quietly(ended.node, End::LocalChanged) } else { ended }
             };
             ended.into_iter().map(looked_at).collect()
         }

@@ -18,9 +18,9 @@ const INTERVAL: Duration = Duration::from_secs(15);
 impl Run {
     /// Those that wait for what a scan has just looked at, and that is not there any more as it was.
     pub(super) async fn unblocked(&mut self, scope: &Scope) -> Vec<NodeId> {
-        let mut obstacles = self.waits.obstacles();
-        obstacles
-            .retain(|(_node, obstacle)| obstacle.places().any(|rel| is_within(rel.as_str(), scope, true)));
+        let was_looked_at =
+            |obstacle: &Obstacle| obstacle.places().any(|rel| is_within(rel.as_str(), scope, true));
+        let obstacles = self.waits.obstacles(was_looked_at);
         self.passed(obstacles).await
     }
 
@@ -28,11 +28,15 @@ impl Run {
     /// again), and no scan compares owners and access lists.
     pub(super) async fn look_at_obstacles(&mut self) {
         let now = Instant::now();
-        if now < self.obstacles_due || self.trouble.is_some() || !self.waits.any_obstacle() {
+        if now < self.obstacles_due {
             return;
         }
         self.obstacles_due = now + INTERVAL;
-        let obstacles = self.waits.obstacles();
+        // A folder that is not there says nothing of what is in it.
+        if self.trouble.is_some() || !self.waits.any_obstacle() {
+            return;
+        }
+        let obstacles = self.waits.obstacles(|_any| true);
         let passed = self.passed(obstacles).await;
         if passed.iter().fold(false, |any, node| self.waits.news(*node, now) | any) {
             self.disturb();
