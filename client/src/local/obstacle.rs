@@ -1,4 +1,7 @@
 //! What keeps something from being done on this disk, and is not seen as a change by any scan once it has gone.
+//!
+//! Invariant: an obstacle that stays as it was never ends a wait, whatever is written beside it: else what is refused would be
+//! tried without a pause.
 
 use std::fmt;
 

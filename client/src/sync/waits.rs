@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - A wait's time is a floor: only the first failure in a row ends with the next look at its folder or the next news;
-//!   later ones end before their time only by news of the node itself or of what is in its way, and then not faster than
-//!   [`Wait::early_at`]. So nothing is tried again and again without a pause, whatever tells of something.
+//!   later ones end before their time only by news of the node itself, of what is in its way or of the rights there, or
+//!   because a person asks for it, and then not faster than [`Wait::early_at`]. So nothing is tried again and again without a pause, whatever tells of something.
 //! - Failures in a row are counted until the node agrees.
 
 use std::collections::HashMap;
