@@ -15,6 +15,7 @@ mod own_data;
 pub mod rel;
 pub mod replace;
 pub(crate) mod rights;
+pub(crate) mod room;
 pub mod root;
 pub mod scan;
 pub mod temp;

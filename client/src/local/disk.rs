@@ -36,9 +36,12 @@ pub enum DiskError {
     /// Something is at the place: scan it, and plan anew.
     #[error("{0} is there already")]
     Exists(Rel),
-    /// The disk, or the quota on it, is full: try again later.
+    /// The disk is full: try again once it has more room.
     #[error("no space left on the disk for {0}")]
     NoSpace(Rel),
+    /// The quota on the disk is used up, of which the room on the disk says nothing: try again later.
+    #[error("no space left on the disk for {0}: its quota is used up")]
+    Quota(Rel),
     /// Permissions, or a read-only file system.
     #[error("{0} may not be changed: check its permissions")]
     Denied(Rel),
@@ -85,7 +88,8 @@ impl DiskError {
             Errno::EXIST | Errno::NOTEMPTY => Self::Exists(rel),
             // A symlink, a file or a mount point is where a folder was; or the reverse.
             Errno::LOOP | Errno::NOTDIR | Errno::ISDIR | Errno::XDEV | Errno::BUSY => Self::Changed(rel),
-            Errno::NOSPC | Errno::DQUOT => Self::NoSpace(rel),
+            Errno::NOSPC => Self::NoSpace(rel),
+            Errno::DQUOT => Self::Quota(rel),
             Errno::ACCESS | Errno::PERM | Errno::ROFS => Self::Denied(rel),
             Errno::NAMETOOLONG => Self::NotSupported { rel, reason: "the name is too long".to_owned() },
             Errno::ILSEQ => Self::NotSupported { rel, reason: "it does not allow the name".to_owned() },

@@ -8,6 +8,7 @@ use std::fmt;
 use super::blocker::Blocker;
 use super::rel::Rel;
 use super::rights::Rights;
+use super::room::Room;
 use super::root::Root;
 
 /// What to look at again, to know whether what was refused is worth another try.
@@ -17,14 +18,17 @@ pub(crate) enum Obstacle {
     Blocker(Blocker),
     /// This user may not.
     Rights(Rights),
+    /// There was no room but this.
+    Full(Room),
 }
 
 impl Obstacle {
-    /// Where it is.
+    /// Where it is, if it is anywhere.
     pub(crate) fn places(&self) -> impl Iterator<Item = &Rel> {
         let (blocker, rights) = match self {
             Self::Blocker(blocker) => (Some(&blocker.rel), None),
             Self::Rights(rights) => (None, Some(rights.places())),
+            Self::Full(_) => (None, None),
         };
         blocker.into_iter().chain(rights.into_iter().flatten())
     }
@@ -35,6 +39,7 @@ impl fmt::Display for Obstacle {
         match self {
             Self::Blocker(blocker) => blocker.fmt(f),
             Self::Rights(_) => f.write_str("this user may not change it"),
+            Self::Full(_) => f.write_str("no space left on the disk"),
         }
     }
 }
@@ -45,6 +50,7 @@ impl Root {
         match obstacle {
             Obstacle::Blocker(blocker) => self.is_blocked_by(blocker),
             Obstacle::Rights(rights) => self.has_rights(rights),
+            Obstacle::Full(room) => !self.has_more_room(*room),
         }
     }
 }

@@ -4,23 +4,28 @@ use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 
 use super::shared::Shared;
-use super::task::{End, Ended};
+use super::task::{End, Ended, Refusal};
 use crate::local::obstacle::Obstacle;
 use crate::local::rel::Rel;
 use crate::planner::model::NodeId;
 
-/// Looks what is in the way of those that the disk was not ready for, and at the rights where it refused. `places`: where
+/// Looks what is in the way of those that the disk was not ready for, and at the rights or the room where it refused. `places`: where
 /// the tasks were to do something.
 pub(super) async fn name(shared: &Shared, places: Vec<(NodeId, Rel)>, mut ended: Vec<Ended>) -> Vec<Ended> {
     let changed = ended.iter().filter(|ended| matches!(ended.end, End::LocalChanged));
     let changed: HashSet<NodeId> = changed.map(|ended| ended.node).collect();
     let mut denied: HashMap<NodeId, Vec<Rel>> = HashMap::new();
+    let mut full = Vec::new();
     for ended in &ended {
-        if let End::Denied { rel, .. } = &ended.end {
-            denied.entry(ended.node).or_default().push(rel.clone());
+        match &ended.end {
+            End::Refused { by: Refusal::Rights(rel), .. } => {
+                denied.entry(ended.node).or_default().push(rel.clone());
+            }
+            End::Refused { by: Refusal::Full, .. } => full.push(ended.node),
+            _ => {}
         }
     }
-    if changed.is_empty() && denied.is_empty() {
+    if changed.is_empty() && denied.is_empty() && full.is_empty() {
         return ended;
     }
     let (root, index, rules) = (shared.root.clone(), shared.index.clone(), shared.rules.clone());
@@ -41,6 +46,9 @@ pub(super) async fn name(shared: &Shared, places: Vec<(NodeId, Rel)>, mut ended:
         }
         drop(index);
         found.extend(denied.into_iter().map(|(node, places)| (node, Obstacle::Rights(root.rights(places)))));
+        if let Some(room) = (!full.is_empty()).then(|| root.room()).flatten() {
+            found.extend(full.into_iter().map(|node| (node, Obstacle::Full(room))));
+        }
         found
     });
     let mut found = looked.await.unwrap_or_default();

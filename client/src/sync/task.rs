@@ -180,12 +180,21 @@ pub(crate) enum End {
     LocalChanged,
     /// The server's tree is not as it was known: its news are to be waited for.
     RemoteChanged,
-    /// This user may not do that at a place; to be tried again once the rights there are others.
-    Denied { rel: Rel, reason: String },
+    /// The disk refused it; to be tried again once that may be past.
+    Refused { by: Refusal, reason: String },
     /// It was broken off.
     Stopped,
     /// It failed; to be tried again after a while.
     Failed { reason: String, again: Again },
+}
+
+/// Why a disk refuses something.
+#[derive(Clone, Debug)]
+pub(crate) enum Refusal {
+    /// This user may not do that at a place.
+    Rights(Rel),
+    /// It has no room.
+    Full,
 }
 
 /// When something that failed is tried again.
@@ -269,9 +278,10 @@ impl End {
         match error {
             DiskError::Changed(_) | DiskError::Vanished(_) | DiskError::Exists(_) => Self::LocalChanged,
             DiskError::Denied(rel) | DiskError::Protected { rel, .. } => {
-                Self::Denied { rel: rel.clone(), reason: error.to_string() }
+                Self::Refused { by: Refusal::Rights(rel.clone()), reason: error.to_string() }
             }
-            DiskError::NoSpace(_) | DiskError::NotSupported { .. } | DiskError::NotMovable(_) => {
+            DiskError::NoSpace(_) => Self::Refused { by: Refusal::Full, reason: error.to_string() },
+            DiskError::Quota(_) | DiskError::NotSupported { .. } | DiskError::NotMovable(_) => {
                 failed(Again::Later)
             }
             DiskError::Io { .. } => failed(Again::Soon),

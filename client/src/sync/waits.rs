@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! - A wait's time is a floor: only the first failure in a row ends with the next look at its folder or the next news;
-//!   later ones end before their time only by news of the node itself, of what is in its way or of the rights there, or
-//!   because a person asks for it, and then not faster than [`Wait::early_at`]. So nothing is tried again and again without a pause, whatever tells of something.
+//!   later ones end before their time only by news of the node itself, of what is in its way, of the rights there or of
+//!   the room on the disk, or because a person asks for it, and then not faster than [`Wait::early_at`]. So nothing is
+//!   tried again and again without a pause, whatever tells of something.
 //! - Failures in a row are counted until the node agrees.
 
 use std::collections::HashMap;
@@ -26,7 +27,7 @@ pub(crate) enum Until {
     Online,
     /// Its folder was scanned.
     Scanned,
-    /// What is in its way has gone, or is another thing; or the rights there are others.
+    /// What is in its way has gone, or is another thing; the rights there are others; or the disk has more room.
     Unblocked,
 }
 
@@ -91,7 +92,7 @@ impl Waits {
                 return false;
             }
             (End::LocalChanged, Some(obstacle)) => (Until::Unblocked, Again::Unblocked, obstacle.to_string()),
-            (End::Denied { reason, .. }, _) => (Until::Unblocked, Again::Later, reason.clone()),
+            (End::Refused { reason, .. }, _) => (Until::Unblocked, Again::Later, reason.clone()),
             (End::LocalChanged, None) => (
                 Until::Scanned,
                 Again::Soon,
@@ -109,7 +110,7 @@ impl Waits {
         };
         let told = self.nodes.get(&node).is_some_and(|wait| wait.reason == reason);
         let tellable =
-            matches!(ended.end, End::Failed { .. } | End::Denied { .. }) || ended.obstacle.is_some();
+            matches!(ended.end, End::Failed { .. } | End::Refused { .. }) || ended.obstacle.is_some();
         let fresh = tellable && !told && again != Again::Online;
         let lasting = matches!(again, Again::Later | Again::Unblocked) || failures >= LASTING_FAILURES;
         let at = now + again.wait(failures).min(WAIT_TIME_MAX);
@@ -193,7 +194,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::local::rel::Rel;
+    use crate::sync::task::Refusal;
 
     fn ended(node: u64, end: End) -> Ended {
         Ended::quietly(NodeId(node), end)
@@ -240,7 +241,7 @@ mod tests {
             End::RemoteChanged,
             End::Failed { reason: "soon".to_owned(), again: Again::Soon },
             End::Failed { reason: "later".to_owned(), again: Again::Later },
-            End::Denied { rel: Rel::root(), reason: "denied".to_owned() },
+            End::Refused { by: Refusal::Full, reason: "full".to_owned() },
         ];
         for end in ends {
             let (mut waits, mut now) = (Waits::default(), Instant::now());

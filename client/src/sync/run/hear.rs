@@ -339,7 +339,7 @@ impl Run {
             }
             if self.waits.ended(&ended, now) {
                 match (&ended.end, &ended.obstacle) {
-                    (End::Failed { reason, .. } | End::Denied { reason, .. }, _) => {
+                    (End::Failed { reason, .. } | End::Refused { reason, .. }, _) => {
                         self.board.failed(ended.node, reason.clone());
                     }
                     (_, Some(obstacle)) => self.board.failed(ended.node, obstacle.to_string()),
