@@ -34,7 +34,7 @@ pub(crate) enum SyncCommand {
     Ls(SyncLs),
     /// Show what was done.
     Log(SyncLog),
-    /// Look at all of a folder now, or of all of them.
+    /// Look at all of a folder now, or of all of them, and try again what waits.
     Rescan(SyncSome),
     /// Do not keep a folder below on this device: it goes here, and stays on the server.
     Exclude(SyncBelow),
