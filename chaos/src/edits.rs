@@ -22,7 +22,7 @@ use rustix::fs::{
 };
 
 use crate::contents::Contents;
-use crate::snapshot::OWN_FOLDER;
+use crate::snapshot::{OWN_FOLDER, is_gone};
 
 /// Entries in a folder, beyond which there is more deleted than made.
 const ENTRIES_MAX: usize = 120;
@@ -93,6 +93,15 @@ impl Kinds {
     }
 }
 
+/// Whether what something was done to had been moved away.
+fn is_moved(done: std::io::Result<()>) -> std::io::Result<bool> {
+    match done {
+        Ok(()) => Ok(false),
+        Err(error) if is_gone(Some(&error)) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// One device's user.
 #[derive(Debug)]
 pub struct Editor<'a> {
@@ -112,20 +121,32 @@ impl<'a> Editor<'a> {
     }
 
     /// Takes away what cannot be synchronised, and what would be in the way of that for good: special files. What has a
-    /// name that is not UTF-8 gets another.
+    /// name that is not UTF-8 gets another. The client may move things meanwhile: then it is looked again.
     ///
     /// # Errors
     /// If something cannot be removed.
     pub fn tidy_up(&self) -> anyhow::Result<()> {
+        while !self.tidied()? {}
+        Ok(())
+    }
+
+    /// Goes through all once; tells whether nothing was moved away meanwhile, and with it perhaps what is looked for.
+    fn tidied(&self) -> anyhow::Result<bool> {
         let walk = walkdir::WalkDir::new(&self.root).min_depth(1);
-        let mut odd = Vec::new();
+        let (mut odd, mut moved) = (Vec::new(), false);
         for entry in walk.into_iter().filter_entry(|entry| entry.file_name() != OWN_FOLDER) {
-            let entry = entry?;
+            let entry = match entry {
+                Err(error) if is_gone(error.io_error()) => {
+                    moved = true;
+                    continue;
+                }
+                entry => entry?,
+            };
             let kind = entry.file_type();
             let usual = kind.is_file() || kind.is_dir() || kind.is_symlink();
             let named = entry.file_name().to_str().is_some();
             if !usual {
-                fs::remove_file(entry.path())?;
+                moved |= is_moved(fs::remove_file(entry.path()))?;
             } else if !named {
                 odd.push(entry.into_path());
             }
@@ -134,9 +155,9 @@ impl<'a> Editor<'a> {
         for path in odd.iter().rev() {
             let mut names = (0_u64..).map(|number| path.with_file_name(format!("had an odd name {number}")));
             let free = names.find(|name| fs::symlink_metadata(name).is_err()).context("no free name")?;
-            fs::rename(path, free)?;
+            moved |= is_moved(fs::rename(path, free))?;
         }
-        Ok(())
+        Ok(!moved)
     }
 
     /// Does one thing.

@@ -151,7 +151,7 @@ fn keep(keeping: &mut BTreeSet<String>, path: &str) {
     keeping.extend(path.match_indices('/').map(|(at, _)| path[..at].to_owned()));
 }
 
-fn is_gone(error: Option<&std::io::Error>) -> bool {
+pub(crate) fn is_gone(error: Option<&std::io::Error>) -> bool {
     error.is_some_and(|error| {
         matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
     })
