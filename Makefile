@@ -40,7 +40,7 @@ test: build ## Runs every test; the cluster tests run the real binary as process
 .PHONY: lint
 lint: prepare ## Format, clippy, licences and sources of dependencies
 	cargo fmt --all -- --check
-	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release --workspace --all-targets --features keepstone-tests/attacks -- -D warnings
 	deploy/deny
 
 .PHONY: bench

@@ -154,7 +154,12 @@ async fn abort(caller: &Caller, ids: &Ids) -> Result<String, Status> {
 }
 
 async fn below(caller: &Caller, ids: &Ids) -> Result<String, Status> {
-    let message = v1::ListBelowRequest { entry_id: ids.folder, page: Bytes::new(), count_max: 0 };
+    let message = v1::ListBelowRequest {
+        entry_id: ids.folder,
+        page: Bytes::new(),
+        count_max: 0,
+        ..v1::ListBelowRequest::default()
+    };
     Ok(format!("{:?}", caller.sync().list_below(caller.request(message)).await?.into_inner()))
 }
 
@@ -287,7 +292,12 @@ async fn bent_positions(victim: &Caller, attacker: &Caller) -> Result<()> {
     }
     let message = v1::ChangesRequest { count_max: 2, ..v1::ChangesRequest::default() };
     let cursor = victim.sync().changes(victim.request(message)).await?.into_inner().cursor;
-    let message = v1::ListBelowRequest { entry_id: 1, page: Bytes::new(), count_max: 2 };
+    let message = v1::ListBelowRequest {
+        entry_id: 1,
+        page: Bytes::new(),
+        count_max: 2,
+        ..v1::ListBelowRequest::default()
+    };
     let page = victim.sync().list_below(victim.request(message)).await?.into_inner().next_page;
     ensure!(!page.is_empty() && !cursor.is_empty(), "there is more than one page");
 
@@ -296,7 +306,8 @@ async fn bent_positions(victim: &Caller, attacker: &Caller) -> Result<()> {
         caller.sync().changes(caller.request(message)).await.map(drop)
     };
     let below = async |caller: &Caller, page: Bytes| {
-        let message = v1::ListBelowRequest { entry_id: 1, page, count_max: 2 };
+        let message =
+            v1::ListBelowRequest { entry_id: 1, page, count_max: 2, ..v1::ListBelowRequest::default() };
         caller.sync().list_below(caller.request(message)).await.map(drop)
     };
     changes(victim, cursor.clone()).await?;

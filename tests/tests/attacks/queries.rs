@@ -171,7 +171,8 @@ async fn whole_journal(caller: &Caller, count_max: u32) -> Result<usize> {
 async fn whole_tree(caller: &Caller, count_max: u32) -> Result<usize> {
     let (mut page, mut count) = (Bytes::new(), 0);
     loop {
-        let message = v1::ListBelowRequest { entry_id: 1, page, count_max };
+        let message =
+            v1::ListBelowRequest { entry_id: 1, page, count_max, ..v1::ListBelowRequest::default() };
         let answer = timeout(PAGE_TIME_MAX, caller.sync().list_below(caller.request(message))).await;
         let answer = answer.context("a page of the tree takes too long")??.into_inner();
         count += answer.entries.len();
