@@ -110,6 +110,11 @@ limits! {
     account_requests_max = 128;
     /// Requests under way.
     requests_max = 2048;
+    /// Items that one account may ask for in vain at once, for it has as much as it may have or they are not valid; and a
+    /// second after that.
+    account_refusals_burst = 4096;
+    /// See `account_refusals_burst`.
+    account_refusals_per_second = 64;
     /// Pages of lists (folders, changes, trash, versions, devices) that one account has asked for and that are being
     /// gathered.
     account_lists_max = 8;
@@ -135,10 +140,18 @@ limits! {
     account_downloads_max = 96;
     /// Downloads at once.
     downloads_max = 1024;
+    /// Downloads of one account for which it is being looked up just now where their bytes are.
+    account_lookups_max = 8;
+    /// The same, of all.
+    lookups_max = 64;
     /// Bytes of one account's downloads that are read and not handed over for sending.
-    account_download_bytes_max = 32 * MIB;
+    account_download_bytes_max = 16 * MIB;
     /// The same, of all.
     download_bytes_max = 64 * MIB;
+    /// Bytes of one account's downloads that are being read from the disks just now.
+    account_read_bytes_max = 8 * MIB;
+    /// The same, of all.
+    read_bytes_max = 16 * MIB;
     /// Bytes of one account's answers that its clients have not taken yet.
     account_answer_bytes_max = 24 * MIB;
     /// The same, of all.

@@ -8,7 +8,7 @@ use blockstore::client::StorageClient;
 use bytes::Bytes;
 use engine::health::{CallKind, HungDisk};
 use engine::ids::{AccountId, ChunkId, ContentId, EntryId, HolderId, NamespaceId, NodeId};
-use engine::location::{ChunkKind, ChunkLocation};
+use engine::location::{ChunkKind, ChunkLocation, LocatedChunk};
 use metaraft::model::query::Resolved;
 use metaraft::model::row::{ContentRow, EntryRow};
 use proto::peer::TlsIdentity;
@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
 
+use crate::bulk::Bulk;
 use crate::chunks::inflight::InFlight;
 use crate::chunks::prepare::Preparer;
 use crate::chunks::presence::{Presence, mark};
 use crate::chunks::reader::ChunkSource;
 use crate::chunks::writer::ChunkWriter;
+use crate::door::refusals::Refusals;
 use crate::door::shares::Shares;
 use crate::failure::Failure;
 use crate::live::LiveDevices;
@@ -60,10 +62,18 @@ pub(crate) struct Core {
     pub(crate) presence: Presence,
     pub(crate) writer: ChunkWriter,
     pub(crate) source: ChunkSource,
+    /// For work on many bytes.
+    pub(crate) bulk: Bulk,
     /// Chunk bytes that are not acknowledged yet, in units of [`BUDGET_UNIT_BYTES`].
     pub(crate) upload_bytes: Shares<AccountId>,
     /// Bytes of downloads that are read and not handed over for sending, in the same units.
     pub(crate) download_bytes: Shares<AccountId>,
+    /// Downloads for which it is being looked up where their bytes are.
+    pub(crate) lookups: Shares<AccountId>,
+    /// Bytes of downloads that are being read just now, in the same units.
+    pub(crate) read_bytes: Shares<AccountId>,
+    /// What accounts asked for in vain.
+    pub(crate) refusals: Refusals,
     /// Streams of chunks.
     pub(crate) put_streams: Shares<AccountId>,
     /// Downloads.
@@ -125,6 +135,20 @@ impl Core {
         let resolved = self.meta.resolve(namespace, std::slice::from_ref(path)).await;
         let resolved = resolved.map_err(|error| Failure::from_meta(&error, &path.to_string()))?;
         resolved.into_iter().next().ok_or_else(|| Failure::internal("resolve", &"no answer"))
+    }
+
+    /// The plain bytes of a download's chunks that lie in one stripe, verified, in order, once it is the account's turn:
+    /// reading takes most of what a download costs. Cancel safe.
+    pub(crate) async fn read_run(
+        &self,
+        account: AccountId,
+        run: &[LocatedChunk],
+    ) -> Result<Vec<Bytes>, Failure> {
+        let bytes = run.iter().map(|located| u64::from(located.location.plain_length)).sum::<u64>();
+        let _turn = self.read_bytes.take(account, bytes.div_ceil(BUDGET_UNIT_BYTES)).await;
+        let (source, run) = (self.source.clone(), run.to_vec());
+        let read = self.bulk.run(bytes, async move { source.read_run(&run).await }).await;
+        read.ok_or_else(|| Failure::internal("read", &"the task that read a stripe has panicked"))?
     }
 
     /// The row of a content that a version names.

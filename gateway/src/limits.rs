@@ -79,6 +79,9 @@ pub(crate) const COMMAND_STEPS_MAX: usize = 64;
 /// Commands and queries that one request has under way at once.
 pub(crate) const REQUEST_COMMANDS_MAX: usize = 64;
 
+/// Entries that one request makes at once: they are few, or somebody's flood.
+pub(crate) const CREATE_AT_ONCE_MAX: usize = 16;
+
 /// Small uploads that are committed, or begun, in one fused command.
 pub(crate) const COMMAND_UPLOADS_MAX: usize = 256;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockstore::client::StorageClient;
-use engine::ids::DiskId;
+use engine::ids::{AccountId, DiskId};
 use metaraft::api::MetaApi;
 use metaraft::client::MetaClient;
 use proto::peer::{TlsError, TlsIdentity};
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
+use crate::bulk::Bulk;
 use crate::chunks::deposit::Depositor;
 use crate::chunks::inflight::InFlight;
 use crate::chunks::prepare::Preparer;
@@ -35,6 +36,7 @@ use crate::config::GatewayConfig;
 use crate::core::{BUDGET_UNIT_BYTES, Core};
 use crate::door::gate::Gate;
 use crate::door::listen::Door;
+use crate::door::refusals::Refusals;
 use crate::door::shares::Shares;
 use crate::failure::Failure;
 use crate::limits::{CLEANUPS_MAX, STOP_GRACE};
@@ -131,6 +133,11 @@ fn other(failure: Failure) -> StartError {
     StartError::Other { why: failure.message }
 }
 
+/// So many bytes for each account, and for all together.
+fn bytes(own: u64, all: u64) -> Shares<AccountId> {
+    Shares::new(own.div_ceil(BUDGET_UNIT_BYTES), all.div_ceil(BUDGET_UNIT_BYTES))
+}
+
 impl Gateway {
     /// Starts to serve. Must be called within a tokio runtime.
     ///
@@ -159,15 +166,13 @@ impl Gateway {
         let packing = CancellationToken::new();
         let (writer, pack) = ChunkWriter::new(depositor, packing.clone());
         let limits = &config.limits;
-        let bytes = |own: u64, all: u64| {
-            Shares::new(own.div_ceil(BUDGET_UNIT_BYTES), all.div_ceil(BUDGET_UNIT_BYTES))
-        };
         let (forgetting, forgotten) = forget::queue();
         let core = Arc::new(Core {
             node: config.node,
             address: address.to_string(),
             identity,
             source,
+            bulk: Bulk::start(),
             meta,
             storage,
             passwords,
@@ -180,6 +185,9 @@ impl Gateway {
             writer,
             upload_bytes: bytes(limits.account_upload_bytes_max, limits.upload_bytes_max),
             download_bytes: bytes(limits.account_download_bytes_max, limits.download_bytes_max),
+            lookups: Shares::new(limits.account_lookups_max, limits.lookups_max),
+            read_bytes: bytes(limits.account_read_bytes_max, limits.read_bytes_max),
+            refusals: Refusals::new(limits.account_refusals_burst, limits.account_refusals_per_second),
             put_streams: Shares::new(limits.account_put_streams_max, limits.put_streams_max),
             downloads: Shares::new(limits.account_downloads_max, limits.downloads_max),
             live: Arc::default(),

@@ -39,12 +39,16 @@ impl<K: Eq + Hash + Copy> Meter<K> {
         }
     }
 
-    /// Notes that `key` does it now; says so if it may not yet, and notes nothing.
-    pub(crate) fn take(&mut self, key: K, now: Instant) -> Result<(), Duration> {
+    fn sweep(&mut self, now: Instant) {
         if self.whole_again.len() >= self.sweep_at {
             self.whole_again.retain(|_key, whole_again| *whole_again > now);
             self.sweep_at = (1024 + 2 * self.whole_again.len()).min(KEYS_MAX);
         }
+    }
+
+    /// Notes that `key` does it now; says so if it may not yet, and notes nothing.
+    pub(crate) fn take(&mut self, key: K, now: Instant) -> Result<(), Duration> {
+        self.sweep(now);
         let wait = self.wait(key, now);
         if !wait.is_zero() {
             return Err(wait);
@@ -52,6 +56,18 @@ impl<K: Eq + Hash + Copy> Meter<K> {
         let whole_again = self.whole_again.entry(key).or_insert(now);
         *whole_again = (*whole_again).max(now) + self.period;
         Ok(())
+    }
+
+    /// Notes that `key` did it `count` times, whether it might or not, and gives how long it has to wait for the next
+    /// one: at most `wait_max`, for no more is noted.
+    pub(crate) fn owe(&mut self, key: K, count: u32, wait_max: Duration, now: Instant) -> Duration {
+        self.sweep(now);
+        if self.whole_again.len() < KEYS_MAX || self.whole_again.contains_key(&key) {
+            let most = now + self.period * (self.burst - 1) + wait_max;
+            let whole_again = self.whole_again.entry(key).or_insert(now);
+            *whole_again = ((*whole_again).max(now) + self.period.saturating_mul(count)).min(most);
+        }
+        self.wait(key, now)
     }
 
     /// Takes one back: it was right that `key` did it.

@@ -2,7 +2,8 @@
 //! is read or anything that others share is taken.
 //!
 //! `listen` takes connections, `connections` counts them, `gate` checks callers, `bodies` bounds what they send and
-//! what waits to be sent to them. `shares` and `meter` are the two kinds of limit: so much at once, so much a second.
+//! what waits to be sent to them. `shares` and `meter` are the two kinds of limit: so much at once, so much a second;
+//! `refusals` slows down those who are refused again and again.
 
 pub(crate) mod address;
 pub(crate) mod bodies;
@@ -12,4 +13,5 @@ pub(crate) mod gate;
 pub(crate) mod listen;
 pub(crate) mod meter;
 pub(crate) mod recent;
+pub(crate) mod refusals;
 pub(crate) mod shares;

@@ -179,7 +179,9 @@ async fn gather(
     let contents: HashSet<ContentId> =
         files().filter(|file| file.state.size > 0).map(|file| file.state.content).collect();
     let contents: Vec<ContentId> = contents.into_iter().collect();
+    let turn = core.lookups.take(account, 1).await;
     let lists = core.meta.contents(&contents).await;
+    drop(turn);
     let lists = lists.map_err(|error| Failure::from_meta(&error, "download"))?;
     let mut chunks: Vec<ChunkId> = lists
         .values()
@@ -188,13 +190,19 @@ async fn gather(
         .collect();
     chunks.sort_unstable();
     chunks.dedup();
-    let plain = read(core, &chunks).await?;
+    let plain = read(core, account, &chunks).await?;
     Ok((lists, plain, budget))
 }
 
 /// Reads chunks of any stripes; each that cannot be read says why.
-async fn read(core: &Core, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, Result<Bytes, Failure>>, Failure> {
+async fn read(
+    core: &Core,
+    account: AccountId,
+    chunks: &[ChunkId],
+) -> Result<HashMap<ChunkId, Result<Bytes, Failure>>, Failure> {
+    let turn = core.lookups.take(account, 1).await;
     let places = core.meta.locate(chunks).await;
+    drop(turn);
     let places = places.map_err(|error| Failure::from_meta(&error, "download"))?;
     let mut plain = HashMap::with_capacity(chunks.len());
     let mut stripes: BTreeMap<StripeId, Vec<LocatedChunk>> = BTreeMap::new();
@@ -210,7 +218,7 @@ async fn read(core: &Core, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, Result
     let reads = stripes.into_values().map(|mut run| async move {
         // By place, so that neighbours are one read.
         run.sort_unstable_by_key(|located| located.location.offset);
-        let read = core.source.read_run(&run).await;
+        let read = core.read_run(account, &run).await;
         (run, read)
     });
     let mut reads = stream::iter(reads).buffer_unordered(2 * DOWNLOAD_RUNS_MAX);

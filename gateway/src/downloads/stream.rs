@@ -133,8 +133,12 @@ fn read_ahead(
     account: AccountId,
     planner: Planner,
 ) -> impl Stream<Item = Result<ReadRun, Failure>> + Send {
-    let runs = futures_util::stream::try_unfold(planner, |mut planner| async move {
-        Ok::<_, Failure>(planner.next_runs().await?.map(|runs| (runs, planner)))
+    let planned = (Arc::clone(&core), planner);
+    let runs = futures_util::stream::try_unfold(planned, move |(core, mut planner)| async move {
+        let turn = core.lookups.take(account, 1).await;
+        let runs = planner.next_runs().await?;
+        drop(turn);
+        Ok::<_, Failure>(runs.map(|runs| (runs, (core, planner))))
     });
     let runs = runs.map_ok(|runs| futures_util::stream::iter(runs.into_iter().map(Ok::<Run, Failure>)));
     let budgets = Arc::clone(&core);
@@ -147,9 +151,9 @@ fn read_ahead(
         }
     });
     let reads = admitted.map_ok(move |(run, budget)| {
-        let source = core.source.clone();
+        let core = Arc::clone(&core);
         let read = AbortOnDropHandle::new(tokio::spawn(async move {
-            let plain = source.read_run(&run.chunks).await?;
+            let plain = core.read_run(account, &run.chunks).await?;
             Ok(ReadRun { run, plain, budget })
         }));
         async move { read.await.map_err(|error| Failure::internal("read", &error))? }
@@ -254,7 +258,9 @@ async fn send_from(
     offset: &mut u64,
     sink: &Sink,
 ) -> Result<Waited, Ended> {
+    let turn = core.lookups.take(account, 1).await;
     let row = core.content(download.file.state.content).await?;
+    drop(turn);
     let planner = Planner::new(core.source.clone(), row.list, *offset..download.range.end)?;
     let mut runs = std::pin::pin!(read_ahead(Arc::clone(core), account, planner));
     let mut messages = Messages::default();

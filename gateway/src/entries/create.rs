@@ -18,7 +18,7 @@ use crate::auth::Caller;
 use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::limits::{BATCH_ITEMS_MAX, REQUEST_COMMANDS_MAX};
+use crate::limits::{BATCH_ITEMS_MAX, CREATE_AT_ONCE_MAX};
 use crate::meta::entry_of;
 use crate::path::RemotePath;
 use crate::random;
@@ -175,7 +175,7 @@ impl Creation<'_> {
         let mut made = Vec::with_capacity(jobs.len());
         let this = &*self;
         let work: Vec<_> = jobs.iter().map(|job| this.run(job)).collect();
-        let mut working = stream::iter(work).buffered(REQUEST_COMMANDS_MAX);
+        let mut working = stream::iter(work).buffered(CREATE_AT_ONCE_MAX);
         while let Some(result) = working.next().await {
             made.push(result);
         }

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
+use crate::door::refusals::Asked;
 use crate::door::shares::Share;
 use crate::downloads;
 use crate::downloads::outbox::outbox;
@@ -67,7 +68,11 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         convert::request_id(&message.request_id)?;
-        let uploads = uploads::begin::begin(&self.core, &caller, message.uploads).await?;
+        self.core.refusals.check(caller.account)?;
+        let asked = Asked::Uploads(uploads::begin::entries(&message.uploads));
+        let begun = uploads::begin::begin(&self.core, &caller, message.uploads).await;
+        self.core.refusals.settle(caller.account, asked, &begun).await;
+        let uploads = begun?.into_iter().map(uploads::begin::begun_to_wire).collect();
         Ok(Response::new(v1::BeginUploadsResponse { uploads }))
     }
 
@@ -117,7 +122,10 @@ impl Files for FilesService {
             id: request,
             guard: guard.as_ref(),
         };
-        let committed = uploads::commit::commit(request, &message.uploads).await?;
+        self.core.refusals.check(caller.account)?;
+        let committed = uploads::commit::commit(request, &message.uploads).await;
+        self.core.refusals.settle(caller.account, Asked::Uploads(0), &committed).await;
+        let committed = committed?;
         let Reached { seen, sequence, reign } = Reached::of(guard.as_ref(), &self.core, &caller).await?;
         let results = results(committed);
         Ok(Response::new(v1::CommitUploadsResponse { results, seen, sequence, reign }))
@@ -142,7 +150,9 @@ impl Files for FilesService {
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let caller = auth::caller(&request)?;
         let slot = self.admit_download(&caller).await?;
+        let turn = self.core.lookups.take(caller.account, 1).await;
         let download = downloads::stream::find(&self.core, &caller, &request.into_inner()).await?;
+        drop(turn);
         let (sink, messages) = outbox(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
@@ -160,7 +170,9 @@ impl Files for FilesService {
     ) -> Result<Response<Self::DownloadManyStream>, Status> {
         let caller = auth::caller(&request)?;
         let slot = self.admit_download(&caller).await?;
+        let turn = self.core.lookups.take(caller.account, 1).await;
         let many = downloads::many::find(&self.core, &caller, &request.into_inner()).await?;
+        drop(turn);
         let (sink, messages) = outbox(MESSAGES_MAX);
         let core = Arc::clone(&self.core);
         self.core.tasks.spawn(async move {
@@ -194,8 +206,10 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "create_entries", &message)?;
-        let created = entries::create::create(&self.core, &caller, request, &message.entries).await?;
-        Ok(Response::new(v1::CreateEntriesResponse { results: results(created) }))
+        self.core.refusals.check(caller.account)?;
+        let created = entries::create::create(&self.core, &caller, request, &message.entries).await;
+        self.core.refusals.settle(caller.account, Asked::Entries, &created).await;
+        Ok(Response::new(v1::CreateEntriesResponse { results: results(created?) }))
     }
 
     async fn set_attributes(

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use crate::auth;
 use crate::convert;
 use crate::core::Core;
+use crate::door::refusals::Asked;
 use crate::downloads::outbox::outbox;
 use crate::failure::Failure;
 use crate::sync;
@@ -80,9 +81,10 @@ impl SyncApi for SyncService {
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "apply", &message)?;
         let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
-        let applied =
-            sync::apply::apply(&self.core, &caller, request, guard.as_ref(), message.actions).await?;
-        let results = applied.into_iter().map(|result| {
+        self.core.refusals.check(caller.account)?;
+        let applied = sync::apply::apply(&self.core, &caller, request, guard.as_ref(), message.actions).await;
+        self.core.refusals.settle(caller.account, Asked::Actions, &applied).await;
+        let results = applied?.into_iter().map(|result| {
             let result = match result {
                 Ok(row) => v1::apply_result::Result::Entry(convert::entry_to_wire(row, None)),
                 Err(failure) => v1::apply_result::Result::Error(failure.into_item()),

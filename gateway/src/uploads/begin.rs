@@ -57,7 +57,7 @@ pub(crate) async fn begin(
     core: &Core,
     caller: &Caller,
     uploads: Vec<v1::BeginUpload>,
-) -> Result<Vec<v1::BegunUpload>, Failure> {
+) -> Result<Vec<Result<Arc<Session>, Failure>>, Failure> {
     check_batch(&uploads)?;
     let (life_ms, most) = (core.meta.session_life_ms(), core.meta.api().settings().open_uploads_max());
     let expires_ms = random::log_ms().saturating_add(life_ms);
@@ -92,7 +92,7 @@ pub(crate) async fn begin(
     for begun in open {
         core.sessions.insert(caller.namespace, begun.session);
     }
-    Ok(results.into_iter().map(begun_to_wire).collect())
+    Ok(results)
 }
 
 /// Whether it was refused for what its account has already.
@@ -100,7 +100,8 @@ fn is_full(failure: &Failure) -> bool {
     matches!(failure.reason, "quota" | "limit")
 }
 
-fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunUpload {
+/// What the client is told of one.
+pub(crate) fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunUpload {
     match result {
         Ok(session) => {
             v1::BegunUpload { missing: session.missing(), expires_ms: session.expires_ms(), error: None }
@@ -109,10 +110,13 @@ fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunUpload {
     }
 }
 
+/// Entries of all lists together.
+pub(crate) fn entries(uploads: &[v1::BeginUpload]) -> usize {
+    uploads.iter().filter_map(|upload| upload.chunks.as_ref()).map(|chunks| chunks.sizes.len()).sum()
+}
+
 fn check_batch(uploads: &[v1::BeginUpload]) -> Result<(), Failure> {
-    let entries: usize =
-        uploads.iter().filter_map(|upload| upload.chunks.as_ref()).map(|chunks| chunks.sizes.len()).sum();
-    if uploads.len() > BATCH_ITEMS_MAX || entries > BATCH_ENTRIES_MAX {
+    if uploads.len() > BATCH_ITEMS_MAX || entries(uploads) > BATCH_ENTRIES_MAX {
         return Err(Failure::invalid(format!(
             "at most {BATCH_ITEMS_MAX} uploads with {BATCH_ENTRIES_MAX} chunks together in one request"
         )));

@@ -1,0 +1,165 @@
+//! Who asks again and again for what is refused waits longer and longer for the answer: a refusal costs the cluster as
+//! much as what is done, and nothing is had of it.
+//!
+//! Invariants:
+//! - What is done is never counted, nor what fails because something is not there or the cluster does not answer.
+//! - At most [`DEBT_MAX`] is owed: whoever mends what was wrong goes on within that.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use engine::ids::AccountId;
+use tonic::Code;
+
+use crate::door::meter::Meter;
+use crate::failure::Failure;
+
+/// The longest that an answer is kept back; who owes more is not let in.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The most that may be owed.
+const DEBT_MAX: Duration = Duration::from_secs(20);
+/// Chunks of a list that are as much work as an item.
+const CHUNKS_OF_ITEM: usize = 256;
+
+/// Counts them for each account.
+pub(crate) struct Refusals {
+    meter: Mutex<Meter<AccountId>>,
+}
+
+/// What kind of request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// One with lists of so many chunks together.
+    Uploads(usize),
+    /// To make entries where there may be some.
+    Entries,
+    /// What a device that synchronises wants. It may find that another one was faster, any number of times.
+    Actions,
+}
+
+impl Asked {
+    /// Whether it was refused for what was asked, and will be so again.
+    fn in_vain(self, failure: &Failure) -> bool {
+        match failure.code {
+            Code::InvalidArgument => true,
+            Code::ResourceExhausted => matches!(failure.reason, "quota" | "limit"),
+            Code::AlreadyExists => self == Self::Entries,
+            _ => false,
+        }
+    }
+}
+
+impl Refusals {
+    pub(crate) fn new(burst: u64, per_second: u64) -> Self {
+        let period = Duration::from_secs(1) / u32::try_from(per_second.max(1)).unwrap_or(u32::MAX);
+        Self { meter: Mutex::new(Meter::new(burst, period)) }
+    }
+
+    /// Refuses those who owe too much.
+    pub(crate) fn check(&self, account: AccountId) -> Result<(), Failure> {
+        // Held for a look-up.
+        let owed = self.meter.lock().unwrap_or_else(PoisonError::into_inner).wait(account, Instant::now());
+        if owed <= ANSWER_WAIT_MAX {
+            return Ok(());
+        }
+        let what =
+            "nearly all that this account asked for lately was refused; mend what those answers name first";
+        Err(Failure::limit(what, "account_refusals_per_second", owed))
+    }
+
+    /// Counts what was refused of a request, and waits as long as is owed by then.
+    pub(crate) async fn settle<T>(
+        &self,
+        account: AccountId,
+        asked: Asked,
+        outcome: &Result<Vec<Result<T, Failure>>, Failure>,
+    ) {
+        tokio::time::sleep(self.owed(account, asked, outcome).min(ANSWER_WAIT_MAX)).await;
+    }
+
+    /// What is owed once what was refused of a request is counted; nothing if nothing was.
+    fn owed<T>(
+        &self,
+        account: AccountId,
+        asked: Asked,
+        outcome: &Result<Vec<Result<T, Failure>>, Failure>,
+    ) -> Duration {
+        let in_vain = |failure: &Failure| asked.in_vain(failure);
+        let items = match outcome {
+            Ok(items) => items.iter().filter(|item| item.as_ref().is_err_and(in_vain)).count(),
+            Err(failure) => usize::from(in_vain(failure)),
+        };
+        if items == 0 {
+            return Duration::ZERO;
+        }
+        let more = if let Asked::Uploads(chunks) = asked { chunks / CHUNKS_OF_ITEM } else { 0 };
+        let count = u32::try_from(items + more).unwrap_or(u32::MAX);
+        // Held for an insertion.
+        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        meter.owe(account, count, DEBT_MAX, Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: Code, reason: &'static str) -> Failure {
+        Failure::new(code, reason, "refused")
+    }
+
+    fn request(count: usize, failure: &Failure) -> Result<Vec<Result<(), Failure>>, Failure> {
+        Ok((0..count).map(|item| if item == 0 { Ok(()) } else { Err(failure.clone()) }).collect())
+    }
+
+    fn after(refusals: &Refusals, asked: Asked, count: usize, failure: &Failure) -> Duration {
+        refusals.owed(AccountId::from_bytes([1; 16]), asked, &request(count, failure))
+    }
+
+    #[test]
+    fn who_is_refused_again_and_again_waits_longer_and_longer_and_not_for_ever() {
+        let (refusals, account) = (Refusals::new(100, 10), AccountId::from_bytes([1; 16]));
+        let quota = refused(Code::ResourceExhausted, "quota");
+        assert_eq!(after(&refusals, Asked::Actions, 100, &quota), Duration::ZERO);
+        refusals.check(account).unwrap();
+        let owed = after(&refusals, Asked::Actions, 31, &quota);
+        assert!(owed > Duration::from_secs(2) && owed < ANSWER_WAIT_MAX, "{owed:?}");
+        refusals.check(account).unwrap();
+        for _again in 0..5 {
+            let owed = after(&refusals, Asked::Actions, 1000, &quota);
+            assert!(owed > ANSWER_WAIT_MAX, "{owed:?}");
+        }
+        let failure = refusals.check(account).unwrap_err();
+        assert_eq!((failure.code, failure.reason), (Code::ResourceExhausted, "busy"));
+        assert!(failure.message.contains("account_refusals_per_second"), "{failure}");
+        assert!(failure.retry_after.unwrap() <= DEBT_MAX);
+        refusals.check(AccountId::from_bytes([2; 16])).unwrap();
+    }
+
+    #[test]
+    fn what_is_done_or_not_there_or_taken_by_another_device_is_not_counted() {
+        let refusals = Refusals::new(1, 1);
+        let elsewhere = [
+            refused(Code::NotFound, "not-found"),
+            refused(Code::Unavailable, "unavailable"),
+            refused(Code::ResourceExhausted, "no-space"),
+            refused(Code::ResourceExhausted, "busy"),
+            refused(Code::Aborted, "conflict"),
+            refused(Code::AlreadyExists, "exists"),
+        ];
+        for failure in &elsewhere {
+            assert_eq!(after(&refusals, Asked::Actions, 1000, failure), Duration::ZERO);
+        }
+        let owed = after(&refusals, Asked::Entries, 1000, &elsewhere[5]);
+        assert!(owed > ANSWER_WAIT_MAX, "{owed:?}");
+    }
+
+    #[test]
+    fn a_long_list_is_more_than_an_item() {
+        let refusals = Refusals::new(100, 10);
+        let invalid = refused(Code::InvalidArgument, "invalid");
+        assert_eq!(after(&refusals, Asked::Uploads(1000), 2, &invalid), Duration::ZERO);
+        let owed = after(&refusals, Asked::Uploads(130_000), 2, &invalid);
+        assert!(owed > ANSWER_WAIT_MAX, "{owed:?}");
+    }
+}
