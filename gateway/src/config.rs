@@ -141,17 +141,17 @@ limits! {
     /// Downloads at once.
     downloads_max = 1024;
     /// Downloads of one account for which it is being looked up just now where their bytes are.
-    account_lookups_max = 8;
+    account_lookups_max = 64;
     /// The same, of all.
-    lookups_max = 64;
+    lookups_max = 512;
     /// Bytes of one account's downloads that are read and not handed over for sending.
-    account_download_bytes_max = 16 * MIB;
+    account_download_bytes_max = 24 * MIB;
     /// The same, of all.
     download_bytes_max = 64 * MIB;
     /// Bytes of one account's downloads that are being read from the disks just now.
-    account_read_bytes_max = 8 * MIB;
+    account_read_bytes_max = 16 * MIB;
     /// The same, of all.
-    read_bytes_max = 16 * MIB;
+    read_bytes_max = 32 * MIB;
     /// Bytes of one account's answers that its clients have not taken yet.
     account_answer_bytes_max = 24 * MIB;
     /// The same, of all.
