@@ -5,8 +5,10 @@
 //! - Reads, and combinations of shards that are tried, are bounded.
 //! - What was found damaged is reported, also when the read succeeds.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -201,6 +203,7 @@ impl<S: ShardStore, T: Timer> ChunkReader<S, T> {
                 None => self.read_among_liars(&mut read, chunk).await?,
             };
             verified.push((chunk.chunk, plain));
+            give_way().await;
         }
         let Findings { damaged, unavailable, .. } = read.findings;
         Ok(ReadStripe { chunks: verified, damaged, unavailable })
@@ -349,6 +352,20 @@ impl StripeRead<'_> {
             damaged: std::mem::take(&mut self.findings.damaged),
         }
     }
+}
+
+/// Lets whatever else the executor has to do come first: a chunk takes a processor for as long as a thousand small steps
+/// of others.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The plain bytes, if they are the chunk's.

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
 
-use crate::bulk::Bulk;
 use crate::chunks::inflight::InFlight;
 use crate::chunks::prepare::Preparer;
 use crate::chunks::presence::{Presence, mark};
@@ -62,8 +61,6 @@ pub(crate) struct Core {
     pub(crate) presence: Presence,
     pub(crate) writer: ChunkWriter,
     pub(crate) source: ChunkSource,
-    /// For work on many bytes.
-    pub(crate) bulk: Bulk,
     /// Chunk bytes that are not acknowledged yet, in units of [`BUDGET_UNIT_BYTES`].
     pub(crate) upload_bytes: Shares<AccountId>,
     /// Bytes of downloads that are read and not handed over for sending, in the same units.
@@ -146,9 +143,7 @@ impl Core {
     ) -> Result<Vec<Bytes>, Failure> {
         let bytes = run.iter().map(|located| u64::from(located.location.plain_length)).sum::<u64>();
         let _turn = self.read_bytes.take(account, bytes.div_ceil(BUDGET_UNIT_BYTES)).await;
-        let (source, run) = (self.source.clone(), run.to_vec());
-        let read = self.bulk.run(bytes, async move { source.read_run(&run).await }).await;
-        read.ok_or_else(|| Failure::internal("read", &"the task that read a stripe has panicked"))?
+        self.source.read_run(run).await
     }
 
     /// The row of a content that a version names.

@@ -7,7 +7,6 @@
 pub mod accounts;
 mod admin;
 mod auth;
-mod bulk;
 mod chunks;
 pub mod config;
 mod convert;

@@ -24,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
-use crate::bulk::Bulk;
 use crate::chunks::deposit::Depositor;
 use crate::chunks::inflight::InFlight;
 use crate::chunks::prepare::Preparer;
@@ -172,7 +171,6 @@ impl Gateway {
             address: address.to_string(),
             identity,
             source,
-            bulk: Bulk::start(),
             meta,
             storage,
             passwords,
