@@ -114,6 +114,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CommitUploadsResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
+        self.core.refusals.check(caller.account)?;
         let request = convert::request_of(&caller, &message.request_id, "commit_uploads", &message)?;
         let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
         let request = uploads::commit::Request {
@@ -122,12 +123,12 @@ impl Files for FilesService {
             id: request,
             guard: guard.as_ref(),
         };
-        self.core.refusals.check(caller.account)?;
         let committed = uploads::commit::commit(request, &message.uploads).await;
+        // At once: it tells of which history the answer is.
+        let reached = Reached::of(guard.as_ref(), &self.core, &caller).await;
         self.core.refusals.settle(caller.account, Asked::Uploads(0), &committed).await;
-        let committed = committed?;
-        let Reached { seen, sequence, reign } = Reached::of(guard.as_ref(), &self.core, &caller).await?;
-        let results = results(committed);
+        let results = results(committed?);
+        let Reached { seen, sequence, reign } = reached?;
         Ok(Response::new(v1::CommitUploadsResponse { results, seen, sequence, reign }))
     }
 
@@ -205,8 +206,8 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CreateEntriesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        let request = convert::request_of(&caller, &message.request_id, "create_entries", &message)?;
         self.core.refusals.check(caller.account)?;
+        let request = convert::request_of(&caller, &message.request_id, "create_entries", &message)?;
         let created = entries::create::create(&self.core, &caller, request, &message.entries).await;
         self.core.refusals.settle(caller.account, Asked::Entries, &created).await;
         Ok(Response::new(v1::CreateEntriesResponse { results: results(created?) }))

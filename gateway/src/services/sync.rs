@@ -79,10 +79,12 @@ impl SyncApi for SyncService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
+        self.core.refusals.check(caller.account)?;
         let request = convert::request_of(&caller, &message.request_id, "apply", &message)?;
         let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
-        self.core.refusals.check(caller.account)?;
         let applied = sync::apply::apply(&self.core, &caller, request, guard.as_ref(), message.actions).await;
+        // At once: it tells of which history the answer is.
+        let reached = Reached::of(guard.as_ref(), &self.core, &caller).await;
         self.core.refusals.settle(caller.account, Asked::Actions, &applied).await;
         let results = applied?.into_iter().map(|result| {
             let result = match result {
@@ -92,7 +94,7 @@ impl SyncApi for SyncService {
             v1::ApplyResult { result: Some(result) }
         });
         let results = results.collect();
-        let Reached { seen, sequence, reign } = Reached::of(guard.as_ref(), &self.core, &caller).await?;
+        let Reached { seen, sequence, reign } = reached?;
         Ok(Response::new(v1::ApplyResponse { results, seen, sequence, reign }))
     }
 
