@@ -225,6 +225,11 @@ impl Failure {
         self
     }
 
+    /// Whether it was refused for what its account has already.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.reason, "quota" | "limit")
+    }
+
     /// As an item of a batch.
     pub(crate) fn into_item(self) -> ItemError {
         #[expect(clippy::cast_sign_loss, reason = "gRPC codes are 0 to 16")]

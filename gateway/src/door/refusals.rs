@@ -42,7 +42,7 @@ impl Asked {
     fn in_vain(self, failure: &Failure) -> bool {
         match failure.code {
             Code::InvalidArgument => true,
-            Code::ResourceExhausted => matches!(failure.reason, "quota" | "limit"),
+            Code::ResourceExhausted => failure.is_full(),
             Code::AlreadyExists => self == Self::Entries,
             _ => false,
         }

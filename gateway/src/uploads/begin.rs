@@ -65,7 +65,7 @@ pub(crate) async fn begin(
         uploads.into_iter().map(|upload| parse(caller, &upload, life_ms, most)).collect();
     let valid: Vec<&Beginning> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
     let mut begun = commit_all(core, caller, &valid).await;
-    let without_room = |result: &Result<HolderId, Failure>| result.as_ref().is_err_and(is_full);
+    let without_room = |result: &Result<HolderId, Failure>| result.as_ref().is_err_and(Failure::is_full);
     if begun.iter().any(without_room) && forget::tidy(core, caller.namespace).await? {
         // Sessions that nobody went on with have made room; those that have begun begin again harmlessly.
         begun = commit_all(core, caller, &valid).await;
@@ -93,11 +93,6 @@ pub(crate) async fn begin(
         core.sessions.insert(caller.namespace, begun.session);
     }
     Ok(results)
-}
-
-/// Whether it was refused for what its account has already.
-fn is_full(failure: &Failure) -> bool {
-    matches!(failure.reason, "quota" | "limit")
 }
 
 /// What the client is told of one.
