@@ -15,23 +15,13 @@ use crate::failure::Failure;
 use crate::limits::{SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::meta::wrong_reply;
 use crate::sync::history::{Reached, reign_of, went_back};
-use crate::sync::seal::Purpose;
+use crate::sync::seal::{Purpose, Sealer};
 
-/// Where a client is in a journal, as cursors said before they had runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct PlainCursor {
-    namespace: NamespaceId,
-    history: ClusterId,
-    position: u64,
-    since: u64,
-}
-
-/// Where a client is in a journal.
+/// Where a client is in a journal. Its tree is sealed with it, not carried: each change carries a cursor there and back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Cursor {
-    namespace: NamespaceId,
-    /// Which history of the metadata the numbers are of.
-    history: ClusterId,
+    /// Which history of the metadata the numbers are of: the first bytes of its id, which is random.
+    history: [u8; HISTORY_BYTES],
     position: u64,
     since: u64,
     /// Who issued the later of the two, and those before: see [`metaraft::model::journal::Seen`]. `None`: of before cursors
@@ -39,10 +29,29 @@ struct Cursor {
     runs: Option<Vec<JournalRun>>,
 }
 
-impl From<PlainCursor> for Cursor {
-    fn from(PlainCursor { namespace, history, position, since }: PlainCursor) -> Self {
-        Self { namespace, history, position, since, runs: None }
+const HISTORY_BYTES: usize = 8;
+
+/// A cursor as it was before it was bound to its tree; with `()` for its runs: before it had any.
+#[derive(Deserialize)]
+struct LongCursor<R> {
+    namespace: NamespaceId,
+    history: ClusterId,
+    position: u64,
+    since: u64,
+    runs: R,
+}
+
+impl<R> LongCursor<R> {
+    fn cursor(self, tree: NamespaceId, runs: impl Fn(R) -> Option<Vec<JournalRun>>) -> Option<Cursor> {
+        let Self { namespace, history, position, since, runs: known } = self;
+        (namespace == tree).then(|| Cursor { history: short(history), position, since, runs: runs(known) })
     }
+}
+
+fn short(history: ClusterId) -> [u8; HISTORY_BYTES] {
+    let mut bytes = [0; HISTORY_BYTES];
+    bytes.copy_from_slice(&history.as_bytes()[..HISTORY_BYTES]);
+    bytes
 }
 
 /// Where a client is in a listing.
@@ -79,8 +88,20 @@ fn count(count_max: u32) -> Result<u32, Failure> {
     }
 }
 
-fn history(core: &Core) -> ClusterId {
-    core.meta.map().cluster
+fn history(core: &Core) -> [u8; HISTORY_BYTES] {
+    short(core.meta.map().cluster)
+}
+
+fn opened(sealer: &Sealer, tree: NamespaceId, cursor: &[u8]) -> Option<Cursor> {
+    let long = || {
+        let long: LongCursor<Option<Vec<JournalRun>>> = sealer.open(Purpose::LongCursor, None, cursor)?;
+        long.cursor(tree, |runs| runs)
+    };
+    let plain = || {
+        let plain: LongCursor<()> = sealer.open(Purpose::PlainCursor, None, cursor)?;
+        plain.cursor(tree, |()| None)
+    };
+    sealer.open(Purpose::Cursor, Some(tree), cursor).or_else(long).or_else(plain)
 }
 
 /// Takes a cursor from a client.
@@ -88,12 +109,8 @@ pub(crate) async fn open_cursor(core: &Core, caller: &Caller, cursor: &[u8]) -> 
     if cursor.is_empty() {
         return Ok(Position::At { position: 0, since: 0, runs: None });
     }
-    let sealer = core.sealer().await?;
-    let opened: Option<Cursor> = sealer
-        .open(Purpose::CursorOfRuns, cursor)
-        .or_else(|| sealer.open::<PlainCursor>(Purpose::Cursor, cursor).map(Cursor::from));
     let bad = || Failure::new(tonic::Code::InvalidArgument, "bad-cursor", "cursor: not one of this tree");
-    let opened = opened.filter(|opened| opened.namespace == caller.namespace).ok_or_else(bad)?;
+    let opened = opened(core.sealer().await?, caller.namespace, cursor).ok_or_else(bad)?;
     if opened.history != history(core) {
         return Ok(Position::Elsewhere);
     }
@@ -107,10 +124,8 @@ pub(crate) async fn seal_seen(
     number: u64,
     runs: Vec<JournalRun>,
 ) -> Result<bytes::Bytes, Failure> {
-    let namespace = caller.namespace;
-    let cursor =
-        Cursor { namespace, history: history(core), position: number, since: number, runs: Some(runs) };
-    Ok(core.sealer().await?.seal(Purpose::CursorOfRuns, &cursor))
+    let cursor = Cursor { history: history(core), position: number, since: number, runs: Some(runs) };
+    Ok(core.sealer().await?.seal(Purpose::Cursor, Some(caller.namespace), &cursor))
 }
 
 /// Up to which number what a client has seen by answers to its changes is of another history; `None`: it is of this one.
@@ -157,10 +172,10 @@ pub(crate) async fn changes(
         (_, Some(common)) => Ok(reset(v1::ResetReason::WentBack, common)),
         (Reply::ChangesAfter { changes, position, since, runs, more }, None) => {
             let reign = reign_of(&runs);
-            let cursor = Cursor { namespace, history: history(core), position, since, runs: Some(runs) };
+            let cursor = Cursor { history: history(core), position, since, runs: Some(runs) };
             Ok(v1::ChangesResponse {
                 changes: changes.into_iter().map(change_to_wire).collect(),
-                cursor: core.sealer().await?.seal(Purpose::CursorOfRuns, &cursor),
+                cursor: core.sealer().await?.seal(Purpose::Cursor, Some(namespace), &cursor),
                 more,
                 sequence: position,
                 reign,
@@ -191,7 +206,7 @@ pub(crate) async fn list_below(
     let position = if request.page.is_empty() {
         Vec::new()
     } else {
-        let page: Option<Page> = core.sealer().await?.open(Purpose::Below, &request.page);
+        let page: Option<Page> = core.sealer().await?.open(Purpose::Below, None, &request.page);
         let bad =
             || Failure::new(tonic::Code::InvalidArgument, "bad-cursor", "page: not one of this listing");
         page.filter(|page| page.namespace == namespace && page.top == top).ok_or_else(bad)?.position
@@ -212,9 +227,38 @@ pub(crate) async fn list_below(
     let next_page = if page.position.is_empty() {
         bytes::Bytes::new()
     } else {
-        core.sealer().await?.seal(Purpose::Below, &Page { namespace, top, position: page.position })
+        core.sealer().await?.seal(Purpose::Below, None, &Page { namespace, top, position: page.position })
     };
     let entries = page.entries.into_iter().map(|row| convert::entry_to_wire(row, None)).collect();
     let Reached { seen, sequence, reign } = reached;
     Ok(v1::ListBelowResponse { entries, next_page, seen, sequence, reign })
+}
+
+#[cfg(test)]
+mod tests {
+    use metaraft::model::journal::Reign;
+    use metaraft::model::row::SecretBytes;
+
+    use super::*;
+
+    #[test]
+    fn cursors_of_all_forms_open_for_their_tree_alone() {
+        let sealer = Sealer::new(SecretBytes([7; 32]));
+        let [tree, other] = [1, 2].map(|byte| NamespaceId::from_bytes([byte; 16]));
+        let cluster = ClusterId::from_bytes([9; 16]);
+        let runs = vec![JournalRun { first: 3, reign: Reign { term: 2, mark: u64::MAX } }];
+        let runless = Cursor { history: short(cluster), position: 5, since: 6, runs: None };
+        let with_runs = Cursor { runs: Some(runs.clone()), ..runless.clone() };
+        let sealed = [
+            (sealer.seal(Purpose::Cursor, Some(tree), &with_runs), &with_runs),
+            (sealer.seal(Purpose::LongCursor, None, &(tree, cluster, 5_u64, 6_u64, Some(runs))), &with_runs),
+            (sealer.seal(Purpose::PlainCursor, None, &(tree, cluster, 5_u64, 6_u64)), &runless),
+        ];
+        for (sealed, cursor) in sealed {
+            assert_eq!(opened(&sealer, tree, &sealed).as_ref(), Some(cursor));
+            assert_eq!(opened(&sealer, other, &sealed), None);
+        }
+        let short = sealer.seal(Purpose::Cursor, Some(tree), &with_runs);
+        assert!(short.len() <= 44, "{} bytes", short.len());
+    }
 }
