@@ -16,11 +16,13 @@ use super::gate::{ATTACKER, Gate, INNOCENT};
 use super::innocent::{Figures, beside, for_a_while};
 use super::memory::{MemoryWatch, Peaks};
 use crate::cluster::{Cluster, Options};
+use crate::size::Size;
 
 /// How long the innocent account stores and reads before it is measured: the first calls pay for connections.
 const WARM_UP: Duration = Duration::from_millis(300);
-/// How long the innocent account is measured undisturbed.
-const UNDISTURBED: Duration = Duration::from_millis(1500);
+/// How long the innocent account is measured undisturbed: in the short form, and in the full one, where a flush of the
+/// disk now and then counts on both sides.
+const UNDISTURBED: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(20)];
 /// The most that a gateway or a metadata node may have resident, whatever is done to it.
 const RESIDENT_MIB_MAX: u64 = 300;
 /// What is added to twice the undisturbed latency: two cores serve the cluster, the attackers and the tests.
@@ -148,7 +150,9 @@ impl Arena {
     ) -> anyhow::Result<(T, Seen)> {
         let warm_up = self.innocents.block_on(for_a_while(&self.innocent, WARM_UP));
         warm_up.no_errors().with_context(|| format!("{name}: before it began"))?;
-        let undisturbed = self.innocents.block_on(for_a_while(&self.innocent, UNDISTURBED));
+        let [short, full] = UNDISTURBED;
+        let period = Size::chosen().pick(short, full, full);
+        let undisturbed = self.innocents.block_on(for_a_while(&self.innocent, period));
         undisturbed.no_errors().with_context(|| format!("{name}: before it began"))?;
         self.run(name, undisturbed, attack)
     }
