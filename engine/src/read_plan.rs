@@ -67,8 +67,8 @@ pub enum Progress {
     },
 }
 
-/// The reads of one stripe.
-#[derive(Debug)]
+/// The reads of one stripe. A copy shares the bytes held.
+#[derive(Clone, Debug)]
 pub struct ReadPlan {
     code: Code,
     layout: StripeLayout,

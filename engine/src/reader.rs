@@ -5,10 +5,8 @@
 //! - Reads, and combinations of shards that are tried, are bounded.
 //! - What was found damaged is reported, also when the read succeeds.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +20,7 @@ use crate::codec::decode_chunk;
 use crate::ids::{ChunkId, DiskId, Position, StripeId, VolumeId};
 use crate::location::LocatedChunk;
 use crate::read_plan::{Progress, ReadPlan, ShardRange};
-use crate::store::{ReadShardError, ShardStore, Timer};
+use crate::store::{Processor, ReadShardError, ShardStore, Timer};
 
 pub use crate::writer::DiskCheck;
 
@@ -110,18 +108,27 @@ pub enum ReadChunkError {
     },
 }
 
+/// Chunks that are smaller than this together are decoded where they arrive: to hand them over would take as long.
+const HANDED_OVER_BYTES_MIN: usize = 128 * 1024;
+
 /// Reads chunks. Cheap to clone.
 #[derive(Debug)]
-pub struct ChunkReader<S, T> {
+pub struct ChunkReader<S, T, P> {
     store: Arc<S>,
     timer: Arc<T>,
+    processor: Arc<P>,
     /// Grows with every read, so that copies share the load.
     turn: Arc<AtomicUsize>,
 }
 
-impl<S, T> Clone for ChunkReader<S, T> {
+impl<S, T, P> Clone for ChunkReader<S, T, P> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), timer: self.timer.clone(), turn: self.turn.clone() }
+        Self {
+            store: self.store.clone(),
+            timer: self.timer.clone(),
+            processor: self.processor.clone(),
+            turn: self.turn.clone(),
+        }
     }
 }
 
@@ -157,11 +164,11 @@ impl Findings<'_> {
     }
 }
 
-impl<S: ShardStore, T: Timer> ChunkReader<S, T> {
+impl<S: ShardStore, T: Timer, P: Processor> ChunkReader<S, T, P> {
     /// Over these.
     #[must_use]
-    pub fn new(store: Arc<S>, timer: Arc<T>) -> Self {
-        Self { store, timer, turn: Arc::default() }
+    pub fn new(store: Arc<S>, timer: Arc<T>, processor: Arc<P>) -> Self {
+        Self { store, timer, processor, turn: Arc::default() }
     }
 
     /// Reads `chunks`, all of one stripe. `available` says which disks are expected to answer, beside the map; others
@@ -195,15 +202,12 @@ impl<S: ShardStore, T: Timer> ChunkReader<S, T> {
         let mut read = StripeRead { plan, findings, patience };
         self.fetch(&mut read, chunks[0].chunk).await?;
         let mut verified = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            let plain =
-                read.plan.stored_bytes(chunk, PositionSet::EMPTY).and_then(|stored| decode(chunk, stored));
+        for (chunk, plain) in chunks.iter().zip(self.decode(&read.plan, chunks).await) {
             let plain = match plain {
                 Some(plain) => plain,
                 None => self.read_among_liars(&mut read, chunk).await?,
             };
             verified.push((chunk.chunk, plain));
-            give_way().await;
         }
         let Findings { damaged, unavailable, .. } = read.findings;
         Ok(ReadStripe { chunks: verified, damaged, unavailable })
@@ -232,6 +236,17 @@ impl<S: ShardStore, T: Timer> ChunkReader<S, T> {
                 Either::Right(_) => return Err(read.late()),
             }
         }
+    }
+
+    /// The chunks that the bytes held give, in order.
+    async fn decode(&self, plan: &ReadPlan, chunks: &[LocatedChunk]) -> Vec<Option<Bytes>> {
+        let bytes = chunks.iter().map(|chunk| chunk.location.plain_length as usize).sum::<usize>();
+        if bytes < HANDED_OVER_BYTES_MIN {
+            return decode_all(plan, chunks);
+        }
+        let (moved_plan, moved_chunks) = (plan.clone(), chunks.to_vec());
+        let decoded = self.processor.run(move || decode_all(&moved_plan, &moved_chunks)).await;
+        decoded.unwrap_or_else(|| decode_all(plan, chunks))
     }
 
     /// The chunk's bytes are wrong although its shards passed their checksums: reads it from all positions, and looks
@@ -272,7 +287,7 @@ impl<S: ShardStore, T: Timer> ChunkReader<S, T> {
         &self,
         findings: &Findings<'_>,
         range: ShardRange,
-    ) -> impl Future<Output = (ShardRange, Result<Bytes, ReadShardError>)> + use<'_, S, T> {
+    ) -> impl Future<Output = (ShardRange, Result<Bytes, ReadShardError>)> + use<'_, S, T, P> {
         let (disk, stripe) = (findings.disk(range.position), findings.stripe);
         async move {
             let length = range.end - range.start;
@@ -354,18 +369,12 @@ impl StripeRead<'_> {
     }
 }
 
-/// Lets whatever else the executor has to do come first: a chunk takes a processor for as long as a thousand small steps
-/// of others.
-async fn give_way() {
-    let mut given = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut given, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+/// The chunks that the bytes held give, in order.
+fn decode_all(plan: &ReadPlan, chunks: &[LocatedChunk]) -> Vec<Option<Bytes>> {
+    let decode = |chunk: &LocatedChunk| {
+        plan.stored_bytes(chunk, PositionSet::EMPTY).and_then(|stored| decode(chunk, stored))
+    };
+    chunks.iter().map(decode).collect()
 }
 
 /// The plain bytes, if they are the chunk's.

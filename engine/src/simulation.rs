@@ -21,7 +21,9 @@ use crate::ids::{ChunkId, ClusterId, DiskId, Epoch, NodeId, Position, StripeId, 
 use crate::location::ChunkKind;
 use crate::placement::{PlacementDisk, Spread, plan_volumes};
 use crate::reader::ReadPatience;
-use crate::store::{Entropy, PutShardError, ReadShardError, ShardLoss, ShardPut, ShardStore, Timer};
+use crate::store::{
+    Entropy, Processor, PutShardError, ReadShardError, ShardLoss, ShardPut, ShardStore, Timer,
+};
 use crate::stripe::{SealedStripe, StripeBuilder};
 use crate::writer::DiskView;
 
@@ -275,6 +277,24 @@ impl ShardStore for Sim {
 impl Timer for Sim {
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send {
         self.clock.wait(duration)
+    }
+}
+
+/// Takes some time, and comes to no end now and then.
+impl Processor for Sim {
+    fn run<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = Option<R>> + Send {
+        let (wait, ends) = {
+            let random = &mut self.state.lock().unwrap().random;
+            (Duration::from_millis(random.random_range(0..10)), random.random_range(0..8) > 0)
+        };
+        let waited = self.clock.wait(wait);
+        async move {
+            waited.await;
+            ends.then(work)
+        }
     }
 }
 

@@ -137,6 +137,15 @@ pub trait Timer: Send + Sync + 'static {
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send;
 }
 
+/// Where the work of a processor is done that takes long, a stripe's decoding: the engine has no threads of its own.
+pub trait Processor: Send + Sync + 'static {
+    /// Does `work`, or gives `None` if that came to no end. Cancel-safe: whether it is done then does not matter.
+    fn run<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = Option<R>> + Send;
+}
+
 /// Randomness for ids.
 pub trait Entropy: Send + Sync + 'static {
     /// Fills `bytes` with fresh randomness.

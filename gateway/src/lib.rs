@@ -30,3 +30,4 @@ mod suspects;
 mod sync;
 pub mod token;
 mod uploads;
+mod workers;

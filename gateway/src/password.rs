@@ -9,82 +9,26 @@
 //! - Each thread keeps its workspace of some 19 MiB and uses it again: freed, each thread that ever hashed would leave
 //!   some of that with the allocator, for good.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use argon2::password_hash::{Output, ParamsString, PasswordHash, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
-use tokio::sync::{Semaphore, oneshot};
 
 use crate::failure::Failure;
 use crate::limits::{PASSWORDS_AT_ONCE_MAX, TEXT_BYTES_MAX};
 use crate::random;
+use crate::workers::Workers;
 
 /// In place of a password hash: nothing matches it.
 pub(crate) const NO_PASSWORD: &str = "";
 
-/// How much less important hashing is to the scheduler than serving.
-const NICE: i32 = 5;
-
 /// Memory that one hash is made in.
 type Workspace = Vec<Block>;
-
-type Job = Box<dyn FnOnce(&mut Workspace) + Send>;
-
-/// The threads that hash. They end, and are waited for, when this is dropped.
-struct Workers {
-    jobs: Option<SyncSender<Job>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Workers {
-    fn start() -> std::io::Result<Self> {
-        // As many jobs as there are permits.
-        let (jobs, taken) = sync_channel(PASSWORDS_AT_ONCE_MAX);
-        let taken = Arc::new(Mutex::new(taken));
-        let threads = (0..PASSWORDS_AT_ONCE_MAX).map(|number| {
-            let taken = Arc::clone(&taken);
-            let name = format!("password-{number}");
-            std::thread::Builder::new().name(name).spawn(move || work(&taken))
-        });
-        Ok(Self { jobs: Some(jobs), threads: threads.collect::<std::io::Result<_>>()? })
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.jobs = None;
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread that hashes passwords had panicked");
-            }
-        }
-    }
-}
-
-/// Does jobs until there will be none.
-fn work(jobs: &Mutex<Receiver<Job>>) {
-    // On Linux this is the thread's alone.
-    if let Err(error) = rustix::process::nice(NICE) {
-        tracing::debug!(error = %error, "passwords are hashed at the priority of everything else");
-    }
-    let mut workspace = Workspace::new();
-    loop {
-        // Held while this thread waits: the others wait behind it.
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        match job {
-            Ok(job) => job(&mut workspace),
-            Err(_closed) => return,
-        }
-    }
-}
 
 /// Hashes and checks passwords.
 #[derive(Clone)]
 pub(crate) struct Passwords {
-    at_once: Arc<Semaphore>,
-    workers: Arc<Workers>,
+    workers: Arc<Workers<Workspace>>,
     /// What looks like a hash, and is of nothing that anybody knows.
     decoy: Arc<str>,
 }
@@ -97,8 +41,9 @@ impl Passwords {
     pub(crate) fn new() -> Result<Self, Failure> {
         let decoy = text_of(&salt()?, Output::new(&random::bytes::<{ Params::DEFAULT_OUTPUT_LEN }>()))?;
         Ok(Self {
-            at_once: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE_MAX)),
-            workers: Arc::new(Workers::start().map_err(|error| internal(&error))?),
+            workers: Arc::new(
+                Workers::start("password", PASSWORDS_AT_ONCE_MAX).map_err(|error| internal(&error))?,
+            ),
             decoy: decoy.into(),
         })
     }
@@ -132,18 +77,7 @@ impl Passwords {
         &self,
         work: impl FnOnce(&mut Workspace) -> T + Send + 'static,
     ) -> Result<T, Failure> {
-        let running = Arc::clone(&self.at_once).acquire_owned().await.map_err(|closed| internal(&closed))?;
-        let (answer, result) = oneshot::channel();
-        // The permit goes with the work: a caller that is dropped does not let more of it start.
-        let job: Job = Box::new(move |workspace| {
-            let result = work(workspace);
-            drop(running);
-            // The caller may be gone.
-            answer.send(result).ok();
-        });
-        let jobs = self.workers.jobs.as_ref().ok_or_else(|| Failure::internal("password", &"no threads"))?;
-        jobs.try_send(job).map_err(|error| internal(&error))?;
-        result.await.map_err(|error| internal(&error))
+        self.workers.run(work).await.map_err(|error| internal(&error))
     }
 }
 
@@ -254,7 +188,7 @@ mod tests {
         }
         let checks = (0..20).map(|_check| passwords.matches("battery".into(), None));
         assert!(join_all(checks).await.into_iter().all(|matches| !matches.unwrap()));
-        assert_eq!(passwords.workers.threads.len(), PASSWORDS_AT_ONCE_MAX);
+        assert_eq!(passwords.workers.count(), PASSWORDS_AT_ONCE_MAX);
     }
 
     #[tokio::test]

@@ -159,7 +159,8 @@ impl Gateway {
         let store = Arc::new(WatchedStore::new(Arc::clone(&storage), Arc::clone(&suspects)));
         let sink =
             StripeSink::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&storage), Arc::clone(&store));
-        let source = ChunkSource::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&store));
+        let source =
+            ChunkSource::new(meta.clone(), Arc::clone(&suspects), Arc::clone(&store)).map_err(other)?;
         let presence = Presence::new(meta.clone(), Arc::clone(&store), source.clone());
         let depositor = Depositor::new(meta.clone(), Arc::clone(&suspects), sink, presence.clone());
         let packing = CancellationToken::new();

@@ -34,7 +34,7 @@ impl World {
     }
 
     fn read(&self, chunks: &[LocatedChunk]) -> Result<ReadStripe, ReadChunkError> {
-        let reader = ChunkReader::new(self.sim.clone(), self.sim.clone());
+        let reader = ChunkReader::new(self.sim.clone(), self.sim.clone(), self.sim.clone());
         self.sim.run(reader.read_chunks(&self.map, &all, chunks, PATIENCE))
     }
 
@@ -232,7 +232,7 @@ fn lies_that_cannot_be_seen_through_are_never_returned() {
 fn copies_are_read_in_turn_and_replace_each_other() {
     let world = World::new(13, "4+2", &[3000, 2000, 4000]);
     assert_eq!(world.record.shape.layout, StripeLayout::Copies);
-    let reader = ChunkReader::new(world.sim.clone(), world.sim.clone());
+    let reader = ChunkReader::new(world.sim.clone(), world.sim.clone(), world.sim.clone());
     world.sim.take_reads();
     for _read in 0..3 {
         world.sim.run(reader.read_chunks(&world.map, &all, &world.chunks, PATIENCE)).unwrap();
@@ -268,7 +268,7 @@ fn locations_that_cannot_be_are_refused() {
     }
     let mut map = world.map.clone();
     map.volumes.clear();
-    let reader = ChunkReader::new(world.sim.clone(), world.sim.clone());
+    let reader = ChunkReader::new(world.sim.clone(), world.sim.clone(), world.sim.clone());
     let error = world.sim.run(reader.read_chunks(&map, &all, &world.chunks, PATIENCE));
     assert!(matches!(error, Err(ReadChunkError::UnknownVolume { .. })));
 }
@@ -276,7 +276,7 @@ fn locations_that_cannot_be_are_refused() {
 #[test]
 fn a_dropped_read_harms_nothing() {
     let world = World::new(16, "4+2", &LENGTHS);
-    let reader = ChunkReader::new(world.sim.clone(), world.sim.clone());
+    let reader = ChunkReader::new(world.sim.clone(), world.sim.clone(), world.sim.clone());
     for polls in 0..6 {
         world.sim.run_and_drop(reader.read_chunks(&world.map, &all, &world.chunks, PATIENCE), polls);
     }

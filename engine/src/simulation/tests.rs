@@ -124,7 +124,7 @@ impl Run {
         let located = stripe.sealed.located(stripe.record.stripe);
         let from = self.random.random_range(0..located.len());
         let to = self.random.random_range(from + 1..=located.len());
-        let reader = ChunkReader::new(self.sim.clone(), self.sim.clone());
+        let reader = ChunkReader::new(self.sim.clone(), self.sim.clone(), self.sim.clone());
         let read = self
             .sim
             .run(reader.read_chunks(&self.map, &hinted, &located[from..to], PATIENCE))

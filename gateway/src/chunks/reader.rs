@@ -12,6 +12,7 @@ use engine::ids::{ChunkId, StripeId};
 use engine::location::LocatedChunk;
 use engine::presence::Verdict;
 use engine::reader::{ChunkReader, DamagedShard, ReadChunkError, ReadPatience};
+use engine::store::Processor;
 use futures_util::future::try_join_all;
 use metaraft::api::MetaError;
 use tonic::Code;
@@ -22,6 +23,7 @@ use crate::failure::Failure;
 use crate::meta::Meta;
 use crate::random::TokioTimer;
 use crate::suspects::Suspects;
+use crate::workers::Workers;
 
 /// After this time a read of some chunks fails.
 const READ_DEADLINE: Duration = Duration::from_secs(20);
@@ -32,12 +34,25 @@ const ATTEMPTS_MAX: usize = 3;
 /// Between them, when disks did not answer.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(300);
 
+/// More threads that decode would only take memory.
+const DECODERS_MAX: usize = 8;
+
+/// Decodes beside the async workers.
+struct Decoders(Workers<()>);
+
+impl Processor for Decoders {
+    async fn run<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+        let done = self.0.run(move |()| work()).await;
+        done.inspect_err(|error| tracing::error!(error = %error, "a stripe was not decoded")).ok()
+    }
+}
+
 /// Reads chunks. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ChunkSource {
     meta: Meta,
     suspects: Arc<Suspects>,
-    reader: ChunkReader<Store, TokioTimer>,
+    reader: ChunkReader<Store, TokioTimer, Decoders>,
 }
 
 /// What to tell of a chunk that the registry does not have.
@@ -83,8 +98,15 @@ fn told(error: &ReadChunkError) -> Failure {
 }
 
 impl ChunkSource {
-    pub(crate) fn new(meta: Meta, suspects: Arc<Suspects>, store: Arc<Store>) -> Self {
-        Self { meta, suspects, reader: ChunkReader::new(store, Arc::new(TokioTimer)) }
+    /// Starts the threads that decode.
+    ///
+    /// # Errors
+    /// If the machine gives no threads.
+    pub(crate) fn new(meta: Meta, suspects: Arc<Suspects>, store: Arc<Store>) -> Result<Self, Failure> {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let decoders = Workers::start("decode", processors.min(DECODERS_MAX));
+        let decoders = Decoders(decoders.map_err(|error| Failure::internal("decode", &error))?);
+        Ok(Self { meta, suspects, reader: ChunkReader::new(store, Arc::new(TokioTimer), Arc::new(decoders)) })
     }
 
     /// Where chunks lie, in order; a chunk that lies nowhere is an error.
