@@ -41,7 +41,7 @@ pub(crate) const RUN_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub(crate) const LOCATE_CHUNKS_MAX: usize = 256;
 
 /// Small chunks are sent together up to this many bytes.
-pub(crate) const DOWNLOAD_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const DOWNLOAD_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// Bytes that one `DownloadMany` gives.
 pub(crate) const DOWNLOAD_MANY_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -98,6 +98,9 @@ pub(crate) const APPLY_COMMAND_BYTES: usize = 1024 * 1024;
 pub(crate) const SYNC_PAGE: u32 = 1000;
 /// See [`SYNC_PAGE`].
 pub(crate) const SYNC_PAGE_MAX: u32 = 10_000;
+/// What a page has at most, whatever was asked for: to gather and tell them takes a processor some 10 ms, in which others'
+/// small steps wait.
+pub(crate) const SYNC_PAGE_GIVEN_MAX: u32 = 2_500;
 
 /// Chunk list entries in one message of a manifest.
 pub(crate) const MANIFEST_MESSAGE_ENTRIES: usize = 8192;

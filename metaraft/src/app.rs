@@ -95,6 +95,12 @@ pub trait App: Send + Sync + 'static {
     /// of lately, say) is up to it: queries run only where they are asked.
     fn query(&self, group: GroupId, view: &View<'_>, query: &[u8]) -> Vec<u8>;
 
+    /// Whether a query may take much longer than a look-up: it is answered apart from those then.
+    fn may_take_long(&self, query: &[u8]) -> bool {
+        let _as_any_other = query;
+        false
+    }
+
     /// What those who watch are to be told of changes that have been applied. Numbers may be told again.
     fn notices(&self, changes: &Changes) -> Vec<Notice> {
         let _nobody_is_told = changes;

@@ -12,7 +12,7 @@ use crate::auth::Caller;
 use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::limits::{SYNC_PAGE, SYNC_PAGE_MAX};
+use crate::limits::{SYNC_PAGE, SYNC_PAGE_GIVEN_MAX, SYNC_PAGE_MAX};
 use crate::meta::wrong_reply;
 use crate::sync::history::{Reached, reign_of, went_back};
 use crate::sync::seal::{Purpose, Sealer};
@@ -83,7 +83,7 @@ fn failed(error: &MetaError) -> Failure {
 fn count(count_max: u32) -> Result<u32, Failure> {
     match count_max {
         0 => Ok(SYNC_PAGE),
-        count if count <= SYNC_PAGE_MAX => Ok(count),
+        count if count <= SYNC_PAGE_MAX => Ok(count.min(SYNC_PAGE_GIVEN_MAX)),
         count => Err(Failure::invalid(format!("count_max: {count} is more than {SYNC_PAGE_MAX}"))),
     }
 }

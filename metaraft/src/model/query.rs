@@ -251,6 +251,46 @@ pub enum Query {
     },
 }
 
+/// A query for more rows than this may take long.
+const LONG_ROWS: usize = 256;
+
+impl Query {
+    /// Whether it may read so many rows that look-ups should not wait for it: by what it asks for, for nobody knows how much
+    /// is there.
+    #[must_use]
+    pub fn may_take_long(&self) -> bool {
+        match self {
+            Self::ClusterMap
+            | Self::Settings
+            | Self::AccountByEmail { .. }
+            | Self::Account { .. }
+            | Self::Device { .. }
+            | Self::Namespace { .. }
+            | Self::Version { .. }
+            | Self::UploadPart { .. }
+            | Self::Counters
+            | Self::Secret { .. } => false,
+            Self::Devices { .. } | Self::Versions { .. } => true,
+            Self::Children { count_max, .. }
+            | Self::Trash { count_max, .. }
+            | Self::Releases { count_max, .. }
+            | Self::Changes { count_max, .. }
+            | Self::Below { count_max, .. }
+            | Self::UploadsOpen { count_max, .. }
+            | Self::ReleasesDue { count_max, .. }
+            | Self::ChangesAfter { count_max, .. }
+            | Self::BelowAt { count_max, .. } => *count_max as usize > LONG_ROWS,
+            Self::Resolve { paths, .. } => paths.len() > LONG_ROWS,
+            Self::Paths { entries, .. } | Self::EntriesById { entries, .. } => entries.len() > LONG_ROWS,
+            Self::Uploads { uploads, .. } => uploads.len() > LONG_ROWS,
+            Self::NamespaceHolds { contents, .. } | Self::Contents { contents } => contents.len() > LONG_ROWS,
+            Self::ChunksLocate { chunks } | Self::ChunksPinned { chunks, .. } => chunks.len() > LONG_ROWS,
+            Self::Sequences { namespaces } => namespaces.len() > LONG_ROWS,
+            Self::DevicesLive { devices } => devices.len() > LONG_ROWS,
+        }
+    }
+}
+
 /// Where the listing of a folder has come to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BelowFrame {

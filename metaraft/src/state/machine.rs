@@ -25,11 +25,15 @@ use crate::model::STEPS_MAX;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
 use crate::model::outcome::{Release, StepOutcome};
+use crate::model::query::Query;
 use crate::model::request_key::Payload;
 use crate::model::room::makes_room;
 use crate::model::row::ContentRow;
 use crate::raft::group::COMMAND_BYTES_MAX;
 use crate::warden::liveness::Liveness;
+
+/// A query of more bytes asks for so much that it may take long, whatever it asks for.
+const LONG_QUERY_BYTES: usize = 32 * 1024;
 
 /// The state machine of the root group and of the data groups.
 pub struct StateMachine {
@@ -84,6 +88,11 @@ impl App for StateMachine {
 
     fn query(&self, group: GroupId, view: &View<'_>, query: &[u8]) -> Vec<u8> {
         codec::encode(&query::answer(group, view, query, &self.liveness))
+    }
+
+    fn may_take_long(&self, query: &[u8]) -> bool {
+        query.len() > LONG_QUERY_BYTES
+            || codec::decode::<Query>(query).is_ok_and(|query| query.may_take_long())
     }
 
     fn notices(&self, changes: &Changes) -> Vec<Notice> {

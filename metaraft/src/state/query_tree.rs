@@ -143,8 +143,14 @@ impl Reader<'_> {
 
     fn paths(&self, namespace: NamespaceId, entries: &[EntryId]) -> Result<Reply, Refusal> {
         self.namespace(namespace)?;
+        // What was deleted together was in one folder: often the same is asked for again and again.
+        let mut latest: Option<(EntryId, Option<Vec<String>>)> = None;
         let paths = first_answers(entries, |entry| {
-            let path = self.path(namespace, *entry)?;
+            let path = match latest.take() {
+                Some((known, path)) if known == *entry => path,
+                _ => self.path(namespace, *entry)?,
+            };
+            latest = Some((*entry, path.clone()));
             let names = path.iter().flatten().map(|name| name.len() + PATH_NAME_BYTES);
             let bytes = names.sum::<usize>().max(PATH_NAME_BYTES);
             Ok((path, bytes))

@@ -1,5 +1,7 @@
 //! A state machine for tests: named registers with the number of writes each has seen, and a running count.
 
+use std::time::Duration;
+
 use engine::ids::{GroupId, NamespaceId};
 
 use crate::app::{App, Made, NotUnderstood, Notice};
@@ -7,7 +9,7 @@ use crate::kv::{Changes, KeyRange, Read, Txn, View};
 use crate::node::COMMAND_BYTES_MAX;
 
 /// Commands: `set NAME VALUE`, `fail NAME VALUE` (writes, then refuses), `new NAME` (which some do not know), `time`.
-/// Queries: `get NAME`, `count`, `all`.
+/// Queries: `get NAME`, `count`, `all`, `long` (which takes a second).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Registers {
     /// Whether it is of an older version.
@@ -78,8 +80,16 @@ impl App for Registers {
                 let digest = rows.iter().map(|(key, value)| format!("{key:?}={value:?}")).collect::<Vec<_>>();
                 digest.join(";").into_bytes()
             }
+            ["long"] => {
+                std::thread::sleep(Duration::from_secs(1));
+                b"long".to_vec()
+            }
             _ => b"unknown query".to_vec(),
         }
+    }
+
+    fn may_take_long(&self, query: &[u8]) -> bool {
+        query == b"long"
     }
 
     fn notices(&self, changes: &Changes) -> Vec<Notice> {

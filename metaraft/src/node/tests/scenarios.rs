@@ -164,6 +164,32 @@ fn a_leader_without_its_quorum_answers_no_query() {
 }
 
 #[test]
+fn short_queries_wait_for_no_long_ones() {
+    run(async {
+        let mut cluster = Cluster::start(1, 1000).await;
+        let client = cluster.client();
+        client.propose(DATA, "set a 1").await;
+        let leader = cluster.leader(DATA).await;
+        let handle = cluster.nodes[&leader].group(DATA).unwrap();
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            let long = handle.clone();
+            asked.push(tokio::spawn(async move { long.query(b"long".to_vec()).await }));
+            // In one round with it, and in later ones.
+            for _ in 0..3 {
+                assert_eq!(handle.query(b"get a".to_vec()).await, Ok(b"1".to_vec()));
+            }
+        }
+        assert!(asked.iter().all(|long| !long.is_finished()), "a short query waited for a long one");
+        for long in asked {
+            assert_eq!(long.await.unwrap(), Ok(b"long".to_vec()));
+        }
+        drop(handle);
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn a_follower_names_the_leader_and_refuses_oversized_commands() {
     run(async {
         let mut cluster = Cluster::start(1, 1000).await;
