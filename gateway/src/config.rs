@@ -145,7 +145,7 @@ limits! {
     /// The same, of all.
     lookups_max = 512;
     /// Bytes of one account's downloads that are read and not handed over for sending.
-    account_download_bytes_max = 24 * MIB;
+    account_download_bytes_max = 16 * MIB;
     /// The same, of all.
     download_bytes_max = 64 * MIB;
     /// Bytes of one account's downloads that are being read from the disks just now.

@@ -16,7 +16,7 @@ use crate::auth::Caller;
 use crate::convert;
 use crate::core::{BUDGET_UNIT_BYTES, Core, content_gone, found};
 use crate::door::shares::Share;
-use crate::downloads::outbox::{Outbox, Waited};
+use crate::downloads::outbox::{Gone, Outbox, Waited};
 use crate::downloads::stream::{Ended, FileVersion, file_state, version_of};
 use crate::failure::Failure;
 use crate::limits::{
@@ -101,9 +101,10 @@ type Sink = Outbox<v1::DownloadManyResponse>;
 
 /// Sends all files, each whole or with an error in its place.
 pub(crate) async fn serve(core: &Core, account: AccountId, many: Many, sink: Sink) {
-    let ended = match send_all(core, account, &many, &sink).await {
-        Ok(()) | Err(Ended::Unheard) => Ok(()),
-        Err(Ended::Failed(failure)) => Err(failure.into()),
+    let sending = sink.while_heard(send_all(core, account, &many, &sink));
+    let ended = match sending.await {
+        Ok(Ok(()) | Err(Ended::Unheard)) | Err(Gone) => Ok(()),
+        Ok(Err(Ended::Failed(failure))) => Err(failure.into()),
     };
     sink.end(ended);
 }

@@ -30,6 +30,8 @@ struct Shared<T> {
     state: Mutex<State<T>>,
     /// Something was taken or asked for, or the client has gone.
     taken: Notify,
+    /// The client has gone.
+    left: Notify,
     messages_max: usize,
 }
 
@@ -61,11 +63,26 @@ pub(crate) struct Taken<T>(Arc<Shared<T>>);
 /// At most `messages_max` wait.
 pub(crate) fn outbox<T>(messages_max: usize) -> (Outbox<T>, Taken<T>) {
     let state = State { waiting: VecDeque::new(), ended: None, wanted: false, gone: false, waker: None };
-    let shared = Arc::new(Shared { state: Mutex::new(state), taken: Notify::new(), messages_max });
+    let shared = Arc::new(Shared {
+        state: Mutex::new(state),
+        taken: Notify::new(),
+        left: Notify::new(),
+        messages_max,
+    });
     (Outbox(Arc::clone(&shared)), Taken(shared))
 }
 
 impl<T> Outbox<T> {
+    /// Does work whose messages go here, and drops it when the client goes: whatever it waits for then, nobody wants what
+    /// comes of it. One at a time.
+    pub(crate) async fn while_heard<R>(&self, work: impl Future<Output = R>) -> Result<R, Gone> {
+        tokio::select! {
+            biased;
+            () = self.0.left.notified() => Err(Gone),
+            result = work => Ok(result),
+        }
+    }
+
     /// Waits until there is room for a message. Cancel safe.
     pub(crate) async fn room(&self, pause_after: Duration) -> Result<Waited, Gone> {
         let messages_max = self.0.messages_max;
@@ -178,6 +195,7 @@ impl<T> Drop for Taken<T> {
         state.waiting.clear();
         drop(state);
         self.0.taken.notify_one();
+        self.0.left.notify_one();
     }
 }
 
@@ -240,5 +258,20 @@ mod tests {
         let waits = tokio::spawn(async move { outbox.wanted().await });
         drop(taken);
         assert_eq!(waits.await.unwrap(), Err(Gone));
+    }
+
+    #[tokio::test]
+    async fn work_ends_with_the_client_whatever_it_waits_for() {
+        let (outbox, taken) = outbox::<u8>(1);
+        let (held, waits) = tokio::sync::oneshot::channel::<()>();
+        let work = tokio::spawn(async move { outbox.while_heard(waits).await.map(drop) });
+        tokio::task::yield_now().await;
+        drop(taken);
+        assert_eq!(work.await.unwrap(), Err(Gone));
+        assert!(held.is_closed(), "it is dropped");
+        let (outbox, taken) = super::outbox::<u8>(1);
+        drop(taken);
+        let work = std::future::pending::<()>();
+        assert_eq!(outbox.while_heard(work).await, Err(Gone), "also one that begins afterwards");
     }
 }

@@ -225,9 +225,10 @@ fn still_counted(data: Bytes, budget: Option<&mut Share>) -> Bytes {
 /// Sends a download to the end, or ends it with an error.
 pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, sink: Sink) {
     let subject = download.file.subject.clone();
-    let ended = match send_all(core, caller.account, download, &sink).await {
-        Ok(()) | Err(Ended::Unheard) => Ok(()),
-        Err(Ended::Failed(failure)) => {
+    let sending = sink.while_heard(send_all(core, caller.account, download, &sink));
+    let ended = match sending.await {
+        Ok(Ok(()) | Err(Ended::Unheard)) | Err(Gone) => Ok(()),
+        Ok(Err(Ended::Failed(failure))) => {
             Err(Failure { message: format!("{subject}: {}", failure.message), ..failure }.into())
         }
     };

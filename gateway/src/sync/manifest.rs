@@ -33,7 +33,8 @@ pub(crate) async fn find(
 
 /// Sends the list to the end, or ends the stream with an error.
 pub(crate) async fn serve(core: Arc<Core>, manifest: Manifest, sink: Sink) {
-    let ended = send_all(&core, manifest, &sink).await;
+    let sending = sink.while_heard(send_all(&core, manifest, &sink));
+    let ended = sending.await.unwrap_or(Ok(()));
     sink.end(ended.map_err(Into::into));
 }
 
