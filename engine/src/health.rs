@@ -26,6 +26,9 @@ const READ_DELAYS_MAX: usize = 256;
 /// Fewer reads say nothing about a percentile.
 const READ_DELAYS_MIN: usize = 32;
 
+/// After so many reads it is worked out anew what the latest ones took: for each it was a hundredth of a small read's work.
+const READS_PER_P95: usize = 16;
+
 /// Calls that follow one another within this time count as one wait: hedged reads, and puts that come again.
 const GAP_MAX: Duration = Duration::from_secs(2);
 
@@ -185,13 +188,21 @@ pub struct DiskHealth {
     bounds: HealthBounds,
     lanes: BTreeMap<(CallKind, DiskId), Lane>,
     read_delays: VecDeque<Duration>,
+    read_delay_p95: Option<Duration>,
+    reads_since_p95: usize,
 }
 
 impl DiskHealth {
     /// Of disks of which nothing is known yet.
     #[must_use]
     pub fn new(bounds: HealthBounds) -> Self {
-        Self { bounds, lanes: BTreeMap::new(), read_delays: VecDeque::new() }
+        Self {
+            bounds,
+            lanes: BTreeMap::new(),
+            read_delays: VecDeque::new(),
+            read_delay_p95: None,
+            reads_since_p95: 0,
+        }
     }
 
     /// Changes the bounds; what was learned stays.
@@ -244,10 +255,7 @@ impl DiskHealth {
             }
         }
         if end == CallEnd::Answered && kind == CallKind::Read {
-            self.read_delays.push_back(now.saturating_sub(began));
-            if self.read_delays.len() > READ_DELAYS_MAX {
-                self.read_delays.pop_front();
-            }
+            self.read_took(now.saturating_sub(began));
         }
     }
 
@@ -305,15 +313,26 @@ impl DiskHealth {
         due
     }
 
-    /// The delay that 95 of 100 of the latest reads did not exceed, if there were enough of them.
+    fn read_took(&mut self, delay: Duration) {
+        self.read_delays.push_back(delay);
+        if self.read_delays.len() > READ_DELAYS_MAX {
+            self.read_delays.pop_front();
+        }
+        self.reads_since_p95 += 1;
+        if self.read_delays.len() < READ_DELAYS_MIN || self.reads_since_p95 < READS_PER_P95 {
+            return;
+        }
+        self.reads_since_p95 = 0;
+        let mut delays: Vec<Duration> = self.read_delays.iter().copied().collect();
+        let rank = delays.len() * 95 / 100;
+        let (_less, p95, _more) = delays.select_nth_unstable(rank);
+        self.read_delay_p95 = Some(*p95);
+    }
+
+    /// The delay that 95 of 100 of the latest reads did not exceed, if there were enough of them. Some reads old.
     #[must_use]
     pub fn read_delay_p95(&self) -> Option<Duration> {
-        if self.read_delays.len() < READ_DELAYS_MIN {
-            return None;
-        }
-        let mut delays: Vec<Duration> = self.read_delays.iter().copied().collect();
-        delays.sort_unstable();
-        delays.get(delays.len() * 95 / 100).copied()
+        self.read_delay_p95
     }
 }
 

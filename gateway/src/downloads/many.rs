@@ -158,7 +158,7 @@ async fn send_from(
             sink.push(message);
         }
     }
-    Ok(sink.drained(DOWNLOAD_PAUSE_AFTER).await?)
+    Ok(sink.last_taken(DOWNLOAD_PAUSE_AFTER).await?)
 }
 
 fn error_message(index: u32, failure: Failure) -> v1::DownloadManyResponse {

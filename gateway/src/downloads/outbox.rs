@@ -89,9 +89,21 @@ impl<T> Outbox<T> {
         self.until(pause_after, |state| state.waiting.len() < messages_max).await
     }
 
-    /// Waits until all was taken. Cancel safe.
-    pub(crate) async fn drained(&self, pause_after: Duration) -> Result<Waited, Gone> {
-        self.until(pause_after, |state| state.waiting.is_empty()).await
+    /// There will be no further message: the stream ends well with the last of those that wait, in one go with it. Waits until
+    /// that was taken; if the client pauses before, it has not ended. Cancel safe.
+    pub(crate) async fn last_taken(&self, pause_after: Duration) -> Result<Waited, Gone> {
+        {
+            let mut state = self.0.state();
+            state.ended = Some(Ok(()));
+            wake(state);
+        }
+        let waited = self.until(pause_after, |state| state.waiting.is_empty()).await?;
+        let mut state = self.0.state();
+        if waited == Waited::Ready || state.waiting.is_empty() {
+            return Ok(Waited::Ready);
+        }
+        state.ended = None;
+        Ok(Waited::Paused)
     }
 
     /// Waits, for as long as it takes, until the client would take a message that is not there. Cancel safe.
@@ -201,7 +213,7 @@ impl<T> Drop for Taken<T> {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::StreamExt;
+    use futures_util::{FutureExt, StreamExt};
 
     use super::*;
 
@@ -224,12 +236,31 @@ mod tests {
                 assert_eq!(outbox.room(SOON).await, Ok(Waited::Ready));
                 outbox.push(number);
             }
-            assert_eq!(outbox.drained(SOON).await, Ok(Waited::Ready));
+            assert_eq!(outbox.last_taken(SOON).await, Ok(Waited::Ready));
             outbox.end(Ok(()));
         });
         let rest: Vec<i32> = taken.map(Result::unwrap).collect().await;
         assert_eq!(rest, [2, 3, 4]);
         sender.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_with_the_last_message_and_not_before_it() {
+        let (outbox, mut taken) = outbox(2);
+        outbox.push(1);
+        outbox.push(2);
+        assert_eq!(outbox.last_taken(SOON).await, Ok(Waited::Paused));
+        assert_eq!(taken.next().await.unwrap().unwrap(), 1);
+        assert_eq!(outbox.take_back(), [2]);
+        let waits = tokio::time::timeout(SOON, taken.next());
+        assert!(waits.await.is_err(), "it has not ended");
+        outbox.push(2);
+        let last = tokio::spawn(async move { outbox.last_taken(SOON).await });
+        tokio::task::yield_now().await;
+        // No task of the sender's runs between these two.
+        assert_eq!(taken.next().now_or_never().unwrap().unwrap().unwrap(), 2);
+        assert!(taken.next().now_or_never().unwrap().is_none());
+        assert_eq!(last.await.unwrap(), Ok(Waited::Ready));
     }
 
     #[tokio::test]

@@ -290,7 +290,7 @@ async fn send_from(
     if *offset < download.range.end {
         return Err(Failure::internal("manifest", &"it ends before its file does").into());
     }
-    Ok(sink.drained(DOWNLOAD_PAUSE_AFTER).await?)
+    Ok(sink.last_taken(DOWNLOAD_PAUSE_AFTER).await?)
 }
 
 async fn send(download: &Download, offset: &mut u64, data: Bytes, sink: &Sink) -> Result<Waited, Ended> {
