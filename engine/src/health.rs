@@ -170,15 +170,27 @@ impl Lane {
         }
     }
 
+    fn recent(&self, now: Duration) -> impl Iterator<Item = Duration> {
+        let recent = self.delays.iter().filter(move |(at, _delay)| now.saturating_sub(*at) <= DELAY_AGE_MAX);
+        recent.map(|(_at, delay)| *delay)
+    }
+
     /// The middle of its latest delays, if there are enough.
     fn delay(&self, now: Duration) -> Option<Duration> {
-        let recent = self.delays.iter().filter(|(at, _delay)| now.saturating_sub(*at) <= DELAY_AGE_MAX);
-        let mut delays: Vec<Duration> = recent.map(|(_at, delay)| *delay).collect();
+        let mut delays: Vec<Duration> = self.recent(now).collect();
         if delays.len() < SLOW_DELAYS_MIN {
             return None;
         }
         delays.sort_unstable();
         delays.get(delays.len() / 2).copied()
+    }
+
+    /// Whether that is `least` or more: what is asked of each disk for each read.
+    fn is_delayed(&self, now: Duration, least: Duration) -> bool {
+        let (all, below) = self
+            .recent(now)
+            .fold((0, 0), |(all, below), delay| (all + 1, below + usize::from(delay < least)));
+        all >= SLOW_DELAYS_MIN && below <= all / 2
     }
 }
 
@@ -269,8 +281,9 @@ impl DiskHealth {
         }
         // A silence that ended without an answer is forgotten after a while: the disk is tried again.
         let asked = lane.pending > 0 || now.saturating_sub(lane.active) <= DELAY_AGE_MAX;
-        let (silent, delay) = (lane.silence(now) >= bounds.slow_after, lane.delay(now));
-        let late = delay.is_some_and(|delay| delay >= SLOW_DELAY_MIN && self.is_late(now, kind, delay));
+        let silent = lane.silence(now) >= bounds.slow_after;
+        let delay = lane.is_delayed(now, SLOW_DELAY_MIN).then(|| lane.delay(now)).flatten();
+        let late = delay.is_some_and(|delay| self.is_late(now, kind, delay));
         if (silent && asked) || late { DiskState::Slow } else { DiskState::Fine }
     }
 

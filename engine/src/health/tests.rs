@@ -164,6 +164,25 @@ fn a_disk_that_is_forgotten_is_judged_by_what_comes_then() {
 }
 
 #[test]
+fn what_is_delayed_is_what_the_middle_delay_says() {
+    for counts in 0..3_u32.pow(9) {
+        let mut lane = Lane::default();
+        // Each of nine places: no delay, a short or a long one.
+        for place in 0..9 {
+            match counts / 3_u32.pow(place) % 3 {
+                0 => {}
+                kind => lane.delays.push_back((at(1), at(u64::from(kind) * 10))),
+            }
+        }
+        for least in [at(10), at(15), at(20), at(21)] {
+            let middle = lane.delay(at(2));
+            let expected = middle.is_some_and(|delay| delay >= least);
+            assert_eq!(lane.is_delayed(at(2), least), expected, "{:?}", lane.delays);
+        }
+    }
+}
+
+#[test]
 fn the_percentile_of_reads_needs_enough_of_them() {
     let mut health = model();
     for read in 0..100 {
