@@ -55,7 +55,7 @@ pub(crate) async fn run(
     let at_once = Arc::new(Semaphore::new(ROUNDS_MAX));
     let tasks = TaskTracker::new();
     let (long, long_queue) = mpsc::channel(QUERIES_WAITING_MAX);
-    tasks.spawn(answer_long(state.clone(), long_queue));
+    tasks.spawn(answer_long(state.clone(), long_queue, stop.clone()));
     let rounds = Rounds { raft, state, long };
     loop {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { break };
@@ -105,19 +105,27 @@ impl Rounds {
     }
 }
 
-/// Answers long queries, each from a view of its own, until the queue's senders are gone.
-async fn answer_long(state: StateStore, mut queue: mpsc::Receiver<QueryJob>) {
+/// Answers long queries, each from a view of its own, until `stop`, or until the queue's senders are gone. Those that wait
+/// then learn it by their senders' end.
+async fn answer_long(state: StateStore, mut queue: mpsc::Receiver<QueryJob>, stop: CancellationToken) {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let at_once = Arc::new(Semaphore::new((processors / 2).clamp(1, LONG_AT_ONCE_MAX)));
     let tasks = TaskTracker::new();
-    while let Some(job) = queue.recv().await {
+    loop {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { break };
+        let job = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            job = queue.recv() => job,
+        };
+        let Some(job) = job else { break };
         let state = state.clone();
         tasks.spawn(async move {
             answer(state, vec![job]).await;
             drop(permit);
         });
     }
+    drop(queue);
     tasks.close();
     tasks.wait().await;
 }
