@@ -12,8 +12,9 @@
 mod expected;
 mod meta_address;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use engine::ids::{ClusterId, NodeId};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
@@ -27,6 +28,15 @@ pub use self::meta_address::MetaAddress;
 
 /// The DNS name in every internal certificate.
 pub const INTERNAL_NAME: &str = "node.keepstone.internal";
+
+/// Certificates that are remembered at most: as many as a large cluster has nodes, with some to spare for a change of all.
+const READ_MAX: usize = 4096;
+
+/// What certificates name that were read before: the peers of a process are the same few, and each request shows one.
+/// Only what TLS has verified gets here.
+static READ: RwLock<Option<PeersRead>> = RwLock::new(None);
+
+type PeersRead = HashMap<Box<[u8]>, Option<Peer>>;
 
 /// What a process of the cluster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,6 +106,23 @@ impl Peer {
         peers.next().is_none().then_some(peer)
     }
 
+    /// The same, of a certificate that is shown again and again.
+    fn from_certificate_shown(der: &[u8]) -> Option<Self> {
+        let read = READ.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = read.as_ref().and_then(|read| read.get(der)) {
+            return *peer;
+        }
+        drop(read);
+        let peer = Self::from_certificate(der);
+        let mut read = READ.write().unwrap_or_else(PoisonError::into_inner);
+        let read = read.get_or_insert_default();
+        if read.len() >= READ_MAX {
+            read.clear();
+        }
+        read.insert(der.into(), peer);
+        peer
+    }
+
     /// Checks that a request comes from a node of `cluster` in one of `roles`.
     ///
     /// # Errors
@@ -107,7 +134,7 @@ impl Peer {
     ) -> Result<Self, Box<Status>> {
         let peer = request
             .peer_certs()
-            .and_then(|certificates| certificates.first().and_then(|leaf| Self::from_certificate(leaf)))
+            .and_then(|certificates| certificates.first().and_then(|leaf| Self::from_certificate_shown(leaf)))
             .ok_or_else(|| Box::new(Status::unauthenticated("no certificate of a cluster node")))?;
         if peer.cluster != cluster || !roles.contains(&peer.role) {
             let who = format!("{} {} of cluster {}", peer.role.as_str(), peer.node, peer.cluster);
@@ -259,5 +286,24 @@ mod tests {
         assert_eq!(Peer::from_certificate(&certificate_with(&[&format!("{}/x", peer.uri())])), None);
         assert_eq!(Peer::from_certificate(&certificate_with(&[&peer.uri(), &peer.uri()])), None);
         assert_eq!(Peer::from_certificate(b"garbage"), None);
+    }
+
+    #[test]
+    fn a_certificate_names_the_same_peer_when_it_is_shown_again() {
+        let peer =
+            |node| Peer { cluster: ClusterId::from_bytes([7; 16]), role: Role::Meta, node: NodeId(node) };
+        let certificates = [1, 2].map(|node| certificate_with(&[&peer(node).uri()]));
+        for _shown in 0..3 {
+            for (certificate, node) in certificates.iter().zip(1..) {
+                assert_eq!(Peer::from_certificate_shown(certificate), Some(peer(node)));
+            }
+            assert_eq!(Peer::from_certificate_shown(b"garbage"), None);
+        }
+        // More than are remembered: each is what it is all the same.
+        for number in 0..READ_MAX * 2 {
+            assert_eq!(Peer::from_certificate_shown(&number.to_be_bytes()), None);
+        }
+        assert_eq!(Peer::from_certificate_shown(&certificates[1]), Some(peer(2)));
+        assert!(READ.read().unwrap().as_ref().unwrap().len() <= READ_MAX);
     }
 }
