@@ -36,8 +36,10 @@ const PAUSE_FAILED: Duration = Duration::from_millis(200);
 /// How long what only says how far a log is may wait for the same of other voters, to be written together.
 const GATHER_TIME: Duration = Duration::from_secs(1);
 
-/// A metadata node that takes longer is called again later.
+/// A metadata node that takes longer is called again later; than that and for how long it may keep its answer back. What it
+/// keeps back is a call whose connection breaks when it starts anew, so that it is called at once.
 const DEADLINE: Duration = Duration::from_secs(2);
+const HOLD_TIME: Duration = Duration::from_secs(20);
 
 /// What is held.
 struct Held {
@@ -144,8 +146,8 @@ async fn call(
 ) -> Result<AttestResponse, String> {
     let channel = channels.get(&at.address, Role::Meta, at.node).map_err(|error| error.to_string())?;
     let mut request = tonic::Request::new(request);
-    request.set_timeout(DEADLINE);
-    tokio::time::timeout(DEADLINE, MetadataClient::new(channel).attest(request))
+    request.set_timeout(DEADLINE + HOLD_TIME);
+    tokio::time::timeout(DEADLINE + HOLD_TIME, MetadataClient::new(channel).attest(request))
         .await
         .map_err(|_elapsed| "no answer in time".to_owned())?
         .map(tonic::Response::into_inner)
@@ -160,7 +162,8 @@ async fn attend_once(
     voter: &mut u64,
 ) -> Result<Duration, String> {
     let of_voter = held.of(*voter).map_or_else(Bytes::new, |held| Bytes::copy_from_slice(&held.to_bytes()));
-    let request = AttestRequest { voter: *voter, held: of_voter, ..AttestRequest::default() };
+    let hold_ms = u32::try_from(HOLD_TIME.as_millis()).unwrap_or(u32::MAX);
+    let request = AttestRequest { voter: *voter, held: of_voter, hold_ms, ..AttestRequest::default() };
     let response = call(channels, address, request).await?;
     if response.voter != *voter {
         *voter = response.voter;

@@ -207,7 +207,8 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
             Role::Meta => WitnessId::Voter(peer.node.0),
             _ => WitnessId::Storage(peer.node.0),
         };
-        attester::answer(&self.attester, witness, request.into_inner()).await.map(Response::new)
+        let answer = attester::answer(&self.attester, witness, request.into_inner(), &self.stop);
+        answer.await.map(Response::new)
     }
 
     async fn node_status(

@@ -10,7 +10,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use engine::attestation::Attestation;
 use engine::ids::GroupId;
@@ -165,6 +165,15 @@ impl LogDatabase {
     /// How far the log is, durably.
     pub(crate) fn attestation(&self) -> Attestation {
         self.counter().attestation
+    }
+
+    /// The same, unless a write is under way.
+    pub(crate) fn attestation_at_hand(&self) -> Option<Attestation> {
+        match self.counter.try_lock() {
+            Ok(counter) => Some(counter.attestation),
+            Err(TryLockError::Poisoned(counter)) => Some(counter.into_inner().attestation),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Begins a run: one more start, under a name of its own. From now on writes are counted.

@@ -1,6 +1,7 @@
 //! Asks and tells the witnesses: the shell around [`super::prover`].
 //!
-//! Each voter calls each other one; storage nodes call all voters. A call carries what the caller holds of the one that it
+//! Of two voters one calls the other, whichever came first, and both do as long as anything presses; storage nodes call all
+//! voters. A call carries what the caller holds of the one that it
 //! calls, and, if it is a voter, what it wants held of itself; the answer carries the same the other way. What is to be
 //! held is durable before it is said to be held.
 //!
@@ -29,8 +30,11 @@ use crate::raft::peers::Peers;
 /// From one call to the next, of a peer or by a witness: once this node votes; before that; to confirm what was told. A
 /// storage node that is not expected at the next start calls seldom.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Storage nodes call the more seldom the more there are, so that on average two of them call in [`INTERVAL`]; each calls
-/// at least this often, for it must be heard within the grace that a start gives to witnesses ([`WITNESS_GRACE`]).
+/// A peer that has called need not be called for so long: longer than [`INTERVAL`], so that who called first goes on.
+const CALLED_TIME: Duration = Duration::from_millis(750);
+/// Storage nodes are told the more seldom the more there are, so that on average two of them are in [`INTERVAL`]; each is at
+/// least this often if there is anything to tell. One that does not let its call be kept back calls as often, for it must
+/// be heard within the grace that a start gives to witnesses ([`WITNESS_GRACE`]).
 const INTERVAL_STORAGE_MAX: Duration = Duration::from_millis(1500);
 const _: () = assert!(INTERVAL_STORAGE_MAX.as_millis() < WITNESS_GRACE.as_millis());
 const INTERVAL_PROVING: Duration = Duration::from_millis(50);
@@ -40,6 +44,8 @@ const INTERVAL_SPARE: Duration = Duration::from_secs(30);
 const GATHER_TIME: Duration = Duration::from_secs(1);
 /// A peer that takes longer is called again later.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A call of a storage node is kept back for so long at most while there is nothing to tell it.
+const HOLD_TIME_MAX: Duration = Duration::from_secs(30);
 /// Voters in a roster that is taken from the wire.
 const ROSTER_MAX: usize = 64;
 
@@ -70,6 +76,8 @@ struct Inner {
     /// The same, and what is to be on disk soon.
     waiting: Attestations,
     written: Option<Instant>,
+    /// When each voter last called, while nothing pressed.
+    called: BTreeMap<u64, Instant>,
 }
 
 /// See the head of this module. Shared by the server and the tasks that call peers.
@@ -108,6 +116,7 @@ impl Attester {
                 waiting: opened.attested.clone(),
                 attested: opened.attested,
                 written: None,
+                called: BTreeMap::new(),
             }),
             log,
             files,
@@ -233,6 +242,56 @@ impl Attester {
         Ok(())
     }
 
+    /// Notes a call of a voter that was answered with this pause.
+    fn was_called(&self, voter: u64, pause: Duration, now: Instant) {
+        let mut inner = self.lock();
+        if pause == INTERVAL {
+            inner.called.insert(voter, now)
+        } else {
+            inner.called.remove(&voter)
+        };
+    }
+
+    /// How long a peer need not be called, because it calls itself.
+    fn called_for(&self, peer: u64, now: Instant) -> Duration {
+        let called = self.lock().called.get(&peer).copied();
+        called.map_or(Duration::ZERO, |at| CALLED_TIME.saturating_sub(now.saturating_duration_since(at)))
+    }
+
+    /// What its witnesses are to hold of this node by now. Blocks while something is made durable.
+    fn telling(&self) -> Option<Attestation> {
+        self.lock().prover.telling(self.log.attestation().sequence)
+    }
+
+    /// Whether there is something to tell to a witness that holds `held`, as far as can be seen without waiting for a
+    /// write: the log grows by that one.
+    fn has_news(&self, held: Option<Attestation>) -> bool {
+        let (Ok(inner), Some(log)) = (self.inner.try_lock(), self.log.attestation_at_hand()) else {
+            return true;
+        };
+        inner.prover.telling(log.sequence) != held
+    }
+
+    /// Keeps the call of a witness that holds `held` back until there is something to tell it, which is looked for at
+    /// `pace`, or the node no longer votes. For `time_max` at most; not beyond `stop`.
+    async fn keep_back(
+        &self,
+        held: Option<Attestation>,
+        pace: Duration,
+        time_max: Duration,
+        stop: &CancellationToken,
+    ) {
+        let until = Instant::now() + time_max;
+        loop {
+            let pause = pace.min(until.saturating_duration_since(Instant::now()));
+            let stopped = stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none();
+            let over = stopped || Instant::now() >= until;
+            if over || self.has_news(held) || !self.standing.borrow().votes() {
+                return;
+            }
+        }
+    }
+
     /// What a peer is called with. Blocks while something is made durable.
     fn request(&self, peer: u64) -> AttestRequest {
         let inner = self.lock();
@@ -243,6 +302,7 @@ impl Attester {
             own: to_wire(own),
             identity: Some(identity_to_wire(&inner.prover.itself())),
             time_ms: own_wall_ms(),
+            hold_ms: 0,
         }
     }
 }
@@ -256,9 +316,21 @@ fn storage_interval(witnesses: &BTreeSet<u64>, node: u64) -> Duration {
     INTERVAL.saturating_mul(turns).min(INTERVAL_STORAGE_MAX)
 }
 
+/// Whether nothing presses, and the storage node is one that a start waits for.
+fn is_told_in_turn(pause: Duration) -> bool {
+    (INTERVAL..=INTERVAL_STORAGE_MAX).contains(&pause)
+}
+
 /// Calls `peer` again and again until `stop`.
 pub(crate) async fn call(attester: Arc<Attester>, peers: Arc<Peers>, peer: u64, stop: CancellationToken) {
     loop {
+        let called_for = attester.called_for(peer, Instant::now());
+        if !called_for.is_zero() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(called_for) => continue,
+            }
+        }
         let pause = match stop.run_until_cancelled(call_once(&attester, &peers, peer)).await {
             None => return,
             Some(Ok(pause)) => pause,
@@ -312,11 +384,12 @@ async fn call_once(attester: &Arc<Attester>, peers: &Peers, peer: u64) -> Result
     Ok(answer.pause)
 }
 
-/// Serves a call of a witness.
+/// Serves a call of a witness, until `stop`.
 pub(crate) async fn answer(
     attester: &Arc<Attester>,
     witness: WitnessId,
     request: AttestRequest,
+    stop: &CancellationToken,
 ) -> Result<AttestResponse, tonic::Status> {
     let malformed = |why: String| tonic::Status::invalid_argument(why);
     if let WitnessId::Voter(voter) = witness {
@@ -333,11 +406,23 @@ pub(crate) async fn answer(
             .transpose()
             .map_err(malformed)?,
     };
-    let taking = Arc::clone(attester);
-    let answer = tokio::task::spawn_blocking(move || taking.take(word))
+    let (held, taking) = (word.held, Arc::clone(attester));
+    let mut answer = tokio::task::spawn_blocking(move || taking.take(word))
         .await
         .map_err(|error| tonic::Status::internal(error.to_string()))?
         .map_err(|error| tonic::Status::unavailable(format!("the disk of this node failed: {error}")))?;
+    match witness {
+        WitnessId::Voter(voter) => attester.was_called(voter, answer.pause, Instant::now()),
+        WitnessId::Storage(_) if request.hold_ms > 0 && is_told_in_turn(answer.pause) => {
+            let hold = Duration::from_millis(request.hold_ms.into()).min(HOLD_TIME_MAX);
+            attester.keep_back(held, answer.pause, hold, stop).await;
+            let telling = Arc::clone(attester);
+            let own = tokio::task::spawn_blocking(move || telling.telling()).await;
+            answer.own = own.map_err(|error| tonic::Status::internal(error.to_string()))?;
+            answer.pause = Duration::ZERO;
+        }
+        WitnessId::Storage(_) => {}
+    }
     Ok(AttestResponse {
         voter: attester.node.0,
         own: to_wire(answer.own),
@@ -393,6 +478,76 @@ fn identity_from_wire(identity: &VoterIdentity) -> Result<VoterSelf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::log_database::LogDatabase;
+
+    /// A storage node's call, that may be kept back for `hold_ms`.
+    async fn call_of_storage(
+        attester: &Arc<Attester>,
+        held: &Bytes,
+        hold_ms: u32,
+        stop: &CancellationToken,
+    ) -> (AttestResponse, Duration) {
+        let request = AttestRequest { voter: 1, held: held.clone(), hold_ms, ..AttestRequest::default() };
+        let begun = Instant::now();
+        let answer = answer(attester, WitnessId::Storage(7), request, stop).await.unwrap();
+        (answer, begun.elapsed())
+    }
+
+    #[tokio::test]
+    async fn a_witness_that_knows_all_is_answered_when_the_log_grows_or_the_node_stops() {
+        let scratch = tempfile::tempdir().unwrap();
+        let log = Arc::new(LogDatabase::open(&scratch.path().join("log")).unwrap());
+        let members = BTreeMap::from([(1, String::new())]);
+        let attester = Attester::open(scratch.path(), NodeId(1), &members, Arc::clone(&log)).unwrap();
+        let attester = Arc::new(attester);
+        assert!(attester.standing().borrow().votes(), "a voter that is alone");
+        let stop = CancellationToken::new();
+        let mut held = Bytes::new();
+        // It learns of the run, and is a witness from then on.
+        for _call in 0..3 {
+            held = call_of_storage(&attester, &held, 0, &stop).await.0.own;
+        }
+        let (answer, took) = call_of_storage(&attester, &held, 0, &stop).await;
+        assert_eq!(answer.own, held);
+        assert!(took < INTERVAL && answer.pause_ms > 0, "{took:?}: one that does not let it be kept back");
+        let (answer, took) = call_of_storage(&attester, &held, 1200, &stop).await;
+        assert_eq!(answer.own, held);
+        assert!(took >= Duration::from_millis(1200) && answer.pause_ms == 0, "{took:?}");
+
+        // What it does not hold yet it is told after the usual pause.
+        log.write_synced(rocksdb::WriteBatch::default()).unwrap();
+        let (answer, took) = call_of_storage(&attester, &held, 60_000, &stop).await;
+        assert_ne!(answer.own, held);
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        held = answer.own;
+
+        let stopping = tokio::spawn({
+            let stop = stop.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                stop.cancel();
+            }
+        });
+        let (answer, took) = call_of_storage(&attester, &held, 60_000, &stop).await;
+        stopping.await.unwrap();
+        assert!(answer.own == held && took < Duration::from_secs(30), "{took:?}");
+    }
+
+    #[test]
+    fn a_peer_that_calls_is_not_called_as_long_as_nothing_presses() {
+        let scratch = tempfile::tempdir().unwrap();
+        let log = Arc::new(LogDatabase::open(&scratch.path().join("log")).unwrap());
+        let members = BTreeMap::from([(1, String::new()), (2, String::new())]);
+        let attester = Attester::open(scratch.path(), NodeId(1), &members, log).unwrap();
+        let now = Instant::now();
+        assert_eq!(attester.called_for(2, now), Duration::ZERO);
+        attester.was_called(2, INTERVAL, now);
+        assert_eq!(attester.called_for(2, now + INTERVAL), CALLED_TIME - INTERVAL);
+        assert_eq!(attester.called_for(2, now + CALLED_TIME), Duration::ZERO, "it has gone silent");
+        attester.was_called(2, INTERVAL, now + CALLED_TIME);
+        attester.was_called(2, INTERVAL_TOLD, now + CALLED_TIME);
+        assert_eq!(attester.called_for(2, now + CALLED_TIME), Duration::ZERO, "it is to be told something");
+    }
 
     #[test]
     fn storage_nodes_call_the_more_seldom_the_more_there_are() {
