@@ -6,6 +6,7 @@
 // What people read goes through `output`, which escapes it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod allocator;
 mod args;
 mod bootstrap;
 mod commands;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Command, SyncCommand};
 use crate::logging::Speaks;
 use crate::output::Output;
 
@@ -47,6 +48,11 @@ fn main() -> ExitCode {
         _ => Speaks::Client,
     };
     logging::start(speaks, arguments.global.log_json);
+    match &arguments.command {
+        Command::Sync(SyncCommand::Daemon(_) | SyncCommand::Run(_)) => allocator::share_heap(),
+        _ if is_role => allocator::keep_buffers(),
+        _ => {}
+    }
     if let Err(error) = cpu::check() {
         return output.failed(&error);
     }
