@@ -13,13 +13,13 @@ use bytes::Bytes;
 use engine::ids::RequestId;
 use proto::v1;
 use tokio::time::Instant;
-use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Response, Status};
 
 use crate::api::accounts;
 use crate::call_error::CallError;
 use crate::server_clock::{ServerClock, wall_ms};
+use crate::shown_token::ShownToken;
 
 /// How long a call is repeated while its failures are transient.
 pub const RETRY_TIME_MAX: Duration = Duration::from_secs(30);
@@ -52,7 +52,7 @@ pub struct ConnectOptions {
 pub struct ApiClient {
     channel: Channel,
     endpoint: Arc<str>,
-    token: Option<MetadataValue<Ascii>>,
+    token: Option<Arc<ShownToken>>,
     retry_time_max: Duration,
     clock: Arc<ServerClock>,
 }
@@ -111,7 +111,7 @@ impl ApiClient {
     /// If the endpoint, CA or token cannot be used, nobody answers, or TLS refuses the answer.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, CallError> {
         let endpoint = build_endpoint(options)?;
-        let token = options.token.as_deref().map(bearer).transpose()?;
+        let token = options.token.as_deref().map(ShownToken::new).transpose()?.map(Arc::new);
         let text = normalize_endpoint(&options.endpoint);
         let channel = endpoint.connect().await.map_err(|error| CallError::from_transport(&text, &error))?;
         Ok(Self {
@@ -129,7 +129,7 @@ impl ApiClient {
     /// If the endpoint, CA or token cannot be used.
     pub fn connect_lazily(options: &ConnectOptions) -> Result<Self, CallError> {
         let channel = build_endpoint(options)?.connect_lazy();
-        let token = options.token.as_deref().map(bearer).transpose()?;
+        let token = options.token.as_deref().map(ShownToken::new).transpose()?.map(Arc::new);
         let endpoint = normalize_endpoint(&options.endpoint).into();
         Ok(Self { channel, endpoint, token, retry_time_max: RETRY_TIME_MAX, clock: Arc::default() })
     }
@@ -166,12 +166,17 @@ impl ApiClient {
     pub(crate) fn request<Q>(&self, message: Q) -> Request<Q> {
         let mut request = Request::new(message);
         if let Some(token) = &self.token {
-            request.metadata_mut().insert("authorization", token.clone());
+            token.show(request.metadata_mut());
         }
         request
     }
 
     pub(crate) fn status(&self, status: &Status) -> CallError {
+        if self.token.as_ref().is_some_and(|token| token.was_not_seen(status)) {
+            let reason =
+                "it is an older version than the one that answered before; it is asked in its way".to_owned();
+            return CallError::Unreachable { endpoint: self.endpoint.to_string(), reason };
+        }
         CallError::from_status(&self.endpoint, self.token.is_some(), status)
     }
 
@@ -181,14 +186,19 @@ impl ApiClient {
     /// # Errors
     /// If the system has no randomness to give.
     pub(crate) async fn new_request_id(&self) -> Result<Bytes, CallError> {
-        if self.clock.now_ms().is_none() && self.token.is_some() {
-            let asked = self.request(v1::WhoAmIRequest {});
-            match tokio::time::timeout(CLOCK_TIME_MAX, accounts(self.channel()).who_am_i(asked)).await {
-                Ok(Ok(answer)) if answer.get_ref().server_time_ms != 0 => {
-                    self.clock.learn(answer.get_ref().server_time_ms);
+        if self.clock.now_ms().is_none()
+            && let Some(token) = &self.token
+        {
+            let request = self.request(v1::WhoAmIRequest {});
+            let mut gateway = accounts(self.channel());
+            let asked = gateway.who_am_i(request);
+            // If it gives no answer, the call that the id is for says what is the matter.
+            if let Ok(Ok(answer)) = tokio::time::timeout(CLOCK_TIME_MAX, asked).await {
+                let answer = answer.into_inner();
+                token.learn(answer.takes_token_header);
+                if answer.server_time_ms != 0 {
+                    self.clock.learn(answer.server_time_ms);
                 }
-                // The call that the id is for says what is the matter.
-                Ok(Ok(_) | Err(_)) | Err(_) => {}
             }
         }
         let time_ms = self.clock.now_ms().unwrap_or_else(wall_ms);
@@ -234,15 +244,6 @@ impl ApiClient {
             tracing::debug!(%error, "call repeated");
         }
     }
-}
-
-fn bearer(token: &str) -> Result<MetadataValue<Ascii>, CallError> {
-    let mut value: MetadataValue<Ascii> =
-        format!("Bearer {}", token.trim()).parse().map_err(|_not_ascii| CallError::Setup {
-            message: "the profile's token has characters that no token has".to_owned(),
-        })?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// Waits between tries, ever longer, until a deadline that counts from the first of them: what went well before may
@@ -305,12 +306,6 @@ mod tests {
         assert_eq!(normalize_endpoint("https://h:1/"), "https://h:1");
         let options = ConnectOptions { endpoint: "http://h:1".to_owned(), ca_pem: Vec::new(), token: None };
         assert!(matches!(build_endpoint(&options), Err(CallError::Setup { .. })));
-    }
-
-    #[test]
-    fn a_token_with_a_newline_inside_is_refused() {
-        assert!(bearer("a\nb").is_err());
-        assert!(bearer("ks1_abc\n").is_ok(), "the end of a file is trimmed");
     }
 
     #[tokio::test]

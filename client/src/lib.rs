@@ -18,6 +18,7 @@ pub mod profile;
 pub mod progress;
 pub mod report;
 mod server_clock;
+mod shown_token;
 mod sparse;
 pub mod state;
 pub mod sync;

@@ -6,7 +6,7 @@
 //! - All ways in which a token can be wrong look alike from outside.
 
 use engine::ids::{AccountId, DeviceId, NamespaceId};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use metaraft::model::query::{Query, Reply};
 use metaraft::model::row::{AccountRow, DeviceRow};
 use tonic::{Code, Request};
@@ -30,9 +30,15 @@ pub(crate) fn refused() -> Failure {
     Failure::new(Code::Unauthenticated, "unauthenticated", message)
 }
 
+/// The token in `authorization`; if there is no such header, in the one of its own, which HTTP/2 keeps from one request of
+/// a connection to the next.
 pub(crate) fn token_of(headers: &HeaderMap) -> Result<Token, Failure> {
-    let header = headers.get("authorization").and_then(|value| value.to_str().ok());
-    let text = header.and_then(|header| header.strip_prefix("Bearer ")).ok_or_else(|| {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let shown = match headers.contains_key("authorization") {
+        true => text("authorization").and_then(|header| header.strip_prefix("Bearer ")),
+        false => text("keepstone-token"),
+    };
+    let text = shown.ok_or_else(|| {
         let message = "no token; send it as `authorization: Bearer TOKEN`";
         Failure::new(Code::Unauthenticated, "unauthenticated", message)
     })?;
@@ -82,6 +88,20 @@ impl Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_taken_from_either_header() {
+        let token = Token::new(AccountId::from_bytes([1; 16]), DeviceId::from_bytes([2; 8]), [3; 32]);
+        let bearer = format!("Bearer {}", token.text());
+        for (name, value) in [("authorization", bearer), ("keepstone-token", token.text())] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            assert_eq!(token_of(&headers).ok().as_ref(), Some(&token), "{name}");
+            // Who sends `authorization` means that one.
+            headers.insert("authorization", "Bearer x".parse().unwrap());
+            assert!(token_of(&headers).is_err(), "{name}");
+        }
+    }
 
     #[test]
     fn a_missing_or_malformed_token_is_unauthenticated() {

@@ -73,6 +73,7 @@ impl Accounts for AccountsService {
             entries_bytes: namespace.row_bytes,
             open_uploads_bytes: namespace.open.bytes,
             server_time_ms: crate::random::log_ms(),
+            takes_token_header: true,
         }))
     }
 
