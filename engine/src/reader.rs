@@ -269,18 +269,29 @@ impl<S: ShardStore, T: Timer, P: Processor> ChunkReader<S, T, P> {
                 Either::Left((Either::Right(_), _)) => {
                     // Those that have answered may be enough.
                     hedged = true;
-                    if let Some(plain) = read.see_through(chunk) {
+                    if let Some(plain) = self.see_through(read, chunk).await {
                         return Ok(plain);
                     }
                 }
                 Either::Left((Either::Left((None, _)), _)) | Either::Right(_) => break,
             }
         }
-        if let Some(plain) = read.see_through(chunk) {
+        if let Some(plain) = self.see_through(read, chunk).await {
             return Ok(plain);
         }
         let have = read.plan.positions().len().saturating_sub(read.findings.damaged.len());
         Err(read.lost(chunk.chunk, have))
+    }
+
+    /// The chunk from what is held without those that lie, who are reported.
+    async fn see_through(&self, read: &mut StripeRead<'_>, chunk: &LocatedChunk) -> Option<Bytes> {
+        let (moved_plan, moved_chunk) = (read.plan.clone(), *chunk);
+        let seen = self.processor.run(move || see_through(&moved_plan, &moved_chunk)).await;
+        let (plain, liars) = seen.unwrap_or_else(|| see_through(&read.plan, chunk))?;
+        for liar in liars.iter() {
+            read.findings.damaged(liar, "its bytes are not what the other shards give".to_owned());
+        }
+        Some(plain)
     }
 
     fn read(
@@ -329,21 +340,6 @@ impl StripeRead<'_> {
         }
     }
 
-    /// Tries what is held of a chunk without each position, each two, and so on, until some give it; and reports those
-    /// that do not agree.
-    fn see_through(&mut self, chunk: &LocatedChunk) -> Option<Bytes> {
-        for without in subsets(self.plan.positions(), self.plan.need()).take(COMBINATIONS_MAX) {
-            let stored = self.plan.stored_bytes(chunk, without);
-            if let Some(plain) = stored.and_then(|stored| decode(chunk, stored)) {
-                for liar in self.plan.liars(chunk, without).iter() {
-                    self.findings.damaged(liar, "its bytes are not what the other shards give".to_owned());
-                }
-                return Some(plain);
-            }
-        }
-        None
-    }
-
     /// Lost for good, or only for now, by how many shards are known to be damaged.
     fn lost(&mut self, chunk: ChunkId, have: usize) -> ReadChunkError {
         let need = self.plan.need();
@@ -375,6 +371,16 @@ fn decode_all(plan: &ReadPlan, chunks: &[LocatedChunk]) -> Vec<Option<Bytes>> {
         plan.stored_bytes(chunk, PositionSet::EMPTY).and_then(|stored| decode(chunk, stored))
     };
     chunks.iter().map(decode).collect()
+}
+
+/// Tries what is held of a chunk without each position, each two, and so on, until some give it; with those that do not
+/// agree.
+fn see_through(plan: &ReadPlan, chunk: &LocatedChunk) -> Option<(Bytes, PositionSet)> {
+    let mut combinations = subsets(plan.positions(), plan.need()).take(COMBINATIONS_MAX);
+    combinations.find_map(|without| {
+        let plain = decode(chunk, plan.stored_bytes(chunk, without)?)?;
+        Some((plain, plan.liars(chunk, without)))
+    })
 }
 
 /// The plain bytes, if they are the chunk's.
