@@ -7,6 +7,9 @@ const MAPPED_BYTES_MIN: i32 = 8 * 1024 * 1024;
 /// So much free memory at an arena's end is kept for the next buffers.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const FREE_BYTES_KEPT: i32 = 16 * 1024 * 1024;
+/// So many threads of a program in the background allocate without waiting for one another.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const HEAPS_MAX: i32 = 2;
 
 /// For a server: keeps the memory of buffers for the buffers that come after them. By itself the allocator gives the
 /// megabytes of a chunk back and asks for them again with the next one, and the system clears every page of it each time.
@@ -18,11 +21,11 @@ pub(crate) fn keep_buffers() {
     }
 }
 
-/// For a program in the background of somebody's machine: one heap for all threads, so that what one of them freed serves
-/// the others. By itself the allocator makes one for each of them, up to eight for each processor.
-pub(crate) fn share_heap() {
+/// For a program in the background of somebody's machine: few heaps, so that what one thread freed serves the others. By
+/// itself the allocator makes one for each thread, up to eight for each processor.
+pub(crate) fn share_heaps() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    set(libc::M_ARENA_MAX, 1);
+    set(libc::M_ARENA_MAX, HEAPS_MAX);
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

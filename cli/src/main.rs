@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     };
     logging::start(speaks, arguments.global.log_json);
     match &arguments.command {
-        Command::Sync(SyncCommand::Daemon(_) | SyncCommand::Run(_)) => allocator::share_heap(),
+        Command::Sync(SyncCommand::Daemon(_) | SyncCommand::Run(_)) => allocator::share_heaps(),
         _ if is_role => allocator::keep_buffers(),
         _ => {}
     }

@@ -32,9 +32,11 @@ use crate::raft::peers::Peers;
 const INTERVAL: Duration = Duration::from_millis(500);
 /// A peer that has called need not be called for so long: longer than [`INTERVAL`], so that who called first goes on.
 const CALLED_TIME: Duration = Duration::from_millis(750);
-/// Storage nodes are told the more seldom the more there are, so that on average two of them are in [`INTERVAL`]; each is at
-/// least this often if there is anything to tell. One that does not let its call be kept back calls as often, for it must
-/// be heard within the grace that a start gives to witnesses ([`WITNESS_GRACE`]).
+/// Storage nodes are told the more seldom the more there are, so that on average one of them is in [`INTERVAL`]; each is at
+/// least this often, if there is anything to tell.
+const INTERVAL_TURN_MAX: Duration = Duration::from_secs(10);
+/// One that does not let its call be kept back does not see a restart by that. It calls more often, for it must be heard
+/// within the grace that a start gives to witnesses ([`WITNESS_GRACE`]).
 const INTERVAL_STORAGE_MAX: Duration = Duration::from_millis(1500);
 const _: () = assert!(INTERVAL_STORAGE_MAX.as_millis() < WITNESS_GRACE.as_millis());
 const INTERVAL_PROVING: Duration = Duration::from_millis(50);
@@ -67,6 +69,8 @@ pub(crate) struct Answer {
     pub(crate) itself: VoterSelf,
     /// When the witness is to be heard again.
     pub(crate) pause: Duration,
+    /// At which pace a witness is told whose call is kept back.
+    pub(crate) pace: Duration,
 }
 
 struct Inner {
@@ -179,7 +183,8 @@ impl Attester {
             Standing::Waits(_) => INTERVAL_PROVING,
             Standing::Votes | Standing::Refuses(_) => usual,
         };
-        Ok(Answer { own, held, itself: inner.prover.itself(), pause })
+        let pace = telling_interval(inner.prover.witnesses().len());
+        Ok(Answer { own, held, itself: inner.prover.itself(), pause, pace })
     }
 
     /// Holds what a peer says of itself: durably, unless it can wait.
@@ -316,6 +321,12 @@ fn storage_interval(witnesses: &BTreeSet<u64>, node: u64) -> Duration {
     INTERVAL.saturating_mul(turns).min(INTERVAL_STORAGE_MAX)
 }
 
+/// From one time that a storage node is told to the next, where so many are witnesses.
+fn telling_interval(witnesses: usize) -> Duration {
+    let turns = u32::try_from(witnesses.max(1)).unwrap_or(u32::MAX);
+    INTERVAL.saturating_mul(turns).min(INTERVAL_TURN_MAX)
+}
+
 /// Whether nothing presses, and the storage node is one that a start waits for.
 fn is_told_in_turn(pause: Duration) -> bool {
     (INTERVAL..=INTERVAL_STORAGE_MAX).contains(&pause)
@@ -415,7 +426,7 @@ pub(crate) async fn answer(
         WitnessId::Voter(voter) => attester.was_called(voter, answer.pause, Instant::now()),
         WitnessId::Storage(_) if request.hold_ms > 0 && is_told_in_turn(answer.pause) => {
             let hold = Duration::from_millis(request.hold_ms.into()).min(HOLD_TIME_MAX);
-            attester.keep_back(held, answer.pause, hold, stop).await;
+            attester.keep_back(held, answer.pace, hold, stop).await;
             let telling = Arc::clone(attester);
             let own = tokio::task::spawn_blocking(move || telling.telling()).await;
             answer.own = own.map_err(|error| tonic::Status::internal(error.to_string()))?;
@@ -554,6 +565,8 @@ mod tests {
         let interval = |count: u64| storage_interval(&(1..=count).collect(), 1);
         assert_eq!([1, 2, 3].map(interval), [500, 500, 1000].map(Duration::from_millis));
         assert_eq!([6, 64].map(interval), [INTERVAL_STORAGE_MAX; 2]);
+        assert_eq!([0, 1, 6].map(telling_interval), [500, 500, 3000].map(Duration::from_millis));
+        assert_eq!(telling_interval(64), INTERVAL_TURN_MAX);
         assert_eq!(
             storage_interval(&BTreeSet::from([1]), 2),
             INTERVAL_SPARE,
