@@ -22,6 +22,8 @@ pub(crate) struct ShownToken {
     bearer: MetadataValue<Ascii>,
     plain: MetadataValue<Ascii>,
     in_own_header: AtomicBool,
+    /// Whether a gateway ever took it there.
+    was_taken: AtomicBool,
 }
 
 impl ShownToken {
@@ -37,7 +39,7 @@ impl ShownToken {
         bearer.set_sensitive(true);
         // Not marked: what is would be sent in full each time.
         let plain = value(token.trim().to_owned())?;
-        Ok(Self { bearer, plain, in_own_header: AtomicBool::new(false) })
+        Ok(Self { bearer, plain, in_own_header: AtomicBool::new(false), was_taken: AtomicBool::new(false) })
     }
 
     /// Adds it to a request's headers.
@@ -52,12 +54,16 @@ impl ShownToken {
     /// The gateway says whether it takes the header of its own.
     pub(crate) fn learn(&self, in_own_header: bool) {
         self.in_own_header.store(in_own_header, Ordering::Relaxed);
+        self.was_taken.fetch_or(in_own_header, Ordering::Relaxed);
     }
 
     /// Whether a refusal comes from a gateway, an older one than the one that was asked before, that did not look where the
-    /// token was shown. From then on it is shown as all gateways take it.
+    /// token was shown. From then on it is shown as all gateways take it. Where it never was shown elsewhere, something
+    /// between takes it out.
     pub(crate) fn was_not_seen(&self, refusal: &Status) -> bool {
-        let not_seen = refusal.code() == Code::Unauthenticated && refusal.message().starts_with(NOT_SEEN);
+        let not_seen = refusal.code() == Code::Unauthenticated
+            && refusal.message().starts_with(NOT_SEEN)
+            && self.was_taken.load(Ordering::Relaxed);
         if not_seen {
             self.learn(false);
         }
@@ -86,6 +92,7 @@ mod tests {
         };
         let (usual, own) = ((Some("Bearer ks1_abc".to_owned()), None), (None, Some("ks1_abc".to_owned())));
         assert_eq!(shown(), usual);
+        assert!(!token.was_not_seen(&Status::unauthenticated("no token; send it")), "taken out on its way");
         token.learn(true);
         assert_eq!(shown(), own);
         let revoked = Status::unauthenticated("the token is wrong or has been revoked");
