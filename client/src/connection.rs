@@ -34,7 +34,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Flow-control windows: wide for one fast stream, and a bound of what a server can make us buffer.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-const FRAME_BYTES_MAX: u32 = 1024 * 1024;
+/// The first frame of a message is copied once more than the others: small ones, by measurement.
+const FRAME_BYTES_MAX: u32 = 32 * 1024;
 
 /// What is needed to reach a gateway.
 #[derive(Clone, Debug)]

@@ -24,3 +24,4 @@ pub mod state;
 pub mod sync;
 pub mod upload;
 mod wire;
+mod write_back;

@@ -11,6 +11,8 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::write_back::WriteBack;
+
 /// What file systems give and take room by. A hole that is smaller saves nothing.
 const BLOCK_BYTES: usize = 4096;
 /// Bytes that are compared at once.
@@ -93,19 +95,21 @@ fn make_hole(file: &File, offset: u64, zeros: &[u8]) -> io::Result<()> {
 pub(crate) struct SparseWriter {
     file: File,
     offset: u64,
+    write_back: WriteBack,
 }
 
 impl SparseWriter {
     /// `file` has nothing in it.
     pub(crate) fn new(file: File) -> Self {
-        Self { file, offset: 0 }
+        Self { file, offset: 0, write_back: WriteBack::default() }
     }
 
-    /// The file, with the length of what was written. Blocks.
+    /// The file, with the length of what was written. Waits for what of it is on its way to the disk. Blocks.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// Those of the disk. The file must not be used then.
     pub(crate) fn finished(&self) -> io::Result<&File> {
+        self.write_back.finish()?;
         if self.file.metadata()?.len() != self.offset {
             self.file.set_len(self.offset)?;
         }
@@ -117,6 +121,7 @@ impl io::Write for SparseWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         write_at(&self.file, bytes, self.offset, Before::Hole)?;
         self.offset += bytes.len() as u64;
+        self.write_back.wrote(&self.file, bytes.len() as u64)?;
         Ok(bytes.len())
     }
 

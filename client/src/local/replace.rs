@@ -207,7 +207,7 @@ impl Root {
         let (folder, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
         if unsynced::carry_over(folder.as_fd(), name, temp.file()).map_err(failed)? {
-            rustix::fs::fsync(temp.fd()).map_err(failed)?;
+            temp.sync().map_err(failed)?;
         }
         temp.set_name(swap_name()?).map_err(failed)?;
         temp.keep(false);

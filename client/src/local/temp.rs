@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use super::model::Stamp;
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TEMPORARY_FOLDER};
 use super::unsynced;
+use crate::write_back::WriteBack;
 
 /// What the names of files to be gone on with begin with.
 const KEPT_PREFIX: &str = "part-";
@@ -31,6 +33,7 @@ pub struct Temp {
     name: OsString,
     file: File,
     kept: bool,
+    write_back: Arc<WriteBack>,
 }
 
 fn failed(errno: Errno) -> DiskError {
@@ -81,7 +84,7 @@ impl Root {
         let folder = self.state_folder(TEMPORARY_FOLDER)?;
         let flags = flags | OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&folder, &name, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-        Ok(Temp { folder, name, file: File::from(fd), kept })
+        Ok(Temp { folder, name, file: File::from(fd), kept, write_back: Arc::default() })
     }
 
     /// Makes a temporary file one that can be gone on with; if that is not possible, it goes.
@@ -147,7 +150,7 @@ impl Root {
         let (folder, name) = self.parent_of(rel)?;
         let failed = |errno| DiskError::of(rel, errno);
         if unsynced::inherit(folder.as_fd(), &temp.file).map_err(failed)? {
-            rustix::fs::fsync(&temp.file).map_err(failed)?;
+            temp.sync().map_err(failed)?;
         }
         let before = self.object_of_fd(temp.file.as_fd()).map_err(failed)?.stamp;
         rename_new((temp.folder.as_fd(), &temp.name), (folder.as_fd(), name))
@@ -183,10 +186,25 @@ impl Temp {
     ///
     /// # Errors
     /// `NoSpace`, `Io`: its bytes may not be on disk, and it must not be put in place.
-    pub fn finish(&self, mode: u32, mtime_ns: i64) -> Result<(), DiskError> {
+    pub fn finish(&mut self, mode: u32, mtime_ns: i64) -> Result<(), DiskError> {
         unsynced::set_bits(&self.file, mode_of(mode)).map_err(failed)?;
         rustix::fs::futimens(&self.file, &times(mtime_ns)).map_err(failed)?;
-        rustix::fs::fsync(&self.file).map_err(failed)
+        self.sync().map_err(failed)
+    }
+
+    /// Makes its bytes durable. If that fails it is no longer one that can be gone on with: the system may take for
+    /// written what is not on the disk, and another sync would not tell.
+    pub(super) fn sync(&mut self) -> Result<(), Errno> {
+        let synced =
+            self.write_back.finish().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let synced = synced.and_then(|()| rustix::fs::fsync(&self.file));
+        self.kept &= synced.is_ok();
+        synced
+    }
+
+    /// Who writes it says here how much, so that it is on its way to the disk early.
+    pub(crate) fn write_back(&self) -> Arc<WriteBack> {
+        self.write_back.clone()
     }
 
     /// Sets whether it outlives being dropped.
@@ -215,10 +233,50 @@ impl Temp {
 
 impl Drop for Temp {
     fn drop(&mut self) {
+        // What has failed on its way to the disk is not to be gone on with.
+        self.kept &= self.write_back.finish().is_ok();
         if !self.kept
             && let Err(error) = rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty())
         {
             tracing::warn!(%error, name = ?self.name, "a temporary file is left");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::testing::TestRoot;
+
+    /// More than is gathered before it is sent.
+    const MUCH: u64 = 1 << 30;
+
+    fn begun(root: &TestRoot, key: u128) -> Temp {
+        let mut temp = root.root().temp_file_kept(key).unwrap();
+        temp.write_back = Arc::new(WriteBack::with(|_file| Err(Errno::NOSPC.into())));
+        std::io::Write::write_all(temp.file(), b"some").unwrap();
+        temp
+    }
+
+    fn held(root: &TestRoot, key: u128) -> u64 {
+        root.root().temp_file_kept(key).unwrap().as_file().metadata().unwrap().len()
+    }
+
+    #[test]
+    fn a_file_that_did_not_reach_the_disk_is_not_gone_on_with() {
+        let root = TestRoot::new();
+        drop(begun(&root, 1));
+        assert_eq!(held(&root, 1), 4, "nothing failed");
+
+        let temp = begun(&root, 2);
+        temp.write_back().wrote(temp.as_file(), MUCH).unwrap();
+        drop(temp);
+        assert_eq!(held(&root, 2), 0, "it failed while it was written");
+
+        let mut temp = begun(&root, 3);
+        temp.write_back().wrote(temp.as_file(), MUCH).unwrap();
+        assert!(matches!(temp.finish(0o644, 0), Err(DiskError::NoSpace(_))));
+        drop(temp);
+        assert_eq!(held(&root, 3), 0, "it failed at its end");
     }
 }

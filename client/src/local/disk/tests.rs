@@ -138,7 +138,7 @@ fn a_folder_that_becomes_a_link_to_outside_leads_nowhere() {
     std::os::unix::fs::symlink(outside.path(), root.dir().join("d")).unwrap();
     let before = listing(outside.path());
     let temp = || {
-        let temp = root.temp_file().unwrap();
+        let mut temp = root.temp_file().unwrap();
         temp.finish(0o644, 0).unwrap();
         temp
     };
@@ -216,7 +216,7 @@ fn read_only_folders_are_changed_and_stay_read_only() {
     set("d", 0o555);
     set("e", 0o500);
     let temp = || {
-        let temp = root.temp_file().unwrap();
+        let mut temp = root.temp_file().unwrap();
         temp.finish(0o444, 0).unwrap();
         temp
     };

@@ -34,6 +34,7 @@ use crate::sync::state_thread::AskError;
 use crate::sync::status::Direction;
 use crate::sync::task::{Again, DownloadTask, End, Ended};
 use crate::upload::read::{cut_file, read_chunk};
+use crate::write_back::WriteBack;
 
 /// Bytes of a range, unless one chunk is longer.
 const RANGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -155,7 +156,7 @@ async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<En
     let entries = Arc::new(entries);
     let (mut temp, Filled { missing, before, .. }) = assemble_local(shared, task, &entries, shown).await?;
     let file = Arc::new(temp.file().try_clone().map_err(|error| end_of_write(&task.rel, &error))?);
-    let target = Target { file, rel: task.rel.clone(), before };
+    let target = Target { file, rel: task.rel.clone(), before, write_back: temp.write_back() };
     if let Err(end) = fetch_missing(shared, task, &target, &entries, missing, shown).await {
         let root = shared.root.clone();
         // What was fetched is kept, unless that keeps others from having room.
@@ -186,11 +187,13 @@ struct Target {
     file: Arc<File>,
     rel: Rel,
     before: Before,
+    write_back: Arc<WriteBack>,
 }
 
 impl Target {
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), End> {
         sparse::write_at(&self.file, bytes, offset, self.before)
+            .and_then(|()| self.write_back.wrote(&self.file, bytes.len() as u64))
             .map_err(|error| end_of_write(&self.rel, &error))
     }
 }
@@ -325,6 +328,7 @@ fn fill_local(
     let before = if held == 0 { Before::Hole } else { Before::Anything };
     let mut filled = Filled { missing: Vec::new(), copied_bytes: 0, before, wrong: Vec::new() };
     temp.file().set_len(task.content.size).map_err(failed)?;
+    let write_back = temp.write_back();
     for (piece, places) in pieces(entries).into_iter().zip(places) {
         if stop.is_cancelled() {
             return Err(End::Stopped);
@@ -335,6 +339,7 @@ fn fill_local(
             filled.copied_bytes += piece.entry.size;
         } else if let Some(bytes) = local.find(&piece.entry, places) {
             sparse::write_at(temp.file(), &bytes, piece.offset, before).map_err(failed)?;
+            write_back.wrote(temp.as_file(), piece.entry.size).map_err(failed)?;
             filled.copied_bytes += piece.entry.size;
         } else {
             filled.missing.push(piece);
