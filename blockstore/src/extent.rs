@@ -15,7 +15,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, pread};
 
 use crate::files;
 use crate::locks::locked;
@@ -236,7 +238,7 @@ pub(crate) fn write_parts(file: &File, parts: &[&[u8]], mut offset: u64) -> io::
                 IoSlice::advance_slices(&mut rest, written);
                 offset += written as u64;
             }
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -270,6 +272,25 @@ pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Res
         }
     }
     Ok(filled)
+}
+
+/// Reads up to `length` bytes from `offset` into memory that nothing has to clear first: fewer only at the end of the
+/// file.
+pub(crate) fn read_vec(file: &File, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+    #[cfg(test)]
+    crate::faults::read(file, offset, length)?;
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = offset + bytes.len() as u64;
+        match pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // An allocation may be larger than what was asked for.
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use engine::store::ShardLoss;
 use rustix::fs::{Advice, fadvise};
 
-use crate::extent::{Extents, read_up_to};
+use crate::extent::{Extents, read_up_to, read_vec};
 use crate::index::Row;
 use crate::record::{
     BLOCK_BYTES, HEADER_BYTES, Head, HeadError, Owner, Place, ShardHeader, ShardName, block_count,
@@ -120,11 +120,11 @@ fn open(extents: &Extents, place: Place) -> Result<std::sync::Arc<File>, ReadFau
 }
 
 fn read_exactly(file: &File, offset: u64, length: u64) -> Result<Vec<u8>, ReadFault> {
-    let mut buffer = vec![0; size(length)];
-    if read_up_to(file, &mut buffer, offset)? < buffer.len() {
+    let bytes = read_vec(file, size(length), offset)?;
+    if bytes.len() < size(length) {
         return Err(truncated());
     }
-    Ok(buffer)
+    Ok(bytes)
 }
 
 /// Reads `length` bytes of the shard from `offset`. The caller has checked that they lie within it.
@@ -145,19 +145,18 @@ pub(crate) fn read_range(
     let within = size(u64::from(offset - blocks_begin));
 
     if u64::from(blocks_begin) <= TOGETHER_BYTES {
-        let mut buffer = vec![0; size(start + blocks_end)];
-        let filled = read_up_to(&file, &mut buffer, place.offset)?;
-        let front = parse_front(owner, place, name, row.payload_length, &buffer[..filled])?;
-        if filled < buffer.len() {
+        let wanted = size(start + blocks_end);
+        let buffer = read_vec(&file, wanted, place.offset)?;
+        let front = parse_front(owner, place, name, row.payload_length, &buffer)?;
+        if buffer.len() < wanted {
             return Err(truncated());
         }
         let from = size(start + u64::from(blocks_begin));
         front.verify(owner, place, first, &buffer[from..])?;
         return Ok(Bytes::from(buffer).slice(from + within..from + within + length as usize));
     }
-    let mut head = vec![0; size(start)];
-    let filled = read_up_to(&file, &mut head, place.offset)?;
-    let front = parse_front(owner, place, name, row.payload_length, &head[..filled])?;
+    let head = read_vec(&file, size(start), place.offset)?;
+    let front = parse_front(owner, place, name, row.payload_length, &head)?;
     let at = place.offset + start + u64::from(blocks_begin);
     let blocks = read_exactly(&file, at, blocks_end - u64::from(blocks_begin))?;
     front.verify(owner, place, first, &blocks)?;
@@ -186,9 +185,8 @@ pub(crate) fn verify_file(
     length: u32,
 ) -> Result<(), ReadFault> {
     let start = payload_start(length);
-    let mut head = vec![0; size(start)];
-    let filled = read_up_to(file, &mut head, place.offset)?;
-    let front = parse_front(owner, place, name, length, &head[..filled])?;
+    let head = read_vec(file, size(start), place.offset)?;
+    let front = parse_front(owner, place, name, length, &head)?;
     let mut buffer = vec![0; PIECE_BYTES.min(size(u64::from(length)))];
     let blocks_per_piece = u32::try_from(PIECE_BYTES).unwrap_or(u32::MAX) / BLOCK_BYTES;
     let mut number = 0;
@@ -208,9 +206,9 @@ pub(crate) fn verify_file(
 /// file ends among them nothing is amiss.
 fn verify_padding(file: &File, row: &Row) -> Result<(), ReadFault> {
     let end = payload_start(row.payload_length) + u64::from(row.payload_length);
-    let mut padding = vec![0; size(record_bytes(row.payload_length) - end)];
-    let filled = read_up_to(file, &mut padding, row.place.offset + end)?;
-    if padding[..filled].iter().any(|byte| *byte != 0) {
+    let length = size(record_bytes(row.payload_length) - end);
+    let padding = read_vec(file, length, row.place.offset + end)?;
+    if padding.iter().any(|byte| *byte != 0) {
         return Err(ReadFault::Damaged("the zeros behind the shard have changed".to_owned()));
     }
     Ok(())
