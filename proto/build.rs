@@ -21,8 +21,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Server reflection tells clients of the public package only, and nothing of the cluster's inside.
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("keepstone.v1.descriptor"), public.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").compile_fds(public)?;
-    tonic_prost_build::configure().bytes(".").compile_fds(internal)?;
-    tonic_prost_build::configure().bytes(".").compile_fds(daemon)?;
+    for package in [public, internal, daemon] {
+        tonic_prost_build::configure()
+            .bytes(".")
+            .codec_path("crate::codec::PayloadCodec")
+            .compile_fds(package)?;
+    }
     Ok(())
 }

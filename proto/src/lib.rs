@@ -1,6 +1,7 @@
 //! Wire formats: generated code, the only conversions between wire and domain types, and the transport security
 //! that all tiers share.
 
+pub mod codec;
 pub mod peer;
 
 /// What all messages can do: be encoded, for a hash of what a request says.
