@@ -11,6 +11,7 @@ mod fake_gateway;
 pub mod local;
 pub mod local_folder;
 mod memory;
+mod naming;
 pub mod path;
 pub mod planner;
 pub mod private_file;

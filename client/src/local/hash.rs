@@ -5,7 +5,7 @@ use std::io::{Read, Seek as _, SeekFrom};
 use std::os::fd::AsFd;
 
 use engine::cutter::{ChunkCutter, Cutter};
-use engine::ids::{ChunkId, ContentId};
+use engine::ids::ContentId;
 use engine::manifest::ManifestEntry;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,7 @@ use super::model::Stamp;
 use super::own_data;
 use super::rel::Rel;
 use super::root::Root;
+use crate::naming::name_chunks;
 use crate::planner::model::FileContent;
 
 /// Why a file's content cannot be named.
@@ -108,31 +109,34 @@ fn cut(
     stop: &CancellationToken,
     rel: &Rel,
 ) -> Result<(Vec<ManifestEntry>, bool), HashError> {
-    let mut chunks = Vec::new();
     let (mut is_profile, mut may_be_profile) = (false, false);
-    let mut cut = ChunkCutter::new(cutter);
-    // No further than it reached when it was opened: a log that grows all the time would never end.
-    let mut reader = file.take(size);
-    loop {
-        let ended = cut.push_from(&mut reader).map_err(|error| DiskError::of_io(rel, error))?;
-        while let Some(chunk) = cut.next_chunk() {
-            is_profile |= own_data::is_profile(chunk.bytes, size);
-            may_be_profile |= own_data::may_be_of_profile(chunk.bytes, size);
-            chunks.push(ManifestEntry { id: ChunkId::of(chunk.bytes), size: chunk.bytes.len() as u64 });
-        }
-        if ended {
-            if may_be_profile {
-                let (mut again, mut whole) = (file, Vec::new());
-                again.seek(SeekFrom::Start(0)).map_err(|error| DiskError::of_io(rel, error))?;
-                again.take(size).read_to_end(&mut whole).map_err(|error| DiskError::of_io(rel, error))?;
-                is_profile = own_data::is_profile(&whole, size);
+    let (ended, chunks) = name_chunks(size, |take| {
+        let mut cut = ChunkCutter::new(cutter);
+        // No further than it reached when it was opened: a log that grows all the time would never end.
+        let mut reader = file.take(size);
+        loop {
+            let ended = cut.push_from(&mut reader).map_err(|error| DiskError::of_io(rel, error))?;
+            while let Some(chunk) = cut.next_chunk() {
+                is_profile |= own_data::is_profile(chunk.bytes, size);
+                may_be_profile |= own_data::may_be_of_profile(chunk.bytes, size);
+                take(chunk.bytes);
             }
-            return Ok((chunks, is_profile));
+            if ended {
+                return Ok(());
+            }
+            if stop.is_cancelled() {
+                return Err(HashError::Stopped);
+            }
         }
-        if stop.is_cancelled() {
-            return Err(HashError::Stopped);
-        }
+    });
+    ended?;
+    if may_be_profile {
+        let (mut again, mut whole) = (file, Vec::new());
+        again.seek(SeekFrom::Start(0)).map_err(|error| DiskError::of_io(rel, error))?;
+        again.take(size).read_to_end(&mut whole).map_err(|error| DiskError::of_io(rel, error))?;
+        is_profile = own_data::is_profile(&whole, size);
     }
+    Ok((chunks, is_profile))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use engine::manifest::ManifestEntry;
 use rustix::fs::OFlags;
 
 use super::walk::{mode_bits, mtime_ns};
+use crate::naming::{entry_of, name_chunks};
 
 /// Why a file cannot be put. All but IO errors are changes under our hands.
 #[derive(Debug, thiserror::Error)]
@@ -186,21 +187,23 @@ pub(crate) fn cut_file(
     cutter: Cutter,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<ManifestEntry>, ReadFileError> {
-    let mut entries = Vec::new();
-    let mut cut = ChunkCutter::new(cutter);
     let mut reader = SequentialReader { file, offset: 0, left: size };
-    loop {
-        let ended = cut.push_from(&mut reader)?;
-        while let Some(chunk) = cut.next_chunk() {
-            entries.push(entry_of(chunk.bytes));
+    let (ended, entries) = name_chunks(size, |take| {
+        let mut cut = ChunkCutter::new(cutter);
+        loop {
+            let ended = cut.push_from(&mut reader)?;
+            while let Some(chunk) = cut.next_chunk() {
+                take(chunk.bytes);
+            }
+            if ended {
+                return Ok(());
+            }
+            if !go_on() {
+                return Err(ReadFileError::Changed);
+            }
         }
-        if ended {
-            break;
-        }
-        if !go_on() {
-            return Err(ReadFileError::Changed);
-        }
-    }
+    });
+    ended?;
     if reader.left > 0 {
         return Err(ReadFileError::OtherSize { said: size, gave: Gave::Fewer });
     }
@@ -228,10 +231,6 @@ fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), ReadFileErr
         std::io::ErrorKind::UnexpectedEof => ReadFileError::Changed,
         _ => ReadFileError::Io(error),
     })
-}
-
-fn entry_of(bytes: &[u8]) -> ManifestEntry {
-    ManifestEntry { id: ChunkId::of(bytes), size: bytes.len() as u64 }
 }
 
 /// Reads the bytes that the file had when it was opened, and no more.
