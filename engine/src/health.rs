@@ -27,7 +27,7 @@ const READ_DELAYS_MAX: usize = 256;
 const READ_DELAYS_MIN: usize = 32;
 
 /// After so many reads it is worked out anew what the latest ones took: for each it was a hundredth of a small read's work.
-const READS_PER_P95: usize = 16;
+const READS_PER_P99: usize = 16;
 
 /// Calls that follow one another within this time count as one wait: hedged reads, and puts that come again.
 const GAP_MAX: Duration = Duration::from_secs(2);
@@ -200,8 +200,8 @@ pub struct DiskHealth {
     bounds: HealthBounds,
     lanes: BTreeMap<(CallKind, DiskId), Lane>,
     read_delays: VecDeque<Duration>,
-    read_delay_p95: Option<Duration>,
-    reads_since_p95: usize,
+    read_delay_p99: Option<Duration>,
+    reads_since_p99: usize,
 }
 
 impl DiskHealth {
@@ -212,8 +212,8 @@ impl DiskHealth {
             bounds,
             lanes: BTreeMap::new(),
             read_delays: VecDeque::new(),
-            read_delay_p95: None,
-            reads_since_p95: 0,
+            read_delay_p99: None,
+            reads_since_p99: 0,
         }
     }
 
@@ -331,21 +331,21 @@ impl DiskHealth {
         if self.read_delays.len() > READ_DELAYS_MAX {
             self.read_delays.pop_front();
         }
-        self.reads_since_p95 += 1;
-        if self.read_delays.len() < READ_DELAYS_MIN || self.reads_since_p95 < READS_PER_P95 {
+        self.reads_since_p99 += 1;
+        if self.read_delays.len() < READ_DELAYS_MIN || self.reads_since_p99 < READS_PER_P99 {
             return;
         }
-        self.reads_since_p95 = 0;
+        self.reads_since_p99 = 0;
         let mut delays: Vec<Duration> = self.read_delays.iter().copied().collect();
-        let rank = delays.len() * 95 / 100;
-        let (_less, p95, _more) = delays.select_nth_unstable(rank);
-        self.read_delay_p95 = Some(*p95);
+        let rank = delays.len() * 99 / 100;
+        let (_less, p99, _more) = delays.select_nth_unstable(rank);
+        self.read_delay_p99 = Some(*p99);
     }
 
-    /// The delay that 95 of 100 of the latest reads did not exceed, if there were enough of them. Some reads old.
+    /// The delay that 99 of 100 of the latest reads did not exceed, if there were enough of them. Some reads old.
     #[must_use]
-    pub fn read_delay_p95(&self) -> Option<Duration> {
-        self.read_delay_p95
+    pub fn read_delay_p99(&self) -> Option<Duration> {
+        self.read_delay_p99
     }
 }
 

@@ -109,9 +109,11 @@ impl Suspects {
         hung.into_iter().map(|disk| (disk, now.saturating_sub(disk.since))).collect()
     }
 
-    /// After which time a read asks for parity as well: what most reads take, `most` if that is not known.
+    /// After which time a read asks for parity as well: what all but one in a hundred take, `most` if that is not known.
+    /// A small read asks four disks then instead of one: were it one in twenty, all disks would have a fifth more to do
+    /// just when they are slow because they have much to do.
     pub(crate) fn hedge_after(&self, most: Duration) -> Duration {
-        let usual = self.health().read_delay_p95();
+        let usual = self.health().read_delay_p99();
         usual.map_or(most, |usual| usual.max(READ_HEDGE_MIN).min(most))
     }
 
