@@ -24,10 +24,11 @@ pub(crate) enum Speaks {
     Client,
 }
 
+/// What a call to a group that has stopped says there is given to the caller as well, who knows whether it was to stop.
 pub(crate) fn start(speaks: Speaks, json: bool) {
     let default = match speaks {
-        Speaks::Role => "info,openraft=error",
-        Speaks::WholeCluster => "warn,openraft=error",
+        Speaks::Role => "info,openraft=error,openraft::raft::raft_inner=off",
+        Speaks::WholeCluster => "warn,openraft=error,openraft::raft::raft_inner=off",
         Speaks::Client => "error",
     };
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_unset| EnvFilter::new(default));
