@@ -27,6 +27,8 @@ struct State {
     gathered_bytes: u64,
     under_way: Option<JoinHandle<io::Result<()>>>,
     failed: Option<io::Error>,
+    /// Nothing is begun any more: nobody would hear how it ended.
+    ended: bool,
 }
 
 impl State {
@@ -68,7 +70,8 @@ impl WriteBack {
     pub(crate) fn wrote(&self, file: &File, bytes: u64) -> io::Result<()> {
         let mut state = self.state();
         state.gathered_bytes += bytes;
-        if state.gathered_bytes < STEP_BYTES || state.under_way.as_ref().is_some_and(|it| !it.is_finished()) {
+        let busy = state.under_way.as_ref().is_some_and(|thread| !thread.is_finished());
+        if state.ended || state.gathered_bytes < STEP_BYTES || busy {
             return state.result();
         }
         state.join();
@@ -83,12 +86,13 @@ impl WriteBack {
         Ok(())
     }
 
-    /// Waits for what is on its way. What was not sent yet is left to who ends the file. Blocks.
+    /// Waits for what is on its way, and sends nothing from now on: the rest is left to who ends the file. Blocks.
     ///
     /// # Errors
     /// If a sync has failed: the file must not be used, nor synced once more.
     pub(crate) fn finish(&self) -> io::Result<()> {
         let mut state = self.state();
+        state.ended = true;
         state.join();
         state.result()
     }
@@ -111,6 +115,8 @@ mod tests {
         written.wrote(&file, STEP_BYTES - 1).unwrap();
         assert_eq!(SYNCS.load(Ordering::SeqCst), 0, "too little");
         written.wrote(&file, 1).unwrap();
+        written.state().join();
+        assert_eq!(written.wrote(&file, 2 * STEP_BYTES).unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(written.finish().unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(written.wrote(&file, 2 * STEP_BYTES).unwrap_err().kind(), io::ErrorKind::StorageFull);
         written.finish().unwrap_err();
@@ -127,8 +133,11 @@ mod tests {
         });
         for step in 1..4 {
             written.wrote(&file, STEP_BYTES).unwrap();
-            written.finish().unwrap();
+            written.state().join();
             assert_eq!(SYNCS.load(Ordering::SeqCst), step);
         }
+        written.finish().unwrap();
+        written.wrote(&file, STEP_BYTES).unwrap();
+        assert_eq!(SYNCS.load(Ordering::SeqCst), 3, "nobody would hear how it ended");
     }
 }

@@ -9,8 +9,8 @@ use crate::local::obstacle::Obstacle;
 use crate::local::rel::Rel;
 use crate::planner::model::NodeId;
 
-/// Looks what is in the way of those that the disk was not ready for, and at the rights or the room where it refused. `places`: where
-/// the tasks were to do something.
+/// Looks what is in the way of those that the disk was not ready for, and at the rights or the room where it refused.
+/// `places`: where the tasks were to do something.
 pub(super) async fn name(shared: &Shared, places: Vec<(NodeId, Rel)>, mut ended: Vec<Ended>) -> Vec<Ended> {
     let changed = ended.iter().filter(|ended| matches!(ended.end, End::LocalChanged));
     let changed: HashSet<NodeId> = changed.map(|ended| ended.node).collect();
