@@ -17,10 +17,10 @@ const CHANNELS_MAX: usize = 4096;
 /// A machine that does not answer is given up after this; one that refuses, at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Unanswered pings for so long mean that the peer has gone.
-/// A metadata node that lost its power and is back says so when it is asked, and not before: soon enough for the calls that it
-/// waits for at its start, for two seconds.
+/// A metadata node that lost its power and is back answers the next ping with a reset. At its start it waits two seconds
+/// for the calls of storage nodes, so pings come more often than that.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Unanswered pings for so long mean that the peer has gone.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first frame of a message is copied once more than the others, so frames are small beside a shard; still smaller

@@ -24,10 +24,10 @@ pub(crate) enum Speaks {
     Client,
 }
 
-/// What a call to a group that has stopped says there is given to the caller as well, who knows whether it was to stop.
 pub(crate) fn start(speaks: Speaks, json: bool) {
     let default = match speaks {
-        Speaks::Role => "info,openraft=error,openraft::raft::raft_inner=off",
+        Speaks::Role => "info,openraft=error",
+        // A call that meets a group at its stop is told so by an error. openraft logs that error as well.
         Speaks::WholeCluster => "warn,openraft=error,openraft::raft::raft_inner=off",
         Speaks::Client => "error",
     };

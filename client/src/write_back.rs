@@ -13,12 +13,12 @@ use std::thread::JoinHandle;
 /// So much is gathered before it is sent. Files of less are synced at their end only.
 const STEP_BYTES: u64 = 32 * 1024 * 1024;
 
-type Sync = fn(&File) -> io::Result<()>;
+type SyncFile = fn(&File) -> io::Result<()>;
 
 /// What was sent of one file.
 #[derive(Debug)]
 pub(crate) struct WriteBack {
-    sync: Sync,
+    sync: SyncFile,
     state: Mutex<State>,
 }
 
@@ -54,7 +54,7 @@ impl Default for WriteBack {
 }
 
 impl WriteBack {
-    pub(crate) fn with(sync: Sync) -> Self {
+    pub(crate) fn with(sync: SyncFile) -> Self {
         Self { sync, state: Mutex::default() }
     }
 
