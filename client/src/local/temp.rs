@@ -1,7 +1,8 @@
 //! Files that are being made: written in the state's folder, which is on the root's file system, and then put in place.
 //!
 //! On disk after a crash: before it is put in place, a file in `.keepstone/tmp`, which [`Root::clean_temporary`] removes
-//! unless its key is still wanted; nothing else has changed.
+//! unless its key is still wanted; nothing else has changed. How much of it an early sync has written makes no difference:
+//! who continues it checks each chunk by its hash.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
