@@ -6,12 +6,15 @@
 //! - A file that cannot be read counts as nothing held, and is said; it is not replaced by less than it held before a voter
 //!   has been heard.
 
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use engine::attestation::file::{self, Slots};
 use engine::attestation::{Attestation, Attestations};
 use engine::ids::NodeId;
 use proto::internal::metadata_client::MetadataClient;
@@ -22,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::channels::Channels;
 use crate::config::StorageConfig;
-use crate::files::replace_durably;
+use crate::files::{replace_durably, sync_directory};
 use crate::locks::locked;
 
 /// The file, in the node's data directory.
@@ -46,7 +49,7 @@ struct Held {
     path: PathBuf,
     /// As on disk.
     attestations: Mutex<Attestations>,
-    /// Locked while the file is replaced.
+    /// Locked while the file is written.
     waiting: Mutex<Waiting>,
     /// Whether the last write failed: said when that changes, not with each.
     failing: AtomicBool,
@@ -56,24 +59,49 @@ struct Held {
 struct Waiting {
     attestations: Attestations,
     written: Option<Instant>,
+    slots: Slots<File>,
+}
+
+impl Waiting {
+    fn write(&mut self, path: &Path) -> std::io::Result<()> {
+        let make = |bytes: &[u8]| {
+            replace_durably(path, bytes)?;
+            OpenOptions::new().write(true).open(path)
+        };
+        let overwrite = |file: &File, offset, bytes: &[u8]| {
+            file.write_all_at(bytes, offset)?;
+            file.sync_data()
+        };
+        self.slots.keep(&self.attestations, make, overwrite)?;
+        self.written = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// What is held, once it is on disk: a run that was killed may have written it and not synced it.
+fn read(path: &Path) -> std::io::Result<Attestations> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Attestations::default()),
+        read => read?,
+    };
+    File::open(path)?.sync_all()?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))?;
+    file::read(&bytes).map_err(std::io::Error::other)
 }
 
 impl Held {
     fn open(path: PathBuf) -> Self {
-        let attestations = match std::fs::read(&path) {
-            Ok(bytes) => Attestations::from_bytes(&bytes).unwrap_or_else(|error| {
-                tracing::error!(path = %path.display(), %error, "begun anew");
-                Attestations::default()
-            }),
-            Err(error) => {
-                if error.kind() != std::io::ErrorKind::NotFound {
-                    tracing::error!(path = %path.display(), %error, "what metadata voters told cannot be read");
-                }
-                Attestations::default()
-            }
-        };
-        let waiting = Mutex::new(Waiting { attestations: attestations.clone(), written: None });
-        Self { path, attestations: Mutex::new(attestations), waiting, failing: AtomicBool::new(false) }
+        let attestations = read(&path).unwrap_or_else(|error| {
+            tracing::error!(path = %path.display(), %error, "what metadata voters told cannot be read: begun anew");
+            Attestations::default()
+        });
+        let waiting = Waiting { attestations: attestations.clone(), written: None, slots: Slots::default() };
+        Self {
+            path,
+            attestations: Mutex::new(attestations),
+            waiting: Mutex::new(waiting),
+            failing: AtomicBool::new(false),
+        }
     }
 
     fn of(&self, voter: u64) -> Option<Attestation> {
@@ -89,16 +117,15 @@ impl Held {
         if can_wait || waiting.attestations == *locked(&self.attestations) {
             return Ok(());
         }
-        let replaced = replace_durably(&self.path, &waiting.attestations.to_bytes());
-        if let Err(error) = &replaced
+        let written = waiting.write(&self.path);
+        if let Err(error) = &written
             && !self.failing.swap(true, Ordering::Relaxed)
         {
             let path = self.path.display();
             tracing::error!(%path, %error, "what metadata voters tell cannot be written: this node attests nothing new");
         }
-        replaced?;
+        written?;
         self.failing.store(false, Ordering::Relaxed);
-        waiting.written = Some(Instant::now());
         locked(&self.attestations).clone_from(&waiting.attestations);
         Ok(())
     }
@@ -194,7 +221,12 @@ mod tests {
         let held = Held::open(path.clone());
         held.tell(1, told).unwrap();
         held.tell(1, Attestation { sequence: 8, ..told }).unwrap();
-        assert_eq!(Held::open(path).of(1), Some(told));
+        assert_eq!(Held::open(path.clone()).of(1), Some(told));
+        for start in 3..6 {
+            let next = Attestation { start, ..told };
+            held.tell(1, next).unwrap();
+            assert_eq!(Held::open(path.clone()).of(1), Some(next));
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! - What a witness holds never goes back, and never changes its incarnation.
 //! - [`Attestation::judge`] accepts every directory that lost nothing, whatever witnesses were told of it.
 
+pub mod file;
+
 use std::collections::BTreeMap;
 
 use crate::ids::NodeId;
@@ -16,7 +18,6 @@ use crate::ids::NodeId;
 /// Voters that a witness remembers.
 pub const ATTESTED_VOTERS_MAX: usize = 256;
 
-const MAGIC: &[u8; 8] = b"KSATTES1";
 const ROW_BYTES: usize = 8 + Attestation::BYTES;
 
 /// How far a voter's log had been synced at a moment, in which life of it.
@@ -149,11 +150,6 @@ impl Attestation {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attestations(BTreeMap<NodeId, Attestation>);
 
-/// Why a witness's file cannot be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a file of attestations, or a damaged one")]
-pub struct DamagedAttestations;
-
 impl Attestations {
     /// What is held of a voter.
     #[must_use]
@@ -172,34 +168,26 @@ impl Attestations {
         Some(kept) != held
     }
 
-    /// The whole, as a file's bytes: magic, rows, CRC-32.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
+    /// The rows, one after the other.
+    fn rows(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.0.len() * ROW_BYTES);
         for (voter, attestation) in &self.0 {
             bytes.extend_from_slice(&voter.0.to_le_bytes());
             bytes.extend_from_slice(&attestation.to_bytes());
         }
-        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         bytes
     }
 
-    /// Reads such a file.
-    ///
-    /// # Errors
-    /// If it is not one, or is damaged.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DamagedAttestations> {
-        let (body, sum) = bytes.split_last_chunk::<4>().ok_or(DamagedAttestations)?;
-        let rows = body.strip_prefix(MAGIC).ok_or(DamagedAttestations)?;
-        if crc32fast::hash(body).to_le_bytes() != *sum || !rows.len().is_multiple_of(ROW_BYTES) {
-            return Err(DamagedAttestations);
+    /// What [`Self::rows`] wrote; `None` if they do not end with a row.
+    fn from_rows(rows: &[u8]) -> Option<Self> {
+        if !rows.len().is_multiple_of(ROW_BYTES) {
+            return None;
         }
         let row = |row: &[u8]| {
-            let (voter, rest) = row.split_first_chunk::<8>().ok_or(DamagedAttestations)?;
-            let attestation = Attestation::from_bytes(rest).ok_or(DamagedAttestations)?;
-            Ok((NodeId(u64::from_le_bytes(*voter)), attestation))
+            let (voter, rest) = row.split_first_chunk::<8>()?;
+            Some((NodeId(u64::from_le_bytes(*voter)), Attestation::from_bytes(rest)?))
         };
-        rows.chunks(ROW_BYTES).map(row).collect::<Result<_, _>>().map(Self)
+        rows.chunks(ROW_BYTES).map(row).collect::<Option<_>>().map(Self)
     }
 }
 
@@ -261,22 +249,6 @@ mod tests {
         assert!(Attestation::only_goes_on(Some(held), at(3, 3, 71)));
         assert!(!Attestation::only_goes_on(Some(held), at(4, 4, 71)));
         assert!(!Attestation::only_goes_on(None, held));
-    }
-
-    #[test]
-    fn a_file_of_them_reads_back_and_a_damaged_one_is_refused() {
-        let mut held = Attestations::default();
-        assert!(held.tell(NodeId(1), at(1, 1, 1)) && held.tell(NodeId(2), at(7, 7, 7)));
-        assert!(!held.tell(NodeId(1), at(1, 1, 1)));
-        let bytes = held.to_bytes();
-        assert_eq!(Attestations::from_bytes(&bytes), Ok(held));
-        for index in 0..bytes.len() {
-            let mut flipped = bytes.clone();
-            flipped[index] ^= 1;
-            assert_eq!(Attestations::from_bytes(&flipped), Err(DamagedAttestations), "byte {index}");
-        }
-        assert_eq!(Attestations::from_bytes(&bytes[..bytes.len() - 1]), Err(DamagedAttestations));
-        assert_eq!(Attestations::from_bytes(b""), Err(DamagedAttestations));
     }
 
     #[test]

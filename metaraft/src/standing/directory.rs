@@ -14,8 +14,11 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use engine::attestation::file::{self, Slots};
 use engine::attestation::{Attestation, Attestations, Behind};
 use engine::ids::NodeId;
 use serde::{Deserialize, Serialize};
@@ -33,6 +36,7 @@ struct Enrolment {
 /// The files beside the databases.
 pub(crate) struct OwnFiles {
     directory: PathBuf,
+    attested: Mutex<Slots<File>>,
 }
 
 /// What a start found.
@@ -44,14 +48,19 @@ pub(crate) struct Opened {
     pub(crate) attested: Attestations,
 }
 
-/// Replaces a small file so that a crash leaves the old one or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces a small file so that a crash leaves the old one or the new one. Gives the new one, open for writing.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    drop(file);
     std::fs::rename(&temporary, path)?;
+    sync_directory_of(path)?;
+    Ok(file)
+}
+
+/// Makes the names beside a file durable.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -65,7 +74,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 impl OwnFiles {
     pub(crate) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), attested: Mutex::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -77,14 +86,7 @@ impl OwnFiles {
         let attestation = log.attestation();
         let enrolment: Enrolment =
             log.enrolment()?.map(|bytes| decode(&bytes)).transpose()?.unwrap_or_default();
-        let attested = match read(&self.path("attested"))? {
-            Some(bytes) => Attestations::from_bytes(&bytes).unwrap_or_else(|error| {
-                // One witness fewer: the others remember too.
-                tracing::error!(%error, file = %self.path("attested").display(), "begun anew");
-                Attestations::default()
-            }),
-            None => Attestations::default(),
-        };
+        let attested = self.attested()?;
         let mut refused =
             read(&self.path("refused"))?.map(|reason| String::from_utf8_lossy(&reason).into_owned());
         let identity = read(&self.path("identity"))?;
@@ -107,19 +109,40 @@ impl OwnFiles {
         Ok(Opened { found, refused, attested })
     }
 
+    /// What this node holds of other voters, on disk: a run that was killed may have written it and not synced it.
+    fn attested(&self) -> io::Result<Attestations> {
+        let path = self.path("attested");
+        let Some(bytes) = read(&path)? else {
+            return Ok(Attestations::default());
+        };
+        File::open(&path)?.sync_all()?;
+        sync_directory_of(&path)?;
+        Ok(file::read(&bytes).unwrap_or_else(|error| {
+            // One witness fewer: the others remember too.
+            tracing::error!(%error, file = %path.display(), "begun anew");
+            Attestations::default()
+        }))
+    }
+
     /// Writes the second record of who this node is.
     pub(crate) fn identify(&self, attestation: &Attestation) -> io::Result<()> {
-        replace(&self.path("identity"), &attestation.to_bytes())
+        replace(&self.path("identity"), &attestation.to_bytes()).map(drop)
     }
 
     /// Makes it last that this directory must not vote.
     pub(crate) fn refuse(&self, reason: &str) -> io::Result<()> {
-        replace(&self.path("refused"), reason.as_bytes())
+        replace(&self.path("refused"), reason.as_bytes()).map(drop)
     }
 
     /// Keeps what this node holds of other voters.
     pub(crate) fn keep(&self, attested: &Attestations) -> io::Result<()> {
-        replace(&self.path("attested"), &attested.to_bytes())
+        let make = |bytes: &[u8]| replace(&self.path("attested"), bytes);
+        let overwrite = |file: &File, offset, bytes: &[u8]| {
+            file.write_all_at(bytes, offset)?;
+            file.sync_data()
+        };
+        let mut slots = self.attested.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.keep(attested, make, overwrite)
     }
 }
 
@@ -204,6 +227,24 @@ mod tests {
         std::fs::remove_dir_all(scratch.path().join("log")).unwrap();
         std::fs::rename(&latest, scratch.path().join("log")).unwrap();
         assert_eq!(open(scratch.path()).1.refused, None);
+    }
+
+    #[test]
+    fn what_is_held_of_others_is_read_after_a_start_whichever_way_it_was_written() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut held = Attestations::default();
+        for run in 0..3 {
+            let (_log, opened) = open(scratch.path());
+            assert_eq!(opened.attested, held, "{run}");
+            let files = OwnFiles::new(scratch.path());
+            for sequence in 0..=run {
+                held.tell(
+                    NodeId(run),
+                    Attestation { incarnation: [1; 16], start: 2, run: [3; 16], sequence },
+                );
+                files.keep(&held).unwrap();
+            }
+        }
     }
 
     #[test]
