@@ -17,11 +17,12 @@ const CHANNELS_MAX: usize = 4096;
 /// A machine that does not answer is given up after this; one that refuses, at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A metadata node that lost its power and is back answers the next ping with a reset. At its start it waits two seconds
-/// for the calls of storage nodes, so pings come more often than that.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Unanswered pings for so long mean that the peer has gone.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A metadata node that lost its power and is back answers the next packet with a reset. At its start it waits two seconds
+/// for the calls of storage nodes, so packets come more often than that. The kernels exchange them: no process wakes.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The first frame of a message is copied once more than the others, so frames are small beside a shard; still smaller
 /// ones cost more than they save.
@@ -57,6 +58,8 @@ impl Channels {
             .endpoint(address, key.1)?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            .tcp_keepalive(Some(PROBE_INTERVAL))
+            .tcp_keepalive_interval(Some(PROBE_INTERVAL))
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
