@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How much faster or slower than time passes log time may run, to come to the wall clock: one part in so many.
 const LEAN_PARTS: u64 = 16;
-/// What a voter said its clock shows counts for so long; its clock is asked for about twice a second.
+/// What a voter said its clock shows counts for so long; its clock is asked for about once a second.
 const HEARD_FOR: Duration = Duration::from_secs(30);
 
 fn millis(time: Duration) -> u64 {

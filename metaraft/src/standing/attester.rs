@@ -29,9 +29,9 @@ use crate::raft::peers::Peers;
 
 /// From one call to the next, of a peer or by a witness: once this node votes; before that; to confirm what was told. A
 /// storage node that is not expected at the next start calls seldom.
-const INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_secs(1);
 /// A peer that has called need not be called for so long: longer than [`INTERVAL`], so that who called first goes on.
-const CALLED_TIME: Duration = Duration::from_millis(750);
+const CALLED_TIME: Duration = Duration::from_millis(1500);
 /// Storage nodes are told the more seldom the more there are, so that on average one of them is in [`INTERVAL`]; each is at
 /// least this often, if there is anything to tell.
 const INTERVAL_TURN_MAX: Duration = Duration::from_secs(10);
@@ -535,7 +535,7 @@ mod tests {
         let stopping = tokio::spawn({
             let stop = stop.clone();
             async move {
-                tokio::time::sleep(Duration::from_millis(700)).await;
+                tokio::time::sleep(Duration::from_millis(1200)).await;
                 stop.cancel();
             }
         });
@@ -563,9 +563,9 @@ mod tests {
     #[test]
     fn storage_nodes_call_the_more_seldom_the_more_there_are() {
         let interval = |count: u64| storage_interval(&(1..=count).collect(), 1);
-        assert_eq!([1, 2, 3].map(interval), [500, 500, 1000].map(Duration::from_millis));
+        assert_eq!([1, 2, 3].map(interval), [1000, 1000, 1500].map(Duration::from_millis));
         assert_eq!([6, 64].map(interval), [INTERVAL_STORAGE_MAX; 2]);
-        assert_eq!([0, 1, 6].map(telling_interval), [500, 500, 3000].map(Duration::from_millis));
+        assert_eq!([0, 1, 6].map(telling_interval), [1000, 1000, 6000].map(Duration::from_millis));
         assert_eq!(telling_interval(64), INTERVAL_TURN_MAX);
         assert_eq!(
             storage_interval(&BTreeSet::from([1]), 2),

@@ -263,7 +263,7 @@ impl World {
         }
     }
 
-    /// A crash; with copies in play, storage nodes have heard of the last writes (a call is due twice a second).
+    /// A crash; with copies in play, storage nodes have heard of the last writes (a call is due every second).
     fn crash(&mut self, index: usize) {
         if self.copies {
             self.attend(0, index);
