@@ -1,16 +1,15 @@
 //! What all services of a gateway share.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockstore::client::StorageClient;
 use bytes::Bytes;
 use engine::health::{CallKind, HungDisk};
-use engine::ids::{AccountId, ChunkId, ContentId, EntryId, HolderId, NamespaceId, NodeId};
+use engine::ids::{AccountId, ChunkId, EntryId, HolderId, NamespaceId, NodeId};
 use engine::location::{ChunkKind, ChunkLocation, LocatedChunk};
 use metaraft::model::query::Resolved;
-use metaraft::model::row::{ContentRow, EntryRow};
+use metaraft::model::row::EntryRow;
 use proto::peer::TlsIdentity;
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -144,13 +143,6 @@ impl Core {
         let bytes = run.iter().map(|located| u64::from(located.location.plain_length)).sum::<u64>();
         let _turn = self.read_bytes.take(account, bytes.div_ceil(BUDGET_UNIT_BYTES)).await;
         self.source.read_run(run).await
-    }
-
-    /// The row of a content that a version names.
-    pub(crate) async fn content(&self, content: ContentId) -> Result<ContentRow, Failure> {
-        let mut rows: HashMap<ContentId, ContentRow> =
-            self.meta.contents(&[content]).await.map_err(|error| Failure::from_meta(&error, "content"))?;
-        rows.remove(&content).ok_or_else(content_gone)
     }
 
     /// Stores a manifest node, pinned for `holder`.

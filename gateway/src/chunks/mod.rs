@@ -3,6 +3,7 @@
 pub(crate) mod deposit;
 pub(crate) mod inflight;
 pub(crate) mod latency;
+pub(crate) mod lists;
 pub(crate) mod prepare;
 pub(crate) mod presence;
 pub(crate) mod reader;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::ids::{ChunkId, StripeId};
+use engine::ids::{ChunkId, ContentId, StripeId};
 use engine::location::LocatedChunk;
+use engine::manifest::ContentList;
 use engine::presence::Verdict;
 use engine::reader::{ChunkReader, DamagedShard, ReadChunkError, ReadPatience};
 use engine::store::Processor;
@@ -17,8 +18,10 @@ use futures_util::future::try_join_all;
 use metaraft::api::MetaError;
 use tonic::Code;
 
+use crate::chunks::lists::Lists;
 use crate::chunks::presence::mark;
 use crate::chunks::stripe::Store;
+use crate::core::content_gone;
 use crate::failure::Failure;
 use crate::meta::Meta;
 use crate::random::TokioTimer;
@@ -53,6 +56,7 @@ pub(crate) struct ChunkSource {
     meta: Meta,
     suspects: Arc<Suspects>,
     reader: ChunkReader<Store, TokioTimer, Decoders>,
+    lists: Arc<Lists>,
 }
 
 /// What to tell of a chunk that the registry does not have.
@@ -106,7 +110,20 @@ impl ChunkSource {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let decoders = Workers::start("decode", processors.min(DECODERS_MAX));
         let decoders = Decoders(decoders.map_err(|error| Failure::internal("decode", &error))?);
-        Ok(Self { meta, suspects, reader: ChunkReader::new(store, Arc::new(TokioTimer), Arc::new(decoders)) })
+        let reader = ChunkReader::new(store, Arc::new(TokioTimer), Arc::new(decoders));
+        Ok(Self { meta, suspects, reader, lists: Arc::default() })
+    }
+
+    /// The list of a content that a version names.
+    pub(crate) async fn list_of(&self, content: ContentId) -> Result<ContentList, Failure> {
+        if let Some(list) = self.lists.get(content) {
+            return Ok(list);
+        }
+        let rows = self.meta.contents(&[content]).await;
+        let mut rows = rows.map_err(|error| Failure::from_meta(&error, "content"))?;
+        let list = rows.remove(&content).ok_or_else(content_gone)?.list;
+        self.lists.keep(content, &list);
+        Ok(list)
     }
 
     /// Where chunks lie, in order; a chunk that lies nowhere is an error.

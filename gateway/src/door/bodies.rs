@@ -16,6 +16,7 @@ use bytes::Bytes;
 use engine::ids::AccountId;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
@@ -214,6 +215,17 @@ pub(crate) fn counted(bytes: Bytes, share: Share) -> Bytes {
     Bytes::from_owner(Counted { bytes, _share: share })
 }
 
+/// Tells who makes an answer that the client's window has taken the beginning of it. To be put into the answer's extensions.
+#[derive(Clone, Default)]
+pub(crate) struct Beginning(Arc<Notify>);
+
+impl Beginning {
+    /// Waits until it was taken. For one task, once; cancel safe.
+    pub(crate) async fn taken(&self) {
+        self.0.notified().await;
+    }
+}
+
 type Taking = Pin<Box<dyn Future<Output = Share> + Send>>;
 
 /// How an answer's bytes are counted.
@@ -240,6 +252,9 @@ pub(crate) struct ResponseBody<G> {
     ended: Option<Pin<Box<dyn Future<Output = Failure> + Send>>>,
     /// Its last words were said.
     over: bool,
+    /// Who waits for its beginning to be taken; once bytes of it were given.
+    beginning: Option<Beginning>,
+    begun: bool,
     _guards: G,
 }
 
@@ -254,8 +269,16 @@ impl<G> ResponseBody<G> {
             end: None,
             ended: None,
             over: false,
+            beginning: None,
+            begun: false,
             _guards: guards,
         }
+    }
+
+    /// Tells that its beginning was taken.
+    pub(crate) fn telling(mut self, beginning: Option<Beginning>) -> Self {
+        self.beginning = beginning;
+        self
     }
 
     /// Ends after a time.
@@ -324,11 +347,8 @@ impl<G> ResponseBody<G> {
     }
 }
 
-impl<G: Unpin> HttpBody for ResponseBody<G> {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
+impl<G: Unpin> ResponseBody<G> {
+    fn poll_next(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -376,11 +396,31 @@ impl<G: Unpin> HttpBody for ResponseBody<G> {
             Ok(bytes) if is_stream => Poll::Ready(Some(Ok(Frame::data(self.count(bytes))))),
             Ok(bytes) if self.counting.is_some() && bytes.len() > UNCOUNTED_ANSWER_BYTES => {
                 self.waiting = Some(bytes);
-                self.poll_frame(context)
+                self.poll_next(context)
             }
             Ok(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
             Err(frame) => Poll::Ready(Some(Ok(frame))),
         }
+    }
+}
+
+impl<G: Unpin> HttpBody for ResponseBody<G> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // Hyper keeps one frame until the window takes of it, and asks for the next one then.
+        if self.begun
+            && let Some(beginning) = self.beginning.take()
+        {
+            beginning.0.notify_one();
+        }
+        let polled = self.as_mut().poll_next(context);
+        self.begun |= matches!(&polled, Poll::Ready(Some(Ok(frame))) if frame.is_data());
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

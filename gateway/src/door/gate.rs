@@ -22,7 +22,7 @@ use crate::auth::{self, Caller};
 use crate::config::Limits;
 use crate::core::Core;
 use crate::door::address::Address;
-use crate::door::bodies::{Counting, Held, RequestBody, ResponseBody, Rules, UNIT_BYTES};
+use crate::door::bodies::{Beginning, Counting, Held, RequestBody, ResponseBody, Rules, UNIT_BYTES};
 use crate::door::chunk_messages::Messages;
 use crate::door::connections::{Connection, OpenStream};
 use crate::door::meter::Meter;
@@ -202,9 +202,10 @@ impl Gate {
             Ok(response) => response,
             Err(never) => match never {},
         };
+        let beginning = response.extensions().get::<Beginning>().cloned();
         response.map(|body| {
             let body = ResponseBody::new(body, counting, (stream, share, held, live));
-            body.ending_after(ending_after).ending_with(ended)
+            body.ending_after(ending_after).ending_with(ended).telling(beginning)
         })
     }
 

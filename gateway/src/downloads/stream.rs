@@ -4,7 +4,8 @@
 //! status: a stream that ends well is whole.
 //!
 //! A client that takes nothing for a while is no fault: what was read for it is dropped, with its share of the bounds,
-//! and read again once it goes on, whenever that is.
+//! and read again once it goes on, whenever that is. For one that does not even take the entry, which goes ahead of a file of
+//! some size, nothing is read.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tonic::Code;
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::{BUDGET_UNIT_BYTES, Core};
-use crate::door::bodies::counted;
+use crate::door::bodies::{Beginning, counted};
 use crate::door::shares::Share;
 use crate::downloads::outbox::{Gone, Outbox, Waited};
 use crate::downloads::plan::{Planner, Run};
@@ -44,6 +45,18 @@ const KEPT_BYTES_MAX: u64 = 64 * 1024;
 pub(crate) struct Download {
     file: FileVersion,
     range: Range<u64>,
+}
+
+impl Download {
+    /// Whether it is so little that it is kept for a client that pauses.
+    fn is_kept(&self) -> bool {
+        self.range.end - self.range.start <= KEPT_BYTES_MAX
+    }
+
+    /// Whether its entry comes in a message of its own.
+    fn entry_goes_ahead(&self) -> bool {
+        self.range.is_empty() || !self.is_kept()
+    }
 }
 
 /// The entry as a version of it was.
@@ -227,9 +240,15 @@ fn still_counted(data: Bytes, budget: Option<&mut Share>) -> Bytes {
 }
 
 /// Sends a download to the end, or ends it with an error.
-pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, sink: Sink) {
+pub(crate) async fn serve(
+    core: Arc<Core>,
+    caller: Caller,
+    download: Download,
+    sink: Sink,
+    beginning: &Beginning,
+) {
     let subject = download.file.subject.clone();
-    let sending = sink.while_heard(send_all(core, caller.account, download, &sink));
+    let sending = sink.while_heard(send_all(core, caller.account, download, &sink, beginning));
     let ended = match sending.await {
         Ok(Ok(()) | Err(Ended::Unheard)) | Err(Gone) => Ok(()),
         Ok(Err(Ended::Failed(failure))) => {
@@ -239,10 +258,19 @@ pub(crate) async fn serve(core: Arc<Core>, caller: Caller, download: Download, s
     sink.end(ended);
 }
 
-async fn send_all(core: Arc<Core>, account: AccountId, download: Download, sink: &Sink) -> Result<(), Ended> {
-    if download.range.is_empty() {
-        sink.push(v1::DownloadResponse { entry: Some(download.file.entry), data: Bytes::new() });
-        return Ok(());
+async fn send_all(
+    core: Arc<Core>,
+    account: AccountId,
+    download: Download,
+    sink: &Sink,
+    beginning: &Beginning,
+) -> Result<(), Ended> {
+    if download.entry_goes_ahead() {
+        sink.push(v1::DownloadResponse { entry: Some(download.file.entry.clone()), data: Bytes::new() });
+        if download.range.is_empty() {
+            return Ok(());
+        }
+        beginning.taken().await;
     }
     let mut offset = download.range.start;
     while send_from(&core, account, &download, &mut offset, sink).await? == Waited::Paused {
@@ -264,9 +292,9 @@ async fn send_from(
     sink: &Sink,
 ) -> Result<Waited, Ended> {
     let turn = core.lookups.take(account, 1).await;
-    let row = core.content(download.file.state.content).await?;
+    let list = core.source.list_of(download.file.state.content).await?;
     drop(turn);
-    let planner = Planner::new(core.source.clone(), row.list, *offset..download.range.end)?;
+    let planner = Planner::new(core.source.clone(), list, *offset..download.range.end)?;
     let mut runs = std::pin::pin!(read_ahead(Arc::clone(core), account, planner));
     let mut messages = Messages::default();
     let mut budget = None;
@@ -294,7 +322,7 @@ async fn send_from(
     if *offset < download.range.end {
         return Err(Failure::internal("manifest", &"it ends before its file does").into());
     }
-    if download.range.end - download.range.start <= KEPT_BYTES_MAX {
+    if download.is_kept() {
         return Ok(Waited::Ready);
     }
     Ok(sink.last_taken(DOWNLOAD_PAUSE_AFTER).await?)
@@ -303,7 +331,8 @@ async fn send_from(
 async fn send(download: &Download, offset: &mut u64, data: Bytes, sink: &Sink) -> Result<Waited, Ended> {
     let waited = sink.room(DOWNLOAD_PAUSE_AFTER).await?;
     if waited == Waited::Ready {
-        let entry = (*offset == download.range.start).then(|| download.file.entry.clone());
+        let with_entry = !download.entry_goes_ahead() && *offset == download.range.start;
+        let entry = with_entry.then(|| download.file.entry.clone());
         *offset += data.len() as u64;
         sink.push(v1::DownloadResponse { entry, data });
     }

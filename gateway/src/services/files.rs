@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
+use crate::door::bodies::Beginning;
 use crate::door::refusals::Asked;
 use crate::door::shares::Share;
 use crate::downloads;
@@ -155,12 +156,14 @@ impl Files for FilesService {
         let download = downloads::stream::find(&self.core, &caller, &request.into_inner()).await?;
         drop(turn);
         let (sink, messages) = outbox(MESSAGES_MAX);
-        let core = Arc::clone(&self.core);
+        let (core, beginning) = (Arc::clone(&self.core), Beginning::default());
+        let mut response: Response<Self::DownloadStream> = Response::new(Box::pin(messages));
+        response.extensions_mut().insert(beginning.clone());
         self.core.tasks.spawn(async move {
-            downloads::stream::serve(core, caller, download, sink).await;
+            downloads::stream::serve(core, caller, download, sink, &beginning).await;
             drop(slot);
         });
-        Ok(Response::new(Box::pin(messages)))
+        Ok(response)
     }
 
     type DownloadManyStream = Messages<v1::DownloadManyResponse>;

@@ -63,8 +63,8 @@ async fn send_all(core: &Core, manifest: Manifest, sink: &Sink) -> Result<(), Fa
     let mut waiting: Vec<ManifestEntry> = Vec::new();
     if state.size > 0 {
         let bad = |error| Failure::internal("manifest", &error);
-        let row = core.content(state.content).await?;
-        let mut walk = TreeWalk::new(row.list, 0).map_err(bad)?;
+        let list = core.source.list_of(state.content).await?;
+        let mut walk = TreeWalk::new(list, 0).map_err(bad)?;
         loop {
             match walk.step() {
                 WalkStep::Done => break,

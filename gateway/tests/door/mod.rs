@@ -16,6 +16,7 @@ use proto::v1;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -45,6 +46,23 @@ pub(crate) async fn raw(cluster: &Cluster) -> SendRequest<Bytes> {
     // Ends with the connection, and with the test.
     drop(tokio::spawn(connection));
     requests.ready().await.unwrap()
+}
+
+/// The same, where streams have no windows until their size is sent.
+pub(crate) async fn raw_without_windows(cluster: &Cluster) -> (SendRequest<Bytes>, oneshot::Sender<u32>) {
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0).initial_connection_window_size(64 << 20);
+    let (requests, mut connection) = builder.handshake(tls(cluster).await.unwrap()).await.unwrap();
+    let (open, opened) = oneshot::channel();
+    drop(tokio::spawn(async move {
+        let size = tokio::select! {
+            ended = &mut connection => return ended,
+            size = opened => size.unwrap_or_default(),
+        };
+        connection.set_initial_window_size(size)?;
+        connection.await
+    }));
+    (requests.ready().await.unwrap(), open)
 }
 
 pub(crate) fn grpc(path: &str, token: Option<&str>) -> Request<()> {

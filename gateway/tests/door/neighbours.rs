@@ -7,7 +7,7 @@ use gateway::config::Limits;
 use tokio::time::timeout;
 use tonic::Code;
 
-use super::{account, grpc, grpc_status, message_head, raw};
+use super::{account, grpc, grpc_status, message_head, raw, raw_without_windows};
 use crate::cluster::{Client, Cluster, PATIENCE, request_id};
 use crate::{get, noise, put};
 
@@ -63,18 +63,58 @@ async fn unread_downloads_of_one_account_stop_no_others_reads() {
     for _more in 0..40 {
         unread.push(download(&other).await.unwrap().into_inner());
     }
-    // Those that the bounds let through have begun to send: the rest of them waits for this account's own share.
+    // Those that the bounds let through have begun to send bytes: the rest of them waits for this account's own share.
     let mut begun = 0;
     for stream in &mut unread {
-        begun += usize::from(matches!(
-            timeout(Duration::from_millis(50), stream.message()).await,
-            Ok(Ok(Some(_)))
-        ));
+        let first_bytes = async {
+            while let Ok(Some(message)) = stream.message().await {
+                if !message.data.is_empty() {
+                    return true;
+                }
+            }
+            false
+        };
+        begun += usize::from(timeout(Duration::from_millis(50), first_bytes).await == Ok(true));
     }
     assert!(begun > 0, "none of the downloads began");
     is_undisturbed(&client, "beside-unread").await;
     drop(unread);
     assert_eq!(get(&other, "/large").await.unwrap(), noise(7, 24 << 20), "what it held is there again");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_read_for_a_client_whose_window_takes_nothing_and_all_once_it_does() {
+    let limits = Limits { account_download_bytes_max: 4 << 20, ..Limits::default() };
+    let cluster = Cluster::start_with(1, limits).await;
+    let client = account(&cluster, "ada@x.org", "correct horse battery").await;
+    let large = noise(7, 9 << 20);
+    put(&client, "/large", &large).await.unwrap();
+    let (mut requests, open_windows) = raw_without_windows(&cluster).await;
+    // DownloadRequest { path: "/large" }
+    let message = [&message_head(8)[..], &[0x0a, 6], b"/large"].concat();
+    let mut bodies = Vec::new();
+    for _more in 0..4 {
+        let request = grpc("Files/Download", Some(&client.token));
+        let (response, mut body) = requests.send_request(request, false).unwrap();
+        body.send_data(message.clone().into(), true).unwrap();
+        bodies.push(response.await.unwrap().into_body());
+    }
+    // Each of them alone would hold all that this account may, until it counts as pausing.
+    let begun = Instant::now();
+    assert_eq!(get(&client, "/large").await.unwrap(), large);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    open_windows.send(1 << 20).unwrap();
+    for mut body in bodies {
+        let mut bytes = 0;
+        while let Some(data) = timeout(PATIENCE, body.data()).await.unwrap() {
+            let data = data.unwrap();
+            bytes += data.len();
+            body.flow_control().release_capacity(data.len()).unwrap();
+        }
+        assert!(bytes > large.len(), "{bytes} bytes");
+        assert_eq!(body.trailers().await.unwrap().unwrap().get("grpc-status").unwrap(), "0");
+    }
     cluster.stop().await;
 }
 
