@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::attestation::file::{self, Slots};
+use engine::attestation::file::{self, Halves};
 use engine::attestation::{Attestation, Attestations};
 use engine::ids::NodeId;
 use proto::internal::metadata_client::MetadataClient;
@@ -59,7 +59,7 @@ struct Held {
 struct Waiting {
     attestations: Attestations,
     written: Option<Instant>,
-    slots: Slots<File>,
+    halves: Halves<File>,
 }
 
 impl Waiting {
@@ -72,7 +72,7 @@ impl Waiting {
             file.write_all_at(bytes, offset)?;
             file.sync_data()
         };
-        self.slots.keep(&self.attestations, make, overwrite)?;
+        self.halves.keep(&self.attestations, make, overwrite)?;
         self.written = Some(Instant::now());
         Ok(())
     }
@@ -95,7 +95,8 @@ impl Held {
             tracing::error!(path = %path.display(), %error, "what metadata voters told cannot be read: begun anew");
             Attestations::default()
         });
-        let waiting = Waiting { attestations: attestations.clone(), written: None, slots: Slots::default() };
+        let waiting =
+            Waiting { attestations: attestations.clone(), written: None, halves: Halves::default() };
         Self {
             path,
             attestations: Mutex::new(attestations),

@@ -1,25 +1,25 @@
-//! How a witness keeps its [`Attestations`] on disk: in a file with two slots, which are overwritten in turn. It says
+//! How a witness keeps its [`Attestations`] on disk: in a file of two halves, which are overwritten in turn. It says
 //! something new every second, and replacing a file each time would cost a commit of the file system's journal.
 //!
-//! A slot: magic, generation (u64), length of the rows (u32), rows, CRC-32 of all that; then whatever lay there before.
-//! Numbers are little-endian. The valid slot of the higher generation counts.
+//! A half: magic, generation (u64), length of the rows (u32), rows, CRC-32 of all that; then whatever lay there before.
+//! Numbers are little-endian. The valid half of the higher generation counts.
 //!
 //! What is on disk after a crash:
 //! - while a file is made: the file before, or the new one (it is renamed into place);
-//! - while a slot is overwritten, wherever the write is torn: the other slot, which is whole, or the new one.
+//! - while a half is overwritten, wherever the write is torn: the other half, which is whole, or the new one.
 //!
-//! Invariant: the slot that is overwritten is the older one, and the newer one is *known* to be on disk. Who has just
+//! Invariant: the half that is overwritten is the older one, and the newer one is *known* to be on disk. Who has just
 //! started does not know that, nor who had an error: both make the file anew.
 
 use super::{ATTESTED_VOTERS_MAX, Attestations, ROW_BYTES};
 
 const MAGIC: &[u8; 8] = b"KSATTES2";
-/// Of files that have no slots, which builds before this form wrote.
+/// Of files that have no halves, which builds before this form wrote.
 const MAGIC_WHOLE: &[u8; 8] = b"KSATTES1";
 const HEAD_BYTES: usize = 8 + 8 + 4;
-/// A slot has blocks of its own, for all rows that there can be.
-const SLOT_BYTES: usize = 16 << 10;
-const _: () = assert!(HEAD_BYTES + ATTESTED_VOTERS_MAX * ROW_BYTES + 4 <= SLOT_BYTES);
+/// A half has blocks of its own, for all rows that there can be.
+const HALF_BYTES: usize = 16 << 10;
+const _: () = assert!(HEAD_BYTES + ATTESTED_VOTERS_MAX * ROW_BYTES + 4 <= HALF_BYTES);
 
 /// Why a witness's file cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,18 +28,18 @@ pub struct DamagedAttestations;
 
 /// A witness's file, as far as it is known since the witness started; `F` is what writes to it.
 #[derive(Debug)]
-pub struct Slots<F> {
-    /// The open file, and the generation of its newest slot.
+pub struct Halves<F> {
+    /// The open file, and the generation of its newest half.
     made: Option<(F, u64)>,
 }
 
-impl<F> Default for Slots<F> {
+impl<F> Default for Halves<F> {
     fn default() -> Self {
         Self { made: None }
     }
 }
 
-impl<F> Slots<F> {
+impl<F> Halves<F> {
     /// Makes the file hold this. `make` replaces the file by these bytes and opens it, `overwrite` writes bytes at an offset
     /// of it; each returns once that is durable.
     ///
@@ -54,14 +54,14 @@ impl<F> Slots<F> {
         // Put back only when all went well.
         let (file, generation) = match self.made.take() {
             None => {
-                let mut bytes = slot(0, held);
-                bytes.resize(2 * SLOT_BYTES, 0);
+                let mut bytes = half(0, held);
+                bytes.resize(2 * HALF_BYTES, 0);
                 (make(&bytes)?, 0)
             }
             Some((file, generation)) => {
                 let generation = generation + 1;
-                let offset = if generation.is_multiple_of(2) { 0 } else { SLOT_BYTES as u64 };
-                overwrite(&file, offset, &slot(generation, held))?;
+                let offset = if generation.is_multiple_of(2) { 0 } else { HALF_BYTES as u64 };
+                overwrite(&file, offset, &half(generation, held))?;
                 (file, generation)
             }
         };
@@ -73,16 +73,16 @@ impl<F> Slots<F> {
 /// Reads a file.
 ///
 /// # Errors
-/// If it is not one, or no slot of it is whole.
+/// If it is not one, or no half of it is whole.
 pub fn read(file: &[u8]) -> Result<Attestations, DamagedAttestations> {
-    if file.len() != 2 * SLOT_BYTES {
+    if file.len() != 2 * HALF_BYTES {
         return read_whole(file).ok_or(DamagedAttestations);
     }
-    let slots = file.chunks(SLOT_BYTES).filter_map(read_slot);
-    slots.max_by_key(|(generation, _)| *generation).map(|(_, held)| held).ok_or(DamagedAttestations)
+    let halves = file.chunks(HALF_BYTES).filter_map(read_half);
+    halves.max_by_key(|(generation, _)| *generation).map(|(_, held)| held).ok_or(DamagedAttestations)
 }
 
-fn slot(generation: u64, held: &Attestations) -> Vec<u8> {
+fn half(generation: u64, held: &Attestations) -> Vec<u8> {
     let rows = held.rows();
     let mut bytes = Vec::with_capacity(HEAD_BYTES + rows.len() + 4);
     bytes.extend_from_slice(MAGIC);
@@ -94,13 +94,13 @@ fn slot(generation: u64, held: &Attestations) -> Vec<u8> {
     bytes
 }
 
-fn read_slot(slot: &[u8]) -> Option<(u64, Attestations)> {
-    let (generation, rest) = slot.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
+fn read_half(half: &[u8]) -> Option<(u64, Attestations)> {
+    let (generation, rest) = half.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
     let (length, rest) = rest.split_first_chunk::<4>()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
     let rows = rest.get(..length)?;
     let sum = rest.get(length..)?.first_chunk::<4>()?;
-    if crc32fast::hash(&slot[..HEAD_BYTES + length]).to_le_bytes() != *sum {
+    if crc32fast::hash(&half[..HEAD_BYTES + length]).to_le_bytes() != *sum {
         return None;
     }
     Some((u64::from_le_bytes(*generation), Attestations::from_rows(rows)?))
@@ -162,7 +162,12 @@ mod tests {
 
     impl Disk {
         /// Keeps `held`. A write that fails may have been done in part; one that makes the file is done or not.
-        fn keep(&self, slots: &mut Slots<()>, held: &Attestations, random: &mut SmallRng) -> Result<(), ()> {
+        fn keep(
+            &self,
+            halves: &mut Halves<()>,
+            held: &Attestations,
+            random: &mut SmallRng,
+        ) -> Result<(), ()> {
             let failing = self.failing.get();
             let make = |bytes: &[u8]| {
                 self.made.set(self.made.get() + 1);
@@ -181,7 +186,7 @@ mod tests {
                 write(&mut file, offset, bytes);
                 Ok(())
             };
-            slots.keep(held, make, overwrite)
+            halves.keep(held, make, overwrite)
         }
     }
 
@@ -192,17 +197,17 @@ mod tests {
         let mut random = SmallRng::seed_from_u64(seed);
         for _round in 0..300 {
             let disk = Disk::default();
-            let mut slots = Slots::default();
-            disk.keep(&mut slots, &of(1, 0), &mut random).unwrap();
+            let mut halves = Halves::default();
+            disk.keep(&mut halves, &of(1, 0), &mut random).unwrap();
             let mut old = of(1, 0);
             for sequence in 1..random.random_range(2..20) {
                 if random.random_ratio(1, 6) {
                     // Started anew.
-                    slots = Slots::default();
+                    halves = Halves::default();
                 }
                 disk.failing.set(random.random_ratio(1, 4));
                 let new = of([1, 3, 40, 256][random.random_range(0..4)], sequence);
-                let kept = disk.keep(&mut slots, &new, &mut random);
+                let kept = disk.keep(&mut halves, &new, &mut random);
                 let found = read(&disk.file.borrow()).unwrap();
                 assert!(found == new || kept.is_err() && found == old, "seed {seed}: {found:?}");
                 old = found;
@@ -214,12 +219,12 @@ mod tests {
     fn a_file_is_made_once_and_again_after_an_error() {
         let mut random = SmallRng::seed_from_u64(1);
         let disk = Disk::default();
-        let mut slots = Slots::default();
+        let mut halves = Halves::default();
         for (sequence, failing, made) in
             [(1, false, 1), (2, false, 1), (3, true, 1), (4, true, 2), (5, false, 3), (6, false, 3)]
         {
             disk.failing.set(failing);
-            assert_eq!(disk.keep(&mut slots, &of(2, sequence), &mut random).is_err(), failing);
+            assert_eq!(disk.keep(&mut halves, &of(2, sequence), &mut random).is_err(), failing);
             assert_eq!(disk.made.get(), made, "{sequence}");
         }
     }
@@ -239,14 +244,14 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_refused() {
-        let mut file = slot(0, &of(3, 5));
-        file.resize(2 * SLOT_BYTES, 0);
+        let mut file = half(0, &of(3, 5));
+        file.resize(2 * HALF_BYTES, 0);
         for index in 0..HEAD_BYTES + 3 * ROW_BYTES + 4 {
             let mut flipped = file.clone();
             flipped[index] ^= 1;
             assert_eq!(read(&flipped), Err(DamagedAttestations), "byte {index}");
         }
-        let (zeros, ones) = ([0; 2 * SLOT_BYTES], [255; 2 * SLOT_BYTES]);
+        let (zeros, ones) = ([0; 2 * HALF_BYTES], [255; 2 * HALF_BYTES]);
         for bytes in [&file[..file.len() - 1], &file[..100], b"", &zeros, &ones] {
             assert_eq!(read(bytes), Err(DamagedAttestations), "{} bytes", bytes.len());
         }

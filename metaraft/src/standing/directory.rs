@@ -6,7 +6,7 @@
 //! | log database, enrolment | the roster, and which storage nodes remember this node | at enrolment, and when one is new |
 //! | `identity` | incarnation, starts and run again | after the run has begun in the database |
 //! | `refused` | why this directory must not vote | once, never removed |
-//! | `attested` | what other voters say of themselves | when they say something new |
+//! | `attested` | what other voters say of themselves | when they say something new, once a second at most: [`engine::attestation::file`] |
 //!
 //! After a crash between the first and the third, the file is behind the database, which is as good. A file that is ahead of
 //! the database, or has no database, means that the database was swapped or removed by itself.
@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use engine::attestation::file::{self, Slots};
+use engine::attestation::file::{self, Halves};
 use engine::attestation::{Attestation, Attestations, Behind};
 use engine::ids::NodeId;
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ struct Enrolment {
 /// The files beside the databases.
 pub(crate) struct OwnFiles {
     directory: PathBuf,
-    attested: Mutex<Slots<File>>,
+    attested: Mutex<Halves<File>>,
 }
 
 /// What a start found.
@@ -141,8 +141,8 @@ impl OwnFiles {
             file.write_all_at(bytes, offset)?;
             file.sync_data()
         };
-        let mut slots = self.attested.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.keep(attested, make, overwrite)
+        let mut halves = self.attested.lock().unwrap_or_else(PoisonError::into_inner);
+        halves.keep(attested, make, overwrite)
     }
 }
 
