@@ -1,7 +1,7 @@
 //! Chunk lists of contents that were read lately.
 //!
-//! Invariant: what is kept is what the cluster holds or held, for a content's id is the hash of its chunks' ids and sizes. If the
-//! content was removed meanwhile its chunks are not found. Who may read it is decided before.
+//! Invariant: what is kept is what the cluster holds or held, for a content's id is the hash of its chunks' ids and sizes.
+//! If the content was removed meanwhile its chunks are not found. Who may read it is decided before.
 
 use engine::ids::ContentId;
 use engine::manifest::{ContentList, ManifestEntry};
@@ -13,21 +13,21 @@ const BYTES_MAX: u64 = 8 * 1024 * 1024;
 const USUAL_BYTES: u64 = 1024;
 
 #[derive(Clone)]
-struct Bytes;
+struct ByBytes;
 
-impl Weighter<ContentId, ContentList> for Bytes {
+impl Weighter<ContentId, ContentList> for ByBytes {
     fn weight(&self, _content: &ContentId, list: &ContentList) -> u64 {
         (size_of::<ContentId>() + size_of::<ContentList>() + size_of_val::<[ManifestEntry]>(&list.entries))
             as u64
     }
 }
 
-pub(crate) struct Lists(Cache<ContentId, ContentList, Bytes>);
+pub(crate) struct Lists(Cache<ContentId, ContentList, ByBytes>);
 
 impl Default for Lists {
     fn default() -> Self {
         let count = usize::try_from(BYTES_MAX / USUAL_BYTES).unwrap_or(usize::MAX);
-        Self(Cache::with_weighter(count, BYTES_MAX, Bytes))
+        Self(Cache::with_weighter(count, BYTES_MAX, ByBytes))
     }
 }
 
@@ -36,8 +36,7 @@ impl Lists {
         self.0.get(&content)
     }
 
-    /// Keeps a list, unless it is the top of a tree: there may be several trees of one content, and what this one's nodes are in
-    /// may be removed with another.
+    /// Keeps a list, unless it is the top of a tree: the id does not say which nodes that has.
     pub(crate) fn keep(&self, content: ContentId, list: &ContentList) {
         if list.depth == 0 {
             self.0.insert(content, list.clone());

@@ -5,6 +5,7 @@
 //!   count: flow control is no fault of the client.
 //! - Bytes are counted from when they arrive until their request is answered, and from when an answer is made until
 //!   the client's window has taken them.
+//! - [`Beginning`] is told once the client's window has taken bytes of the answer, and not before.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -45,6 +46,7 @@ const FRAME_UNITS: u64 = 1024 + 1;
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
 /// What is counted for one request, until it is answered.
 pub(crate) type Held = Arc<Mutex<Option<Share>>>;
@@ -103,7 +105,7 @@ impl RequestBody {
     }
 
     /// Hands on what has come, once there is room for what it begins.
-    fn poll_waiting(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_waiting(&mut self, context: &mut Context<'_>) -> Polled {
         if let Rules::Stream { messages, .. } = &mut self.rules
             && messages.poll_room(context).is_pending()
         {
@@ -151,10 +153,7 @@ impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Polled {
         if self.waiting.is_some() {
             return self.poll_waiting(context);
         }
@@ -298,7 +297,7 @@ impl<G> ResponseBody<G> {
     }
 
     /// Ends the answer with a status of our own.
-    fn end_with(&mut self, failure: Failure) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn end_with(&mut self, failure: Failure) -> Polled {
         self.over = true;
         let mut trailers = http::HeaderMap::new();
         Poll::Ready(Some(match Status::from(failure).add_header(&mut trailers) {
@@ -348,10 +347,7 @@ impl<G> ResponseBody<G> {
 }
 
 impl<G: Unpin> ResponseBody<G> {
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Polled {
         if self.over {
             return Poll::Ready(None);
         }
@@ -408,10 +404,7 @@ impl<G: Unpin> HttpBody for ResponseBody<G> {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Polled {
         // Hyper keeps one frame until the window takes of it, and asks for the next one then.
         if self.begun
             && let Some(beginning) = self.beginning.take()
