@@ -79,8 +79,11 @@ pub(crate) const COMMAND_STEPS_MAX: usize = 64;
 /// Commands and queries that one request has under way at once.
 pub(crate) const REQUEST_COMMANDS_MAX: usize = 64;
 
-/// Entries that one request makes at once: they are few, or somebody's flood.
-pub(crate) const CREATE_AT_ONCE_MAX: usize = 16;
+/// Entries that are made, or given attributes, in one fused command: with symlinks of the longest targets 128 KiB.
+pub(crate) const COMMAND_ENTRIES_MAX: usize = 32;
+
+/// Such commands that one request has under way at once.
+pub(crate) const ENTRY_COMMANDS_AT_ONCE_MAX: usize = 2;
 
 /// Small uploads that are committed, or begun, in one fused command.
 pub(crate) const COMMAND_UPLOADS_MAX: usize = 256;

@@ -1,6 +1,7 @@
 //! The gateway against real metadata and storage nodes, in one process.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
 
+mod batches;
 mod cluster;
 mod door;
 mod oracle;
@@ -499,6 +500,7 @@ async fn scenario(data_groups: u16) {
     hostile_requests_are_refused(&client, &other).await;
     commits_are_checked_and_repeat(&client).await;
     trees_move_copy_and_come_back(&client).await;
+    batches::batches_go_item_by_item(&client).await;
     purging_gives_space_back(&client).await;
     long_lists_become_trees(&client).await;
     tiny_chunks_are_refused_but_for_a_files_last_one(&client).await;

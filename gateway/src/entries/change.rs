@@ -4,6 +4,8 @@
 //! is not found, the step is proposed all the same, for an entry that never is: a remembered request gives its first
 //! answer, and a new one is told that there is no such entry.
 
+use std::collections::BTreeMap;
+
 use engine::ids::{EntryId, VersionId};
 use futures_util::{StreamExt, stream};
 use metaraft::api::MetaError;
@@ -16,8 +18,9 @@ use proto::v1;
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::{Core, found};
+use crate::entries::together::{Asked, parts, row_of};
 use crate::failure::Failure;
-use crate::limits::{BATCH_ITEMS_MAX, REQUEST_COMMANDS_MAX};
+use crate::limits::{BATCH_ITEMS_MAX, ENTRY_COMMANDS_AT_ONCE_MAX};
 use crate::meta::{entry_of, wrong_reply};
 use crate::path::RemotePath;
 
@@ -52,32 +55,35 @@ pub(crate) async fn set_attributes(
     let paths: Vec<RemotePath> = parsed.iter().filter_map(|path| path.clone().ok()).collect();
     let resolved = core.meta.resolve(caller.namespace, &paths).await;
     let mut resolved = resolved.map_err(|error| Failure::from_meta(&error, "attributes"))?.into_iter();
-    let items = (0_u32..).zip(entries).zip(parsed).map(|((index, entry), path)| {
-        let resolved = if path.is_ok() { resolved.next() } else { None };
-        async move {
-            let path = path?;
-            let subject = path.to_string();
-            let failed = |error: MetaError| Failure::from_meta(&error, &subject);
-            let row = resolved.ok_or_else(|| Failure::no_entry(&subject))?;
-            let row = found(&path, &row)?;
-            let step = DataStep::EntrySetAttributes {
-                namespace: caller.namespace,
-                entry: row.entry,
-                mode: convert::mode(entry.mode)?,
-                mtime_ns: entry.mtime_ns,
-            };
-            let slot = caller.namespace.slot();
-            match core.meta.step(slot, request.step(index), step).await.map_err(failed)? {
-                StepOutcome::Entry(row) => Ok(convert::entry_to_wire(row, Some(&path))),
-                _ => {
-                    let row = core.entry_at(caller.namespace, &path).await?;
-                    Ok(convert::entry_to_wire(row, Some(&path)))
-                }
-            }
+    let mut results = BTreeMap::new();
+    let mut steps = BTreeMap::new();
+    for (index, (entry, path)) in entries.iter().zip(&parsed).enumerate() {
+        let step = path.clone().and_then(|path| {
+            let resolved = resolved.next().ok_or_else(|| Failure::no_entry(&path.to_string()))?;
+            let (namespace, row) = (caller.namespace, found(&path, &resolved)?);
+            let mode = convert::mode(entry.mode)?;
+            Ok(DataStep::EntrySetAttributes { namespace, entry: row.entry, mode, mtime_ns: entry.mtime_ns })
+        });
+        match step {
+            Ok(step) => drop(steps.insert(index, step)),
+            Err(failure) => drop(results.insert(index, Err(failure))),
         }
+    }
+    let asked = Asked { core, caller, request };
+    let commands = parts([(0..entries.len()).collect()]).into_iter().map(|part| {
+        let steps = part.items.iter().filter_map(|item| Some((*item, steps.remove(item)?))).collect();
+        async move { asked.together(&part, steps).await }
     });
-    let items: Vec<_> = items.collect();
-    Ok(stream::iter(items).buffered(REQUEST_COMMANDS_MAX).collect().await)
+    let commands: Vec<_> = commands.collect();
+    let set: Vec<Vec<_>> = stream::iter(commands).buffered(ENTRY_COMMANDS_AT_ONCE_MAX).collect().await;
+    for (index, outcome) in set.into_iter().flatten() {
+        let set = parsed[index].clone().and_then(|path| {
+            let row = row_of(outcome, &path)?;
+            Ok(convert::entry_to_wire(row, Some(&path)))
+        });
+        results.insert(index, set);
+    }
+    Ok(results.into_values().collect())
 }
 
 /// Moves or renames.

@@ -4,5 +4,6 @@ pub(crate) mod change;
 pub(crate) mod copy;
 pub(crate) mod create;
 pub(crate) mod look;
+mod together;
 pub(crate) mod trash;
 pub(crate) mod versions;

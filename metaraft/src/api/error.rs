@@ -5,7 +5,7 @@ use crate::model::codec::DecodeError;
 use crate::model::command::StepError;
 
 /// Why a command or query has no answer. Variants differ where the caller's next move differs.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum MetaError {
     /// The command changed nothing, or the query's namespace is not there: the answer is final.
     #[error(transparent)]
