@@ -18,7 +18,7 @@ use proto::v1;
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::{Core, found};
-use crate::entries::together::{Asked, parts, row_of};
+use crate::entries::together::{Batch, parts, row_of};
 use crate::failure::Failure;
 use crate::limits::{BATCH_ITEMS_MAX, ENTRY_COMMANDS_AT_ONCE_MAX};
 use crate::meta::{entry_of, wrong_reply};
@@ -69,10 +69,10 @@ pub(crate) async fn set_attributes(
             Err(failure) => drop(results.insert(index, Err(failure))),
         }
     }
-    let asked = Asked { core, caller, request };
+    let batch = Batch { core, caller, request };
     let commands = parts([(0..entries.len()).collect()]).into_iter().map(|part| {
         let steps = part.items.iter().filter_map(|item| Some((*item, steps.remove(item)?))).collect();
-        async move { asked.together(&part, steps).await }
+        async move { batch.together(&part, steps).await }
     });
     let commands: Vec<_> = commands.collect();
     let set: Vec<Vec<_>> = stream::iter(commands).buffered(ENTRY_COMMANDS_AT_ONCE_MAX).collect().await;

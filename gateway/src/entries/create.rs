@@ -20,7 +20,7 @@ use proto::v1;
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::Core;
-use crate::entries::together::{Asked, Part, only_outcome, parts, row_of};
+use crate::entries::together::{Batch, Part, only_outcome, parts, row_of};
 use crate::failure::Failure;
 use crate::limits::{BATCH_ITEMS_MAX, COMMAND_ENTRIES_MAX, ENTRY_COMMANDS_AT_ONCE_MAX};
 use crate::path::RemotePath;
@@ -89,7 +89,7 @@ enum Made {
 }
 
 struct Creation<'a> {
-    asked: Asked<'a>,
+    batch: Batch<'a>,
     /// Folders whose ids are known.
     folders: HashMap<RemotePath, EntryId>,
     /// Items that are not made yet, by their index.
@@ -122,9 +122,9 @@ pub(crate) async fn create(
             Err(failure) => results.push(Some(Err(failure))),
         }
     }
-    let asked = Asked { core, caller, request };
+    let batch = Batch { core, caller, request };
     let folders = HashMap::from([(RemotePath::ROOT, ROOT_ENTRY)]);
-    let mut creation = Creation { asked, folders, pending, parts: parts(levels.into_values()), results };
+    let mut creation = Creation { batch, folders, pending, parts: parts(levels.into_values()), results };
     creation.find_folders().await?;
     for _wave in 0..=2 * DEPTH_MAX as usize + BATCH_ITEMS_MAX {
         if creation.pending.is_empty() {
@@ -142,7 +142,7 @@ impl Creation<'_> {
         let mut paths: Vec<RemotePath> = self.pending.values().map(|wanted| wanted.path.parent()).collect();
         paths.sort_unstable();
         paths.dedup();
-        let Asked { core, caller, .. } = self.asked;
+        let Batch { core, caller, .. } = self.batch;
         let resolved = core.meta.resolve(caller.namespace, &paths).await;
         let resolved = resolved.map_err(|error| Failure::from_meta(&error, "create"))?;
         for (path, resolved) in paths.into_iter().zip(resolved) {
@@ -270,8 +270,8 @@ impl Creation<'_> {
                 Err(failure) => all.push(Made::Parent(folder.path, Err(failure))),
             }
         }
-        let slot = self.asked.caller.namespace.slot();
-        let outcomes = match self.asked.core.meta.each(slot, random::request(), steps).await {
+        let slot = self.batch.caller.namespace.slot();
+        let outcomes = match self.batch.core.meta.each(slot, random::request(), steps).await {
             Ok(outcomes) => outcomes.into_iter().map(only_outcome).collect(),
             Err(error) => vec![Err(error); sent.len()],
         };
@@ -285,9 +285,9 @@ impl Creation<'_> {
     async fn alone(&self, index: usize) -> Result<EntryRow, Failure> {
         let wanted = self.wanted(index)?;
         if wanted.path.names().is_empty() {
-            return self.asked.core.entry_at(self.asked.caller.namespace, &wanted.path).await;
+            return self.batch.core.entry_at(self.batch.caller.namespace, &wanted.path).await;
         }
-        made(wanted, self.asked.alone(index, self.step(wanted)?).await)
+        made(wanted, self.batch.alone(index, self.step(wanted)?).await)
     }
 
     async fn together(&self, part: &Part, items: Vec<usize>) -> Vec<Made> {
@@ -304,7 +304,7 @@ impl Creation<'_> {
                 },
             }
         }
-        for (index, outcome) in self.asked.together(part, steps).await {
+        for (index, outcome) in self.batch.together(part, steps).await {
             let result = self.wanted(index).and_then(|wanted| made(wanted, outcome));
             all.push(Made::Item(index, result));
         }
@@ -321,7 +321,7 @@ impl Creation<'_> {
             return Err(Failure::not_found(format!("{}: there is no folder {folder}", wanted.path)));
         };
         Ok(DataStep::EntryCreate {
-            namespace: self.asked.caller.namespace,
+            namespace: self.batch.caller.namespace,
             parent,
             name: wanted.path.name().to_owned(),
             kind: wanted.kind.clone(),

@@ -34,15 +34,15 @@ pub(super) fn parts(levels: impl IntoIterator<Item = Vec<usize>>) -> Vec<Part> {
     commands.enumerate().map(|(number, items)| Part { number, items }).collect()
 }
 
-/// Who asks for what.
+/// Whose batch it is, and under which request its items are.
 #[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct Batch<'a> {
     pub(super) core: &'a Core,
     pub(super) caller: &'a Caller,
     pub(super) request: RequestKey,
 }
 
-impl Asked<'_> {
+impl Batch<'_> {
     /// Step `number` of the request: those of items have their index, those of commands follow behind.
     fn key(&self, number: usize) -> RequestKey {
         self.request.step(u32::try_from(number).unwrap_or(u32::MAX))
