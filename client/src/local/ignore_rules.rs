@@ -231,6 +231,18 @@ impl Level {
         Rule::Line { file, line, text: glob.original().to_owned() }
     }
 
+    /// Whether this folder, or one above it, has a file with rules.
+    pub(crate) fn has_rules(&self) -> bool {
+        let mut at = Some(self);
+        while let Some(level) = at {
+            if !matches!(level.0.own, Own::None) {
+                return true;
+            }
+            at = level.0.above.as_ref();
+        }
+        false
+    }
+
     /// Whether any folder above `level` has rules, so that the path must be known there.
     fn has_rules_above(&self, level: &Self) -> bool {
         let mut at = level.0.above.as_ref();

@@ -195,6 +195,8 @@ pub struct Scan {
     /// Known folders that could not be read: what is in them stays as it was known, and nothing at, below or above them
     /// may be deleted. What was moved into them looks gone until they can be read; it is still on the disk then.
     pub unread: BTreeMap<Rel, NodeId>,
+    /// Where known folders were that are elsewhere now, or gone; of those within one another, the topmost.
+    pub left: Vec<Rel>,
     /// To be looked at again soon (after a hundred milliseconds, say): files that are being written, and folders that
     /// changed during the scan.
     pub again: Vec<ScopeFolder>,

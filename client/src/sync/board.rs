@@ -12,8 +12,9 @@ use super::scanner::{LeftOut, LeftOutKind};
 use super::shared::{DirectionCounters, Shared};
 use super::state_thread::StateThread;
 use super::status::{Done, LogEntry, Phase, Status, Traffic, WAITING_LISTED_MAX, Waiting};
-use super::task::Line;
+use super::task::{Line, MovedFolder};
 use super::throttle::Throttle;
+use crate::local::rel::Rel;
 use crate::local::scan::{IGNORED_FOLDERS_MAX, Scope};
 use crate::planner::model::NodeId;
 
@@ -168,6 +169,20 @@ impl Board {
         }
     }
 
+    /// What was left out in a folder is where that folder is now.
+    pub(crate) fn moved(&mut self, folder: &MovedFolder) {
+        rekey(&mut self.skipped, folder);
+        rekey(&mut self.unread, folder);
+        rekey(&mut self.ignored, folder);
+    }
+
+    /// A folder is not there any more: what is left out in it is told of where it is now, if it is anywhere.
+    pub(crate) fn left(&mut self, folder: &Rel) {
+        forget(&mut self.skipped, folder);
+        forget(&mut self.unread, folder);
+        forget(&mut self.ignored, folder);
+    }
+
     /// What would be kept in sync, but could not be read.
     pub(crate) fn unread(&self) -> Vec<Waiting> {
         let waiting =
@@ -290,6 +305,28 @@ fn is_listed(path: &str, scope: &Scope) -> bool {
         let is_below = of.is_empty() || path.strip_prefix(of).is_some_and(|rest| rest.starts_with('/'));
         path == of || (folder.deep && is_below)
     })
+}
+
+/// Those of the paths that are of a folder, or of what is below it.
+fn within<V>(known: &BTreeMap<String, V>, folder: &Rel) -> Vec<String> {
+    let folder = folder.as_str();
+    let near = known.range(folder.to_owned()..).map(|(path, _known)| path);
+    let near = near.map_while(|path| Some((path, path.strip_prefix(folder)?)));
+    let within = near.filter(|(_path, below)| below.is_empty() || below.starts_with('/'));
+    within.map(|(path, _below)| path.clone()).collect()
+}
+
+fn forget<V>(known: &mut BTreeMap<String, V>, folder: &Rel) {
+    for path in within(known, folder) {
+        known.remove(&path);
+    }
+}
+
+fn rekey<V>(known: &mut BTreeMap<String, V>, folder: &MovedFolder) {
+    for path in within(known, &folder.from) {
+        let renamed = folder.path_now(&path).zip(known.remove(&path));
+        known.extend(renamed);
+    }
 }
 
 fn traffic(counters: &DirectionCounters, throttle: &Throttle) -> Traffic {

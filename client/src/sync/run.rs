@@ -204,7 +204,7 @@ impl Run {
             self.dispatch();
             self.request_owed_scan();
             self.look_at_obstacles().await;
-            self.look_for_quiet();
+            self.look_for_quiet().await;
             self.tell(false).await;
             let event = self.next_event().await;
             if let Some(end) = self.handle(event).await {

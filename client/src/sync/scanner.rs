@@ -90,6 +90,8 @@ pub(crate) enum ScanEvent {
         unread: BTreeMap<Rel, NodeId>,
         /// What was looked at.
         scope: Scope,
+        /// Where folders were that are elsewhere now, or gone.
+        left: Vec<Rel>,
         /// Left out there, and why.
         skipped: Vec<LeftOut>,
         /// How much is ignored in which folders of it.
@@ -430,8 +432,9 @@ impl Scanner {
                 }
                 let skipped = left_out(found.skipped, found.counts.skipped);
                 let changed = applied.changed;
-                let ignored = found.ignored;
-                let event = ScanEvent::Applied { changed, whole, unread, scope, skipped, ignored, unquiet };
+                let (left, ignored) = (found.left, found.ignored);
+                let event =
+                    ScanEvent::Applied { changed, whole, unread, scope, left, skipped, ignored, unquiet };
                 drop(self.events.send(event).await);
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),

@@ -160,6 +160,25 @@ pub(crate) struct Ended {
     pub(crate) line: Option<Line>,
     /// What is in it is not known yet: it was here before.
     pub(crate) look_below: bool,
+    /// It is a folder, and is elsewhere on this device now.
+    pub(crate) moved: Option<MovedFolder>,
+}
+
+/// A folder that was moved here by a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MovedFolder {
+    pub(crate) from: Rel,
+    pub(crate) to: Rel,
+    /// There are files with rules above one of the two: others may hold for what is in it.
+    pub(crate) ruled: bool,
+}
+
+impl MovedFolder {
+    /// Where something is that was there, or below it.
+    pub(crate) fn path_now(&self, path: &str) -> Option<String> {
+        let below = path.strip_prefix(self.from.as_str())?;
+        (below.is_empty() || below.starts_with('/')).then(|| format!("{}{below}", self.to.as_str()))
+    }
 }
 
 /// A line of the log, without time and number.
@@ -231,11 +250,11 @@ impl Again {
 impl Ended {
     pub(crate) fn done(node: NodeId, what: Done, path: &str, detail: impl Into<String>) -> Self {
         let line = Line { what, path: path.to_owned(), detail: detail.into() };
-        Self { node, end: End::Done, obstacle: None, line: Some(line), look_below: false }
+        Self { line: Some(line), ..Self::quietly(node, End::Done) }
     }
 
     pub(crate) fn quietly(node: NodeId, end: End) -> Self {
-        Self { node, end, obstacle: None, line: None, look_below: false }
+        Self { node, end, obstacle: None, line: None, look_below: false, moved: None }
     }
 
     pub(crate) fn failed(node: NodeId, reason: impl Into<String>, again: Again) -> Self {

@@ -144,9 +144,18 @@ impl Waits {
         waits.fold(false, |any, wait| wait.hear(now) | any)
     }
 
-    /// There are news of a node, or what was in its way is not there any more: what kept it waiting may be past.
+    /// There are news of a node: what kept it waiting may be past.
     pub(crate) fn news(&mut self, node: NodeId, now: Instant) -> bool {
         self.nodes.get_mut(&node).filter(|wait| !wait.over).is_some_and(|wait| wait.hear(now))
+    }
+
+    /// What was in a node's way is not there any more as it was: what was said of it holds no longer, and nobody need do
+    /// anything before it is tried again.
+    pub(crate) fn unblocked(&mut self, node: NodeId, now: Instant) {
+        let Some(wait) = self.nodes.get_mut(&node).filter(|wait| !wait.over) else { return };
+        wait.obstacle = None;
+        wait.lasting = wait.failures >= LASTING_FAILURES;
+        wait.hear(now);
     }
 
     /// What is in the way of those that wait for that, as far as it is `asked` for.

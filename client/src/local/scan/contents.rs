@@ -16,6 +16,7 @@ use crate::local::hash::HashError;
 use crate::local::list::list;
 use crate::local::model::{LocalRecord, LocalUpdate, NO_CTIME_NS, Stamp, attributes_of};
 use crate::local::own_data;
+use crate::local::rel::Rel;
 use crate::planner::model::{FileContent, Kind, NodeId, Place};
 
 /// A clock of a file system may be behind the machine's by this much: what was changed within it can change once more
@@ -295,6 +296,7 @@ impl Walk<'_> {
         }
         let gone: Vec<NodeId> =
             if self.unsettled { self.replaced() } else { self.vanished.keys().copied().collect() };
+        self.result.left = self.left(&gone);
         self.result.updates.extend(gone.into_iter().map(LocalUpdate::Gone));
         let dropped = std::mem::take(&mut self.dropped).into_iter();
         let dropped =
@@ -310,6 +312,15 @@ impl Walk<'_> {
         self.result.again.sort();
         self.result.again.dedup();
         Ok(self.result)
+    }
+
+    /// Where the folders were that are `gone`, or moved.
+    fn left(&self, gone: &[NodeId]) -> Vec<Rel> {
+        let left: HashSet<NodeId> = self.moved.keys().chain(gone).copied().collect();
+        let known = left.iter().filter_map(|node| self.index.node(*node));
+        let topmost =
+            known.filter(|record| record.kind == Kind::Folder && !left.contains(&record.place.parent));
+        topmost.filter_map(|record| self.path_of(&record)).collect()
     }
 
     /// Vanished nodes at whose place another one was found: two cannot be at one place.

@@ -101,6 +101,9 @@ fn moved_files_and_folders_stay_the_nodes_they_were() {
     assert_eq!(gone(&found), 0);
     assert_eq!(found.counts.hashed, 2, "the moved file and link, for a rename changes their stamp");
     assert_eq!(found.updates.len(), 3, "a moved folder is one update");
+    assert_eq!(found.left, [rel("a")]);
+    std::fs::remove_dir_all(root.dir().join("b")).unwrap();
+    assert_eq!(whole(&root, &mut index).left, [rel("b")], "not what was in it");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::state::scan_index::ScanIndex;
 use crate::state::uploads::SplitIntent;
 use crate::sync::shared::Shared;
 use crate::sync::status::Done;
-use crate::sync::task::{Again, End, Ended, LocalTask, LocalWork};
+use crate::sync::task::{Again, End, Ended, LocalTask, LocalWork, MovedFolder};
 use crate::upload::read::cut_file;
 
 /// Tasks carried out, and recorded, together.
@@ -36,6 +36,7 @@ struct Performed {
     folders: Vec<Rel>,
     /// See [`Ended`].
     look_below: bool,
+    moved: Option<MovedFolder>,
 }
 
 /// Carries the tasks out and records what came of them.
@@ -75,7 +76,8 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<LocalTask>) -> Vec<Ended> {
         match result {
             Ok(performed) => {
                 let done = Ended::done(node, performed.what, &performed.path, performed.detail);
-                ended.push(Ended { look_below: performed.look_below, ..done });
+                let Performed { look_below, moved, .. } = performed;
+                ended.push(Ended { look_below, moved, ..done });
                 outcomes.push(performed.outcome);
             }
             Err(end) => ended.push(Ended::quietly(node, end)),
@@ -265,10 +267,20 @@ impl Disk<'_> {
             .map_err(|error| End::of_disk(&error))?;
         let stamp = moved_stamp(&record.stamp, stamp);
         let record = LocalRecord { place: place.clone(), stamp, ..record.clone() };
-        let mut performed =
-            local(record, Part::Place, to, to.parent(), &format!("moved from {}", from.as_str()));
-        performed.folders.extend(from.parent());
-        Ok(performed)
+        let moved = (record.kind == Kind::Folder).then(|| MovedFolder {
+            from: from.clone(),
+            to: to.clone(),
+            ruled: [from, to].into_iter().any(|rel| self.is_ruled(rel)),
+        });
+        let performed = local(record, Part::Place, to, to.parent(), &format!("moved from {}", from.as_str()));
+        let folders = performed.folders.into_iter().chain(from.parent()).collect();
+        Ok(Performed { folders, moved, ..performed })
+    }
+
+    /// Whether there are files with rules above a place, as far as that can be told.
+    fn is_ruled(&self, rel: &Rel) -> bool {
+        let level = self.rules.level_of(self.root, &rel.parent().unwrap_or_default());
+        level.map_or(true, |level| level.has_rules())
     }
 
     fn delete(&self, rel: &Rel, record: &LocalRecord, fate: Fate) -> Result<Performed, End> {
@@ -293,6 +305,7 @@ impl Disk<'_> {
             detail: trashed?,
             folders: rel.parent().into_iter().collect(),
             look_below: false,
+            moved: None,
         })
     }
 
@@ -325,6 +338,7 @@ impl Disk<'_> {
             detail: "read again to compare".to_owned(),
             folders: Vec::new(),
             look_below: false,
+            moved: None,
         })
     }
 
@@ -358,6 +372,7 @@ impl Disk<'_> {
             detail: format!("{} was changed here and elsewhere; both are kept", rel.as_str()),
             folders: at.parent().into_iter().collect(),
             look_below: false,
+            moved: None,
         })
     }
 }
@@ -378,6 +393,7 @@ fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail
         detail: detail.to_owned(),
         folders: folder.into_iter().collect(),
         look_below: false,
+        moved: None,
     }
 }
 

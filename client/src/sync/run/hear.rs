@@ -17,7 +17,7 @@ use crate::sync::follower::FollowerEvent;
 use crate::sync::handle::{Command, ExcludeError};
 use crate::sync::scanner::{ScanEvent, ScanRequest};
 use crate::sync::status::Done;
-use crate::sync::task::{Again, End, Ended, Line};
+use crate::sync::task::{Again, End, Ended, Line, MovedFolder};
 use crate::sync::waits::Until;
 
 /// Whether a scan of this scope has looked into a folder.
@@ -236,22 +236,28 @@ impl Run {
 
     async fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
         match event {
-            ScanEvent::Applied { changed, whole, unread, scope, skipped, ignored, unquiet } => {
+            ScanEvent::Applied { changed, whole, unread, scope, left, skipped, ignored, unquiet } => {
                 self.trouble = None;
                 self.unquiet = unquiet;
                 if whole {
                     self.scanned = true;
                     self.complete = true;
                 }
-                self.unread.retain(|folder, _node| !looks_into(&scope, folder));
+                self.unread.retain(|folder, _node| {
+                    !looks_into(&scope, folder) && !left.iter().any(|left| folder.is_within(left))
+                });
                 self.unread.extend(unread);
                 let now = Instant::now();
-                let unblocked = self.unblocked(&scope).await;
+                self.look_at_obstacles_in(&scope).await;
+                left.iter().for_each(|folder| self.board.left(folder));
                 self.board.skipped(skipped, &scope);
                 self.board.ignored(ignored, &scope);
                 let mut woken = self.waits.wake(Some(Until::Scanned), now);
-                for node in changed.iter().chain(&unblocked) {
+                for node in &changed {
                     woken |= self.waits.news(*node, now);
+                }
+                if !changed.is_empty() {
+                    self.doubt_obstacles();
                 }
                 if whole || woken || !changed.is_empty() {
                     self.disturb();
@@ -319,6 +325,7 @@ impl Run {
         let now = Instant::now();
         let mut rescan = Vec::new();
         let mut look_below = Vec::new();
+        let mut moved = Vec::new();
         let mut check = false;
         for ended in all {
             if let End::Failed { reason, again: Again::Never } = &ended.end {
@@ -337,6 +344,10 @@ impl Run {
             if ended.look_below || ended.line.as_ref().is_some_and(is_about_rules) {
                 look_below.push(ended.node);
             }
+            if let Some(folder) = &ended.moved {
+                self.folder_moved(folder);
+                if folder.ruled { &mut look_below } else { &mut moved }.push(ended.node);
+            }
             if self.waits.ended(&ended, now) {
                 match (&ended.end, &ended.obstacle) {
                     (End::Failed { reason, .. } | End::Refused { reason, .. }, _) => {
@@ -347,12 +358,18 @@ impl Run {
                 }
             }
             if let Some(line) = ended.line {
+                if line.what == Done::LocalChanged {
+                    self.doubt_obstacles();
+                }
                 self.board.line(line);
             }
         }
         self.disturb();
         if !rescan.is_empty() {
             self.rescan_around(rescan).await;
+        }
+        if !moved.is_empty() {
+            self.request_scan(ScanRequest::Nodes(moved.into_iter().map(|node| (node, true)).collect()));
         }
         if !look_below.is_empty() {
             self.read_rules(look_below).await;
@@ -363,6 +380,16 @@ impl Run {
             drop(self.channels.checks.try_send(answer));
         }
         None
+    }
+
+    /// What is known of places is known where they are now. All that is in the folder is looked at besides: what was
+    /// heard of its old place, and not yet looked at, is not found there any more.
+    fn folder_moved(&mut self, folder: &MovedFolder) {
+        self.board.moved(folder);
+        for (rel, node) in std::mem::take(&mut self.unread) {
+            let now = folder.path_now(rel.as_str()).and_then(|path| Rel::parse(&path).ok());
+            self.unread.insert(now.unwrap_or(rel), node);
+        }
     }
 
     /// Has the folders looked at that nodes are in, or are to come to.

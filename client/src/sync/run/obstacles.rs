@@ -14,14 +14,21 @@ use crate::sync::board::is_within;
 const LOOKED_AT_MAX: usize = 1_000;
 /// How often they are looked at, whatever the system tells.
 const INTERVAL: Duration = Duration::from_secs(15);
+/// How soon after something changed here.
+const INTERVAL_CHANGED: Duration = Duration::from_secs(1);
 
 impl Run {
-    /// Those that wait for what a scan has just looked at, and that is not there any more as it was.
-    pub(super) async fn unblocked(&mut self, scope: &Scope) -> Vec<NodeId> {
+    /// Looks at what lies where a scan has just looked.
+    pub(super) async fn look_at_obstacles_in(&mut self, scope: &Scope) {
         let was_looked_at =
             |obstacle: &Obstacle| obstacle.places().any(|rel| is_within(rel.as_str(), scope, true));
         let obstacles = self.waits.obstacles(was_looked_at);
-        self.passed(obstacles).await
+        self.look_at_next_of(obstacles).await;
+    }
+
+    /// Something here is another than it was, or elsewhere: a folder that moved takes along what is in somebody's way.
+    pub(super) fn doubt_obstacles(&mut self) {
+        self.obstacles_due = self.obstacles_due.min(Instant::now() + INTERVAL_CHANGED);
     }
 
     /// Looks at all now and then: the system does not tell of all that ends one (a file system that can be written to
@@ -36,18 +43,16 @@ impl Run {
         if self.trouble.is_some() || !self.waits.any_obstacle() {
             return;
         }
-        let obstacles = self.waits.obstacles(|_any| true);
-        let passed = self.passed(obstacles).await;
-        if passed.iter().fold(false, |any, node| self.waits.news(*node, now) | any) {
-            self.disturb();
-        }
+        self.look_at_next_of(self.waits.obstacles(|_any| true)).await;
     }
 
-    /// Those whose obstacle is not there any more as it was; of very many, those that come next.
-    async fn passed(&mut self, mut obstacles: Vec<(NodeId, Obstacle)>) -> Vec<NodeId> {
-        if obstacles.is_empty() {
-            return Vec::new();
-        }
+    /// Looks at all of them, before somebody is told of them. Says whether all are still there as they were.
+    pub(super) async fn all_obstacles_stay(&mut self) -> bool {
+        self.look_at(self.waits.obstacles(|_any| true)).await
+    }
+
+    /// Of very many, looks at those that come next.
+    async fn look_at_next_of(&mut self, mut obstacles: Vec<(NodeId, Obstacle)>) {
         if obstacles.len() > LOOKED_AT_MAX {
             obstacles.sort_unstable_by_key(|(node, _obstacle)| *node);
             let next = obstacles.partition_point(|(node, _obstacle)| *node <= self.looked_to);
@@ -55,11 +60,26 @@ impl Run {
             obstacles.truncate(LOOKED_AT_MAX);
             self.looked_to = obstacles[LOOKED_AT_MAX - 1].0;
         }
+        self.look_at(obstacles).await;
+    }
+
+    /// Those whose obstacle is not there any more as it was are tried again. Says whether there are none.
+    async fn look_at(&mut self, mut obstacles: Vec<(NodeId, Obstacle)>) -> bool {
+        if obstacles.is_empty() {
+            return true;
+        }
         let root = self.shared.root.clone();
         let looked = tokio::task::spawn_blocking(move || {
             obstacles.retain(|(_node, obstacle)| !root.is_kept_by(obstacle));
-            obstacles.into_iter().map(|(node, _obstacle)| node).collect()
+            obstacles
         });
-        looked.await.unwrap_or_default()
+        let (passed, now) = (looked.await.unwrap_or_default(), Instant::now());
+        for (node, _obstacle) in &passed {
+            self.waits.unblocked(*node, now);
+        }
+        if !passed.is_empty() {
+            self.disturb();
+        }
+        passed.is_empty()
     }
 }

@@ -21,7 +21,7 @@ impl Run {
     }
 
     /// Once nothing is left to do, has both sides looked at once more before it says so.
-    pub(super) fn look_for_quiet(&mut self) {
+    pub(super) async fn look_for_quiet(&mut self) {
         self.quiet.retain(|quiet| !quiet.is_closed());
         if self.quiet.is_empty() || self.checking.is_some() {
             self.looked_for_unread &= !self.quiet.is_empty();
@@ -32,7 +32,8 @@ impl Run {
             self.answer_quiet(true);
             return;
         }
-        if !self.is_idle() {
+        // What is told to be in the way is to be found there.
+        if !self.is_idle() || !self.all_obstacles_stay().await {
             return;
         }
         self.disturbed = false;

@@ -8,6 +8,7 @@ use crate::path::RemotePath;
 use crate::sync::config::Expected;
 use crate::sync::scanner::{LeftOut, LeftOutKind};
 use crate::sync::status::Waiting;
+use crate::sync::task::MovedFolder;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -102,6 +103,14 @@ fn what_could_not_be_read_is_known_until_it_was_looked_at_again() {
     assert_eq!(paths(&board), ["d/closed"]);
     board.skipped(Vec::new(), &scope("d", true));
     assert!(!board.has_unread());
+    // What is in a folder goes where the folder goes; what only begins with the same letters does not.
+    let all = ["d", "d.txt", "d/e/closed", "d0/closed"].map(|path| left_out(path, LeftOutKind::Unread));
+    board.skipped(all.to_vec(), &Scope::Whole);
+    let rel = |path: &str| Rel::parse(path).unwrap();
+    board.moved(&MovedFolder { from: rel("d"), to: rel("z/y"), ruled: false });
+    assert_eq!(paths(&board), ["d.txt", "d0/closed", "z/y", "z/y/e/closed"]);
+    board.left(&rel("z"));
+    assert_eq!(paths(&board), ["d.txt", "d0/closed"]);
 }
 
 #[test]
