@@ -91,6 +91,14 @@ pub trait Backing {
     /// # Errors
     /// If the store cannot be read.
     fn scan(&self, range: &KeyRange, limit: usize, reverse: bool) -> Result<Vec<Row>, BackingError>;
+
+    /// Shows `take` the key and value of each row of `range`, in order of keys, until it wants no more. Rows behind that
+    /// are not read.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    fn visit(&self, range: &KeyRange, take: &mut dyn FnMut(&[u8], &[u8]) -> bool)
+    -> Result<(), BackingError>;
 }
 
 /// Reading, alike for [`Txn`] and [`View`].
@@ -181,7 +189,7 @@ impl Read for View<'_> {
 }
 
 /// A point within a transaction that [`Txn::rollback`] returns to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Savepoint(usize);
 
 /// A key, and what a write replaced there in a transaction's changes, if there was anything.
@@ -258,6 +266,40 @@ impl<'a> Txn<'a> {
     pub fn into_changes(self) -> Result<Changes, BackingError> {
         self.view.check()?;
         Ok(self.changes)
+    }
+
+    /// The first keys of `range`, in order: up to `limit`, and none behind that with which their rows have `bytes_max`
+    /// bytes. Tells as well whether it ended there, so that there may be more.
+    pub fn keys_within(&self, range: &KeyRange, limit: usize, bytes_max: usize) -> (Vec<Vec<u8>>, bool) {
+        if range.is_empty() || limit == 0 {
+            return (Vec::new(), false);
+        }
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        // Whether the next one is wanted.
+        let mut take = |key: &[u8], value: &[u8]| {
+            bytes += key.len() + value.len();
+            keys.push(key.to_vec());
+            keys.len() < limit && bytes < bytes_max
+        };
+        let mut changed = self.changes.range::<[u8], _>(range.bounds()).peekable();
+        let mut wanted = true;
+        let visited = self.view.backing.visit(range, &mut |key, value| {
+            while wanted && let Some((own, written)) = changed.next_if(|(own, _)| own.as_slice() < key) {
+                wanted = written.as_ref().is_none_or(|written| take(own, written));
+            }
+            if wanted {
+                wanted = match changed.next_if(|(own, _)| own.as_slice() == key) {
+                    Some((_, written)) => written.as_ref().is_none_or(|written| take(key, written)),
+                    None => take(key, value),
+                };
+            }
+            wanted
+        });
+        self.view.failure.or_empty(visited);
+        while wanted && let Some((own, written)) = changed.next() {
+            wanted = written.as_ref().is_none_or(|written| take(own, written));
+        }
+        (keys, !wanted)
     }
 
     fn merged(&self, range: &KeyRange, limit: usize, reverse: bool) -> Vec<Row> {
@@ -338,6 +380,18 @@ impl Backing for MemoryStore {
             self.rows.range::<[u8], _>(range.bounds()).map(|(key, value)| (key.clone(), value.clone()));
         Ok(if reverse { rows.rev().take(limit).collect() } else { rows.take(limit).collect() })
     }
+
+    fn visit(
+        &self,
+        range: &KeyRange,
+        take: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), BackingError> {
+        if !range.is_empty() {
+            let mut rows = self.rows.range::<[u8], _>(range.bounds());
+            while rows.next().is_some_and(|(key, value)| take(key, value)) {}
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -359,6 +413,25 @@ mod tests {
             2 => KeyRange::prefix(&key(random)),
             _ => KeyRange::prefix_after(&key(random), &key(random)),
         }
+    }
+
+    /// What [`Txn::keys_within`] gives where all is written.
+    fn first_keys(
+        store: &MemoryStore,
+        range: &KeyRange,
+        limit: usize,
+        bytes_max: usize,
+    ) -> (Vec<Vec<u8>>, bool) {
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        for (key, value) in store.scan(range, limit, false).unwrap() {
+            bytes += key.len() + value.len();
+            keys.push(key);
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        let ended = !keys.is_empty() && (keys.len() == limit || bytes >= bytes_max);
+        (keys, ended)
     }
 
     #[test]
@@ -393,6 +466,11 @@ mod tests {
                 let (range, limit) = (range(&mut random), random.random_range(0..6));
                 assert_eq!(txn.scan(&range, limit), expected.scan(&range, limit, false).unwrap());
                 assert_eq!(txn.scan_reverse(&range, limit), expected.scan(&range, limit, true).unwrap());
+                let bytes_max = random.random_range(1..8);
+                assert_eq!(
+                    txn.keys_within(&range, limit, bytes_max),
+                    first_keys(&expected, &range, limit, bytes_max)
+                );
                 let key = key(&mut random);
                 assert_eq!(txn.get(&key), expected.get(&key).unwrap());
             }
@@ -412,6 +490,14 @@ mod tests {
         fn scan(&self, _range: &KeyRange, _limit: usize, _reverse: bool) -> Result<Vec<Row>, BackingError> {
             Err(BackingError { reason: "unreadable".to_owned() })
         }
+
+        fn visit(
+            &self,
+            _range: &KeyRange,
+            _take: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> Result<(), BackingError> {
+            Err(BackingError { reason: "unreadable".to_owned() })
+        }
     }
 
     #[test]
@@ -419,6 +505,9 @@ mod tests {
         let mut txn = Txn::new(&Broken);
         assert_eq!(txn.get(b"a"), None);
         txn.put(b"a", b"1".to_vec());
+        assert!(txn.into_changes().is_err());
+        let txn = Txn::new(&Broken);
+        assert_eq!(txn.keys_within(&KeyRange::all(), 1, 1), (Vec::new(), false));
         assert!(txn.into_changes().is_err());
         let view = View::new(&Broken);
         assert!(view.check().is_ok());

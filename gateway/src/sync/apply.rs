@@ -1,7 +1,10 @@
 //! Changes by ids, many in one request, in order; each succeeds or fails by itself.
 //!
-//! Actions go as items of few commands, cut by the request's bytes alone: so a repetition makes the same commands, and
-//! is given the same answers.
+//! Actions go as items of few commands, cut by the request alone: so a repetition makes the same commands, and is given
+//! the same answers.
+//!
+//! An answer tells of the entry with its symlink's target, whatever the action says of it: so the number of actions in a
+//! command bounds its answer, and the bytes of actions do not.
 
 use engine::ids::{EntryId, NamespaceId, VersionId};
 use metaraft::api::MetaError;
@@ -24,6 +27,10 @@ use crate::sync::history::Guard;
 
 /// Bytes of an action but for names and targets, about.
 const ACTION_BYTES: usize = 128;
+
+/// Actions of one command: with targets as long as they may be, what these answer is half a mebibyte, which each
+/// replica remembers. Commands are made one after the other, so not fewer.
+const COMMAND_ACTIONS_MAX: usize = 128;
 
 /// An action, checked: what its messages speak of, and what it does.
 struct Wanted {
@@ -140,6 +147,27 @@ fn refused(error: &StepError, subject: &str) -> Failure {
     }
 }
 
+/// The items of each command, in order.
+fn cut<'a>(all: impl IntoIterator<Item = &'a Wanted>) -> Vec<Vec<Vec<DataStep>>> {
+    let (mut commands, mut bytes): (Vec<Vec<Vec<DataStep>>>, usize) = (Vec::new(), 0);
+    for wanted in all {
+        let item = vec![wanted.step.clone()];
+        match commands.last_mut() {
+            Some(items)
+                if items.len() < COMMAND_ACTIONS_MAX && bytes + wanted.bytes <= APPLY_COMMAND_BYTES =>
+            {
+                bytes += wanted.bytes;
+                items.push(item);
+            }
+            _ => {
+                bytes = wanted.bytes;
+                commands.push(vec![item]);
+            }
+        }
+    }
+    commands
+}
+
 /// Applies all of them.
 pub(crate) async fn apply(
     core: &Core,
@@ -153,22 +181,13 @@ pub(crate) async fn apply(
     }
     let parsed: Vec<Result<Wanted, Failure>> =
         actions.into_iter().map(|action| parse(caller.namespace, action)).collect();
-    let mut commands: Vec<(usize, Vec<Vec<DataStep>>)> = Vec::new();
-    for wanted in parsed.iter().filter_map(|wanted| wanted.as_ref().ok()) {
-        match commands.last_mut() {
-            Some((bytes, items)) if *bytes + wanted.bytes <= APPLY_COMMAND_BYTES => {
-                *bytes += wanted.bytes;
-                items.push(vec![wanted.step.clone()]);
-            }
-            _ => commands.push((wanted.bytes, vec![vec![wanted.step.clone()]])),
-        }
-    }
+    let commands = cut(parsed.iter().filter_map(|wanted| wanted.as_ref().ok()));
     let failed = |error| match error {
         MetaError::Step(changed @ StepError::Changed { .. }) => refused(&changed, "changes"),
         other => Failure::from_meta(&other, "changes"),
     };
     let mut outcomes = Vec::with_capacity(parsed.len());
-    for (number, (_bytes, items)) in (0..).zip(commands) {
+    for (number, items) in (0..).zip(commands) {
         // One after the other: they are to be done in order.
         let slot = caller.namespace.slot();
         let some = core.meta.each_guarded(slot, request.step(number), guard, items).await;
@@ -187,4 +206,33 @@ pub(crate) async fn apply(
         }
     });
     Ok(results.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(entry: u64) -> Wanted {
+        let namespace = NamespaceId::from_bytes([1; 16]);
+        let step = DataStep::EntrySetAttributes { namespace, entry: EntryId(entry), mode: 0, mtime_ns: 0 };
+        Wanted { subject: String::new(), step, bytes: ACTION_BYTES }
+    }
+
+    #[test]
+    fn commands_have_few_actions_each_in_order() {
+        let all: Vec<Wanted> = (0..1000).map(touch).collect();
+        let commands = cut(&all);
+        assert!(commands.iter().all(|items| items.len() <= COMMAND_ACTIONS_MAX));
+        assert_eq!(commands.len(), all.len().div_ceil(COMMAND_ACTIONS_MAX));
+        let expected: Vec<Vec<DataStep>> = all.iter().map(|wanted| vec![wanted.step.clone()]).collect();
+        assert_eq!(commands.concat(), expected);
+        assert!(cut(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_command_has_only_so_many_bytes_of_actions() {
+        let large = |entry| Wanted { bytes: APPLY_COMMAND_BYTES / 2, ..touch(entry) };
+        let all: Vec<Wanted> = (0..5).map(large).collect();
+        assert_eq!(cut(&all).iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+    }
 }

@@ -28,6 +28,8 @@ use crate::watchers::Watcher;
 
 /// Commands in one call.
 const COMMANDS_MAX: usize = 4096;
+/// Bytes of outcomes that one answer carries: with their lengths, and what is beside them, they fit a message.
+const OUTCOMES_BYTES_MAX: usize = proto::MESSAGE_BYTES_MAX - 64 * 1024;
 
 /// Serves all groups of a node.
 pub(crate) struct MetadataService {
@@ -147,6 +149,12 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
         let result = group.propose_all(request.commands).await;
         let LogTime { time_ms: log_ms, wall_ms } = group.time();
         Ok(Response::new(match self.answer(result)? {
+            // What is too large for one answer is not put together: who proposed them asks for fewer at once.
+            Ok(outcomes) if outcomes.iter().map(Bytes::len).sum::<usize>() > OUTCOMES_BYTES_MAX => {
+                return Err(Status::out_of_range(
+                    "the outcomes of these commands are too large for one answer",
+                ));
+            }
             Ok(outcomes) => ProposeResponse { outcomes, not_leader: None, wall_ms, log_ms },
             Err(not_leader) => ProposeResponse { not_leader: Some(not_leader), ..ProposeResponse::default() },
         }))

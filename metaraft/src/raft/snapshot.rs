@@ -19,8 +19,9 @@ use crate::kv::{Backing, KeyRange, Row};
 
 /// Bytes of rows in a part, unless one row is larger.
 const PART_BYTES: usize = 1024 * 1024;
-/// Rows read at once when a snapshot is sent.
+/// Rows, and bytes of them (but at least one row), that are read at once when a snapshot is sent.
 const READ_ROWS: usize = 256;
+const READ_BYTES: usize = PART_BYTES;
 /// Bytes of a part that a receiver takes.
 const PART_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -78,7 +79,13 @@ fn read_rows(state: &PinnedState, mut take: impl FnMut(Vec<Row>) -> io::Result<b
     let view = state.view();
     let mut range = KeyRange::all();
     loop {
-        let rows = view.scan(&range, READ_ROWS, false).map_err(io::Error::other)?;
+        let (mut rows, mut bytes): (Vec<Row>, usize) = (Vec::new(), 0);
+        let mut keep = |key: &[u8], value: &[u8]| {
+            bytes += key.len() + value.len();
+            rows.push((key.to_vec(), value.to_vec()));
+            rows.len() < READ_ROWS && bytes < READ_BYTES
+        };
+        view.visit(&range, &mut keep).map_err(io::Error::other)?;
         let Some((last, _)) = rows.last() else { return Ok(()) };
         range.from = [last.as_slice(), &[0]].concat();
         if !take(rows)? {
@@ -248,6 +255,23 @@ mod tests {
         let mut receiver = SnapshotReceiver::create(kept)?;
         parts.iter().try_for_each(|part| receiver.take(part))?;
         receiver.finish()
+    }
+
+    #[test]
+    fn large_rows_are_read_a_few_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let database =
+            StateDatabase::open(&directory.path().join("state"), [GroupId(1)].into_iter()).unwrap();
+        let rows = (0..20_u32).map(|index| (index.to_be_bytes().to_vec(), Some(vec![7; READ_BYTES / 4])));
+        database.write(GroupId(1), rows.collect::<Changes>(), &StateMeta::default()).unwrap();
+        let state = PinnedState::new(Arc::new(database), GroupId(1)).unwrap();
+        let mut counts = Vec::new();
+        read_rows(&state, |rows| {
+            counts.push(rows.len());
+            Ok(true)
+        })
+        .unwrap();
+        assert_eq!(counts, [4; 5]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::ids::GroupId;
-use rocksdb::{DB, DBRecoveryMode, Options, ReadOptions, Snapshot, WriteBatch};
+use rocksdb::{DB, DBRawIterator, DBRecoveryMode, Options, ReadOptions, Snapshot, WriteBatch};
 use serde::{Deserialize, Serialize};
 
 use super::types::{LogId, SnapshotMeta, StoredMembership, database_error, decode, encode, group_prefix};
@@ -226,6 +226,27 @@ impl StateView<'_> {
     fn key(&self, key: &[u8]) -> Vec<u8> {
         [self.prefix.as_slice(), key].concat()
     }
+
+    /// Goes over the rows of `range`; `None` if it is empty.
+    fn iterator(&self, range: &KeyRange) -> Option<DBRawIterator<'_>> {
+        let to = match &range.to {
+            Some(to) => Some(self.key(to)),
+            None => prefix_end(&self.prefix),
+        };
+        let from = self.key(&range.from);
+        if to.as_ref().is_some_and(|to| *to <= from) {
+            return None;
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        if let Some(to) = to {
+            options.set_iterate_upper_bound(to);
+        }
+        Some(match &self.source {
+            Source::Live(db) => db.raw_iterator_opt(options),
+            Source::Snapshot(snapshot) => snapshot.raw_iterator_opt(options),
+        })
+    }
 }
 
 fn backing_error(error: &rocksdb::Error) -> BackingError {
@@ -243,23 +264,10 @@ impl Backing for StateView<'_> {
     }
 
     fn scan(&self, range: &KeyRange, limit: usize, reverse: bool) -> Result<Vec<Row>, BackingError> {
-        let to = match &range.to {
-            Some(to) => Some(self.key(to)),
-            None => prefix_end(&self.prefix),
-        };
-        let from = self.key(&range.from);
-        if limit == 0 || to.as_ref().is_some_and(|to| *to <= from) {
+        if limit == 0 {
             return Ok(Vec::new());
         }
-        let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(from);
-        if let Some(to) = to {
-            options.set_iterate_upper_bound(to);
-        }
-        let mut iterator = match &self.source {
-            Source::Live(db) => db.raw_iterator_opt(options),
-            Source::Snapshot(snapshot) => snapshot.raw_iterator_opt(options),
-        };
+        let Some(mut iterator) = self.iterator(range) else { return Ok(Vec::new()) };
         if reverse {
             iterator.seek_to_last()
         } else {
@@ -274,6 +282,21 @@ impl Backing for StateView<'_> {
         }
         iterator.status().map_err(|error| backing_error(&error))?;
         Ok(rows)
+    }
+
+    fn visit(
+        &self,
+        range: &KeyRange,
+        take: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), BackingError> {
+        let Some(mut iterator) = self.iterator(range) else { return Ok(()) };
+        iterator.seek_to_first();
+        while let Some((key, value)) = iterator.item()
+            && take(&key[self.prefix.len()..], value)
+        {
+            iterator.next();
+        }
+        iterator.status().map_err(|error| backing_error(&error))
     }
 }
 

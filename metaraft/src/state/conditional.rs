@@ -4,8 +4,9 @@
 //! Invariants:
 //! - What is deleted with all below it has nothing in it, or at it, that changed after the number that the caller had
 //!   seen. If too much has changed to tell within a bound, it counts as changed.
-//! - All deletions of one command together read a bounded number of rows: what one has read of the journal is not
-//!   read again by the next, and beyond [`SEEN_COMMAND_ROWS_MAX`] all counts as changed.
+//! - All deletions of one command, and all walks up to the root folder, together read a bounded number of rows: what one
+//!   has read of the journal, or of a way up, is not read again by the next, and beyond [`SEEN_COMMAND_ROWS_MAX`] all
+//!   counts as changed.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +33,7 @@ pub(super) struct Seen {
     pub unchanged_since: u64,
 }
 
-/// What the conditional deletions of one command have read so far.
+/// What the conditional deletions of one command have read so far, and how much its walks have with them.
 #[derive(Debug, Default)]
 pub(super) struct SeenRows {
     /// How many rows.
@@ -57,6 +58,15 @@ impl SeenRows {
     /// Forgets what was read, though not how much: some of it was taken back.
     pub(super) fn forget(&mut self) {
         self.journal = None;
+    }
+
+    /// Counts rows that a walk is about to read; refuses them if that is too much for one command.
+    pub(super) fn count_walked(&mut self, rows: usize) -> Result<(), StepError> {
+        if self.left() < rows {
+            return Err(changed("too much to tell where the entry is"));
+        }
+        self.count += rows;
+        Ok(())
     }
 
     fn left(&self) -> usize {

@@ -29,6 +29,7 @@ mod txn;
 mod uploads;
 mod uses;
 mod versions;
+mod walks;
 
 pub use machine::StateMachine;
 

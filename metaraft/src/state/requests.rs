@@ -19,8 +19,9 @@ use crate::model::command::StepError;
 use crate::model::request_key::Payload;
 use crate::model::{REQUEST_AHEAD_MS, REQUEST_MEMORY_MS};
 
-/// Rows of each kind that one command removes at most.
+/// Rows of each kind that one command removes at most, and bytes of them (but at least one row).
 const SWEEP_ROWS_MAX: usize = 64;
+pub(super) const SWEEP_BYTES_MAX: usize = 1024 * 1024;
 
 /// How long nothing need be looked for after nothing more was found.
 const SWEEP_PAUSE_MS: u64 = 1000;
@@ -73,20 +74,22 @@ pub(super) fn sweep(txn: &mut Txn<'_>, time: LogTime) {
     }
     let requests_floor_ms = floor_ms(&sums, time);
     let requests_end = keys::requests_from(requests_floor_ms);
-    let requests = txn.scan(&KeyRange::between(&keys::table(Table::Request), &requests_end), SWEEP_ROWS_MAX);
+    let requests = KeyRange::between(&keys::table(Table::Request), &requests_end);
+    let (requests, more_requests) = txn.keys_within(&requests, SWEEP_ROWS_MAX, SWEEP_BYTES_MAX);
     let marks_end = keys::expiries_from(time_ms.saturating_sub(MARK_MEMORY_MS));
-    let marks = txn.scan(&KeyRange::between(&keys::table(Table::Expiry), &marks_end), SWEEP_ROWS_MAX);
-    for (key, _) in &requests {
+    let marks = KeyRange::between(&keys::table(Table::Expiry), &marks_end);
+    let (marks, more_marks) = txn.keys_within(&marks, SWEEP_ROWS_MAX, SWEEP_BYTES_MAX);
+    for key in &requests {
         txn.delete(key);
     }
-    for (key, _) in &marks {
+    for key in &marks {
         if let Some(marked) = keys::expiry_marked(key) {
             txn.delete(marked);
         }
         txn.delete(key);
     }
     let more_tombstones = journal::prune(txn, time_ms);
-    let done = requests.len() < SWEEP_ROWS_MAX && marks.len() < SWEEP_ROWS_MAX && !more_tombstones;
+    let done = !more_requests && !more_marks && !more_tombstones;
     let sweep_ms = if done { time_ms.saturating_add(SWEEP_PAUSE_MS) } else { sums.sweep_ms };
     txn.put(&key, codec::encode(&SumsRow { sweep_ms, requests_floor_ms, ..sums }));
 }

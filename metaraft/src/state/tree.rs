@@ -29,6 +29,9 @@ const ROOT_MODE: u32 = 0o755;
 /// below it can still be reached, and moved away, from within this bound.
 pub(super) const WALK_MAX: u32 = 16 * DEPTH_MAX;
 
+/// What a walk reads of each folder that it asks when it came back: its place, its row, and that of the journal.
+const ARRIVED_STEP_ROWS: usize = 3;
+
 /// Where the root folder's row lies: in an entry that does not exist, under no name.
 const ABOVE_ROOT: EntryId = EntryId(0);
 
@@ -143,6 +146,7 @@ impl Group<'_, '_> {
 
     /// Takes an entry away from its place in the tree; its place row is to be written or deleted by the caller.
     pub(super) fn take_entry(&mut self, namespace: NamespaceId, row: &EntryRow) {
+        self.walks.leave(namespace, row.entry);
         self.delete(&keys::entry(namespace, row.parent, &row.name));
     }
 
@@ -156,7 +160,11 @@ impl Group<'_, '_> {
     }
 
     /// An entry that is in the tree.
-    pub(super) fn live_entry(&self, namespace: NamespaceId, entry: EntryId) -> Result<EntryRow, StepError> {
+    pub(super) fn live_entry(
+        &mut self,
+        namespace: NamespaceId,
+        entry: EntryId,
+    ) -> Result<EntryRow, StepError> {
         let row = self.placed_entry(namespace, entry)?;
         if entry != ROOT_ENTRY {
             self.depth_of(namespace, row.parent, None, WALK_MAX)?;
@@ -174,7 +182,7 @@ impl Group<'_, '_> {
 
     /// An entry that is in the tree, at this very place.
     pub(super) fn live_entry_at(
-        &self,
+        &mut self,
         namespace: NamespaceId,
         entry: EntryId,
         at: Target<'_>,
@@ -191,7 +199,7 @@ impl Group<'_, '_> {
 
     /// A folder in the tree that takes entries; with how many folders are above it. `moved` must not be among them.
     pub(super) fn live_folder(
-        &self,
+        &mut self,
         namespace: NamespaceId,
         folder: EntryId,
         moved: Option<EntryId>,
@@ -201,7 +209,7 @@ impl Group<'_, '_> {
 
     /// The same, with another bound on how deep it may be.
     pub(super) fn live_folder_within(
-        &self,
+        &mut self,
         namespace: NamespaceId,
         folder: EntryId,
         moved: Option<EntryId>,
@@ -219,28 +227,42 @@ impl Group<'_, '_> {
         Ok(depth)
     }
 
-    /// How many folders a folder is below the root folder, if there are not more than `depth_max`.
+    /// How many folders a folder is below the root folder, if there are not more than `depth_max`. What is known of the
+    /// way up is not read again.
     fn depth_of(
-        &self,
+        &mut self,
         namespace: NamespaceId,
         folder: EntryId,
         moved: Option<EntryId>,
         depth_max: u32,
     ) -> Result<u32, StepError> {
-        let mut at = folder;
-        for depth in 0..=depth_max {
+        let (mut at, mut way, mut found) = (folder, Vec::new(), None);
+        for steps in 0..=depth_max {
             if moved == Some(at) {
                 return Err(StepError::Cycle);
             }
-            if at == ROOT_ENTRY {
-                return Ok(depth);
+            found = self.walks.depth(namespace, at).map(|depth| (depth, depth_max - steps));
+            if found.is_some() {
+                break;
             }
+            self.seen.count_walked(1)?;
             match self.get(&keys::place(namespace, at))? {
-                Some(PlaceRow::In(parent, _)) => at = parent,
+                Some(PlaceRow::In(parent, _)) => {
+                    way.push((at, parent));
+                    at = parent;
+                }
                 Some(PlaceRow::Trashed(_)) | None => return Err(not_found("folder")),
             }
         }
-        Err(StepError::TooDeep { max: DEPTH_MAX })
+        let Some((depth, steps_left)) = found else { return Err(StepError::TooDeep { max: DEPTH_MAX }) };
+        let depth = self.walks.learn(namespace, depth, &way);
+        if moved.is_some_and(|moved| self.walks.meets(namespace, at, moved, steps_left)) {
+            return Err(StepError::Cycle);
+        }
+        if depth > depth_max {
+            return Err(StepError::TooDeep { max: DEPTH_MAX });
+        }
+        Ok(depth)
     }
 
     /// Refuses a folder where it would be deeper than folders may be.
@@ -253,15 +275,22 @@ impl Group<'_, '_> {
 
     /// When, by sequence, a folder or any above it last came back from the trash. Who moves out of it takes that
     /// along: once the folder is deleted again its own row tells nothing of what came back in it.
-    pub(super) fn arrived_with(&self, namespace: NamespaceId, folder: EntryId) -> Result<u64, StepError> {
-        let mut arrived = 0;
-        let mut at = folder;
-        while at != ROOT_ENTRY {
-            let above = self.placed_entry(namespace, at)?;
-            if let Some(latest) = self.get::<JournalRow>(&keys::journal(namespace, above.sequence))? {
-                arrived = arrived.max(latest.arrived);
+    /// The folder is in the tree, and a walk has been there.
+    pub(super) fn arrived_with(&mut self, namespace: NamespaceId, folder: EntryId) -> Result<u64, StepError> {
+        let (mut at, mut way) = (folder, Vec::new());
+        let mut arrived = loop {
+            if let Some(known) = self.walks.arrived(namespace, at) {
+                break known;
             }
+            self.seen.count_walked(ARRIVED_STEP_ROWS)?;
+            let above = self.placed_entry(namespace, at)?;
+            let latest = self.get::<JournalRow>(&keys::journal(namespace, above.sequence))?;
+            way.push((at, latest.map_or(0, |latest| latest.arrived)));
             at = above.parent;
+        };
+        for (entry, latest) in way.into_iter().rev() {
+            arrived = arrived.max(latest);
+            self.walks.learn_arrived(namespace, entry, arrived);
         }
         Ok(arrived)
     }

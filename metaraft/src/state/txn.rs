@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::conditional::SeenRows;
 use super::keys;
 use super::rows::{OwnedSlotsRow, SumsRow};
+use super::walks::Walks;
 use crate::app::{LogTime, Made};
 use crate::kv::{KeyRange, Read, Txn};
 use crate::model::codec::{self, DecodeError};
@@ -37,8 +38,10 @@ pub(super) struct Group<'t, 'v> {
     pub run_noted: Option<NamespaceId>,
     /// The group's sums.
     pub sums: SumsRow,
-    /// What conditional deletions have read.
+    /// What conditional deletions have read, and how much they and walks have.
     pub seen: SeenRows,
+    /// What walks have learned.
+    pub walks: Walks,
     txn: &'t mut Txn<'v>,
     owned: OwnedSlotsRow,
     before: (SumsRow, OwnedSlotsRow),
@@ -84,10 +87,10 @@ impl<'t, 'v> Group<'t, 'v> {
     pub(super) fn begin(group: GroupId, made: Made, txn: &'t mut Txn<'v>) -> Result<Self, StepError> {
         let sums: SumsRow = load(txn, &keys::group_sums())?.unwrap_or_default();
         let owned: OwnedSlotsRow = load(txn, &keys::owned_slots())?.unwrap_or_default();
-        let seen = SeenRows::default();
+        let (seen, walks) = (SeenRows::default(), Walks::default());
         let Made { time: LogTime { time_ms, wall_ms }, reign } = made;
         let before = (sums, owned.clone());
-        Ok(Self { group, time_ms, wall_ms, reign, run_noted: None, sums, seen, txn, owned, before })
+        Ok(Self { group, time_ms, wall_ms, reign, run_noted: None, sums, seen, walks, txn, owned, before })
     }
 
     /// Ends a command that went through.
@@ -109,6 +112,10 @@ impl<'t, 'v> Group<'t, 'v> {
         let (savepoint, sums, owned) = (self.txn.savepoint(), self.sums, self.owned.clone());
         let result = steps(self);
         if result.is_err() {
+            // Where nothing was written, the tree is as it was walked.
+            if self.txn.savepoint() != savepoint {
+                self.walks.forget();
+            }
             self.txn.rollback(savepoint);
             self.sums = sums;
             self.owned = owned;

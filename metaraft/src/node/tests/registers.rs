@@ -8,7 +8,8 @@ use crate::app::{App, Made, NotUnderstood, Notice};
 use crate::kv::{Changes, KeyRange, Read, Txn, View};
 use crate::node::COMMAND_BYTES_MAX;
 
-/// Commands: `set NAME VALUE`, `fail NAME VALUE` (writes, then refuses), `new NAME` (which some do not know), `time`.
+/// Commands: `set NAME VALUE`, `fail NAME VALUE` (writes, then refuses), `new NAME` (which some do not know), `time`,
+/// `say BYTES` (an outcome of so many).
 /// Queries: `get NAME`, `count`, `all`, `long` (which takes a second).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Registers {
@@ -53,6 +54,7 @@ impl App for Registers {
                 txn.put(&register(name), b"new".to_vec());
                 Ok("new".to_owned())
             }
+            ["say", bytes] => Ok("x".repeat(bytes.parse().unwrap_or(0))),
             ["time"] => Ok(made.time.time_ms.to_string()),
             _ => Err("unknown command".to_owned()),
         });

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use engine::ids::{GroupId, NodeId, ROOT_GROUP};
 
 use super::cluster::{Cluster, run, wait_for};
+use crate::client::ProposeError;
 use crate::node::GroupError;
 
 const DATA: GroupId = GroupId(1);
@@ -22,6 +23,26 @@ fn commands_are_applied_and_refused_ones_leave_nothing() {
         assert_eq!(client.query(ROOT_GROUP, "get a").await, "");
         let time: u64 = client.propose(DATA, "time").await.parse().unwrap();
         assert!(time > 1_700_000_000_000);
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn outcomes_that_are_too_large_for_one_answer_come_in_several() {
+    run(async {
+        let mut cluster = Cluster::start(1, 1000).await;
+        let client = cluster.client();
+        let bytes = proto::MESSAGE_BYTES_MAX / 3;
+        let say = Bytes::from(format!("say {bytes}"));
+        let outcomes = client.0.propose_raw(DATA, vec![say; 5]).await.unwrap();
+        assert_eq!(outcomes.iter().map(Bytes::len).collect::<Vec<_>>(), [bytes; 5]);
+        // One that is too large by itself is refused, and soon.
+        let said = format!("say {}", proto::MESSAGE_BYTES_MAX);
+        let begun = Instant::now();
+        let refused = client.0.propose_raw(DATA, vec![Bytes::from(said)]).await;
+        assert!(matches!(refused, Err(ProposeError::Refused { .. })), "an outcome of a whole message");
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert_eq!(client.propose(DATA, "set a 1").await, "1");
         cluster.stop().await;
     });
 }
@@ -204,7 +225,7 @@ fn a_follower_names_the_leader_and_refuses_oversized_commands() {
         assert_eq!(queried, Err(GroupError::NotLeader { leader: Some(NodeId(leader)) }));
         let large = Bytes::from(vec![b'x'; crate::node::COMMAND_BYTES_MAX + 1]);
         let refused = client.0.propose_raw(DATA, vec![large]).await;
-        assert!(matches!(refused, Err(crate::client::ProposeError::TooLarge { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(ProposeError::TooLarge { .. })), "{refused:?}");
         let small = |text: &str| Bytes::copy_from_slice(text.as_bytes());
         let leading = cluster.nodes[&leader].group(DATA).unwrap();
         let commands = vec![

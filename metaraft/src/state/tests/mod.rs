@@ -11,6 +11,7 @@ mod runs;
 mod tree;
 mod uploads;
 mod versions;
+mod walks;
 
 use std::sync::Arc;
 

@@ -3,6 +3,7 @@
 use engine::ids::{RequestId, SlotId};
 
 use super::super::keys::{self, Table};
+use super::super::requests::SWEEP_BYTES_MAX;
 use super::{DATA, Harness, SPACE, begin_step, chunks};
 use crate::app::{App as _, LogTime};
 use crate::kv::{Backing, KeyRange};
@@ -162,6 +163,35 @@ fn old_outcomes_go_a_few_with_each_command() {
         harness.all(Vec::new());
     }
     assert_eq!(remembered(&harness), 11);
+}
+
+#[test]
+fn large_outcomes_go_fewer_at_once() {
+    let mut harness = Harness::data();
+    let link = EntryKind::Symlink(vec![b'x'; 4096]);
+    let entry = harness.create(ROOT_ENTRY, "link", link).unwrap().entry;
+    let touch = DataStep::EntrySetAttributes { namespace: SPACE, entry, mode: 0o777, mtime_ns: 5 };
+    for _ in 0..20 {
+        harness.all(vec![touch.clone(); 100]);
+    }
+    let remembered = |harness: &Harness| {
+        let range = KeyRange::prefix(&keys::table(Table::Request));
+        harness.store.scan(&range, usize::MAX, false).unwrap()
+    };
+    harness.time_ms += REQUEST_MEMORY_MS + 1;
+    for _ in 0..3 {
+        let before = remembered(&harness);
+        let row_bytes_max = before.iter().map(|(key, value)| key.len() + value.len()).max().unwrap_or(0);
+        harness.all(Vec::new());
+        let after = remembered(&harness);
+        let gone = before.iter().filter(|row| !after.contains(row));
+        let bytes = gone.map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        assert!(bytes > 0 && bytes < SWEEP_BYTES_MAX + row_bytes_max, "{bytes}");
+    }
+    for _ in 0..30 {
+        harness.all(Vec::new());
+    }
+    assert_eq!(remembered(&harness).len(), 33);
 }
 
 #[test]
