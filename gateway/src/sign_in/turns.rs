@@ -23,7 +23,7 @@ use crate::door::recent::Recent;
 use crate::failure::Failure;
 use crate::limits::{PASSWORDS_AT_ONCE_MAX, SIGN_INS_WAITING_MAX};
 
-/// How often a sign-in that waits looks whether it may go on now.
+/// How often it is looked whether one that waits may go on by now.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// One account at one address, and the account; by hashes that nobody outside can find collisions of.
@@ -41,10 +41,19 @@ struct Waiting {
 struct State {
     waiting: Fair<Waiting>,
     running: usize,
+    /// When time alone may have let somebody go on.
+    next_look: Instant,
     guesses_here: Meter<u64>,
     guesses: Meter<u64>,
     /// Where the right password came from lately: guesses from elsewhere do not count there.
     right_here: Recent<u64>,
+}
+
+impl State {
+    /// Who gave up waits no more.
+    fn drop_gone(&mut self) {
+        self.waiting.retain(&mut |waiting| !waiting.turn.is_closed());
+    }
 }
 
 /// All sign-ins.
@@ -71,6 +80,7 @@ impl Turns {
         let state = State {
             waiting: Fair::default(),
             running: 0,
+            next_look: Instant::now(),
             guesses_here: Meter::new(limits.sign_in_guesses_burst, period(limits.sign_in_guesses_per_minute)),
             guesses: Meter::new(limits.account_guesses_burst, period(limits.account_guesses_per_minute)),
             right_here: Recent::default(),
@@ -90,7 +100,10 @@ impl Turns {
         {
             let mut state = self.lock();
             let state = &mut *state;
-            state.waiting.retain(&mut |waiting| !waiting.turn.is_closed());
+            if state.running >= PASSWORDS_AT_ONCE_MAX {
+                return;
+            }
+            state.drop_gone();
             while state.running < PASSWORDS_AT_ONCE_MAX {
                 let (here, all, right) = (&state.guesses_here, &state.guesses, &state.right_here);
                 let next = state.waiting.pop(&mut |waiting| {
@@ -116,6 +129,18 @@ impl Turns {
                 unused.was_not_used();
             }
         }
+    }
+
+    /// The same, by whoever of those that wait comes first each time.
+    fn give_if_due(self: &Arc<Self>, now: Instant) {
+        {
+            let mut state = self.lock();
+            if now < state.next_look {
+                return;
+            }
+            state.next_look = now + LOOK_INTERVAL;
+        }
+        self.give(now);
     }
 
     fn refused(&self, keys: Keys) -> Failure {
@@ -148,16 +173,19 @@ impl Turns {
             let mut state = self.lock();
             state.waiting.push(&path, Waiting { keys, turn });
             if state.waiting.len() > SIGN_INS_WAITING_MAX {
+                state.drop_gone();
+            }
+            if state.waiting.len() > SIGN_INS_WAITING_MAX {
                 drop(state.waiting.pop_of_heaviest());
             }
         }
+        self.give(Instant::now());
         loop {
-            self.give(Instant::now());
             match tokio::time::timeout(LOOK_INTERVAL, &mut mine).await {
                 Ok(Ok(turn)) => return Ok(turn),
                 Ok(Err(_made_room)) => return Err(self.refused(keys)),
                 Err(_elapsed) if begun.elapsed() >= self.wait_max => return Err(self.refused(keys)),
-                Err(_elapsed) => {}
+                Err(_elapsed) => self.give_if_due(Instant::now()),
             }
         }
     }
