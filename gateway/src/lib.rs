@@ -20,6 +20,7 @@ mod live;
 mod meta;
 mod password;
 mod path;
+mod places;
 mod random;
 mod release;
 pub mod server;

@@ -22,6 +22,10 @@ pub(crate) const PUT_MESSAGE_CHUNKS_MAX: usize = 1024;
 /// Sessions that one chunk may be for.
 pub(crate) const PUT_SESSIONS_MAX: usize = 64;
 
+/// Sessions that the chunks of one message may be for together. Keepstone's own client has 3 × 500 small files and 2
+/// large ones under way at once, all of which one message may name if they are much alike.
+pub(crate) const PUT_MESSAGE_SESSIONS_MAX: usize = 2048;
+
 /// Chunk bytes of one stream that are not acknowledged yet.
 pub(crate) const UPLOAD_STREAM_BYTES_MAX: u64 = 24 * 1024 * 1024;
 
@@ -84,6 +88,9 @@ pub(crate) const COMMAND_ENTRIES_MAX: usize = 32;
 
 /// Such commands that one request has under way at once.
 pub(crate) const ENTRY_COMMANDS_AT_ONCE_MAX: usize = 2;
+
+/// Commands that a copy has under way at once, of one entry each: others' commands wait behind them.
+pub(crate) const COPY_COMMANDS_AT_ONCE_MAX: usize = 16;
 
 /// Small uploads that are committed, or begun, in one fused command.
 pub(crate) const COMMAND_UPLOADS_MAX: usize = 256;

@@ -7,9 +7,10 @@
 //! - A session is found only under its own namespace: upload ids are chosen by clients.
 //! - A session that has ended, or whose time is over, takes nothing more; one that is gone on with lives on.
 //! - A chunk is marked durable only after a commit that pinned it for the session's holder.
+//! - One look for a session's durable chunks is under way at a time, and asks for [`COMMAND_CHUNKS_MAX`] at a time.
 //! - At most [`SESSION_ENTRIES_MAX`] list entries and [`SESSIONS_MAX`] sessions are kept, the latest used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -21,7 +22,9 @@ use metaraft::model::command::{DataStep, StepError};
 use metaraft::model::row::{UploadRow, UploadState};
 
 use crate::failure::Failure;
-use crate::limits::{COMMAND_STEPS_MAX, EXTEND_AFTER_MS, SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX};
+use crate::limits::{
+    COMMAND_CHUNKS_MAX, COMMAND_STEPS_MAX, EXTEND_AFTER_MS, SESSION_ENTRIES_MAX, SESSION_FRESH, SESSIONS_MAX,
+};
 use crate::meta::Meta;
 use crate::random;
 
@@ -40,6 +43,26 @@ pub(crate) struct Session {
     /// By place in `distinct`.
     durable: Mutex<Vec<bool>>,
     checked: Mutex<Instant>,
+    /// Looks for durable chunks that have begun.
+    looks_begun: AtomicU64,
+    /// The latest that has ended. Taken for as long as a look takes.
+    look: tokio::sync::Mutex<Look>,
+}
+
+/// How far a look for durable chunks goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Through all chunks.
+    Whole,
+    /// Until some turn out to be missing: that is all that a commit needs to know.
+    UntilMissing,
+}
+
+/// Looks for durable chunks, by their numbers: the latest that has ended, and the latest that went through all.
+#[derive(Debug, Default)]
+struct Look {
+    ended: u64,
+    whole: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,6 +90,8 @@ impl Session {
             distinct,
             entries,
             checked: Mutex::new(Instant::now()),
+            looks_begun: AtomicU64::new(0),
+            look: tokio::sync::Mutex::default(),
         }
     }
 
@@ -91,22 +116,55 @@ impl Session {
 
     /// Distinct chunks that are not known to be durable, with their places.
     pub(crate) fn unknown(&self) -> Vec<(usize, ChunkId)> {
+        self.unknown_from(0, usize::MAX)
+    }
+
+    /// The first `count_max` of them from `place` on.
+    fn unknown_from(&self, place: usize, count_max: usize) -> Vec<(usize, ChunkId)> {
         let durable = lock(&self.durable);
-        let unknown = durable.iter().enumerate().filter(|(_place, durable)| !**durable);
-        unknown.map(|(place, _durable)| (place, self.entry(place).id)).collect()
+        let unknown = durable.iter().enumerate().skip(place).filter(|(_place, durable)| !**durable);
+        unknown.take(count_max).map(|(place, _durable)| (place, self.entry(place).id)).collect()
     }
 
     /// Asks the cluster about chunks that are not known to be durable.
-    pub(crate) async fn refresh_durable(&self, meta: &Meta) -> Result<(), MetaError> {
-        let unknown = self.unknown();
-        let chunks: Vec<ChunkId> = unknown.iter().map(|(_place, chunk)| *chunk).collect();
-        if chunks.is_empty() {
+    pub(crate) async fn refresh_durable(&self, meta: &Meta, extent: Extent) -> Result<(), MetaError> {
+        self.look(extent, |chunks| async move { meta.pinned(self.holder, &chunks).await }).await
+    }
+
+    /// One look at a time. Who waited for one that began after it came uses what that found; one that began before may
+    /// have asked too early.
+    async fn look<F>(&self, extent: Extent, ask: impl Fn(Vec<ChunkId>) -> F) -> Result<(), MetaError>
+    where
+        F: Future<Output = Result<Vec<bool>, MetaError>>,
+    {
+        let begun = self.looks_begun.load(Ordering::SeqCst);
+        let mut look = self.look.lock().await;
+        let latest = if extent == Extent::Whole { look.whole } else { look.ended };
+        if latest > begun {
             return Ok(());
         }
-        let pinned = meta.pinned(self.holder, &chunks).await?;
-        let places = unknown.iter().zip(pinned).filter(|(_chunk, pinned)| *pinned);
-        self.mark_durable(places.map(|((place, _chunk), _pinned)| *place));
+        let number = self.looks_begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut next = 0;
+        let mut any_missing = false;
+        while extent == Extent::Whole || !any_missing {
+            let unknown = self.unknown_from(next, COMMAND_CHUNKS_MAX);
+            let Some((last, _chunk)) = unknown.last() else {
+                look.whole = number;
+                break;
+            };
+            next = last + 1;
+            let pinned = ask(unknown.iter().map(|(_place, chunk)| *chunk).collect()).await?;
+            any_missing |= pinned.iter().any(|pinned| !pinned);
+            let places = unknown.iter().zip(pinned).filter(|(_chunk, pinned)| *pinned);
+            self.mark_durable(places.map(|((place, _chunk), _pinned)| *place));
+        }
+        look.ended = number;
         Ok(())
+    }
+
+    /// Whether all its chunks are known to be durable.
+    pub(crate) fn is_complete(&self) -> bool {
+        lock(&self.durable).iter().all(|durable| *durable)
     }
 
     /// Indexes into the list of chunks that are to be sent, each named once, ascending.
@@ -243,18 +301,17 @@ impl Sessions {
         uploads: &[UploadId],
     ) -> Result<HashMap<UploadId, Result<Arc<Session>, Failure>>, MetaError> {
         let mut found = HashMap::with_capacity(uploads.len());
-        let mut stale = Vec::new();
+        let mut stale = BTreeSet::new();
         for upload in uploads {
             match self.cached(namespace, *upload).filter(|session| session.is_fresh()) {
                 Some(session) => drop(found.insert(*upload, Ok(session))),
-                None if !stale.contains(upload) => stale.push(*upload),
-                None => {}
+                None => drop(stale.insert(*upload)),
             }
         }
         if stale.is_empty() {
             return Ok(found);
         }
-        let rows = meta.uploads(namespace, stale.clone()).await?;
+        let rows = meta.uploads(namespace, stale.iter().copied().collect()).await?;
         let mut pending = Vec::with_capacity(rows.len());
         for (upload, row) in stale.into_iter().zip(rows) {
             match row.ok_or_else(session_gone).and_then(|row| check_pending(&row).map(|()| row)) {
@@ -352,6 +409,66 @@ mod tests {
         session.mark_durable([place]);
         assert_eq!(session.missing(), [1, 3]);
         assert!(session.find(chunk(4)).is_none());
+    }
+
+    /// A session of so many distinct chunks, none of which is known to be durable.
+    fn long_session(count: usize) -> Session {
+        let entry = |number: usize| ManifestEntry { id: ChunkId::of(&number.to_be_bytes()), size: 10 };
+        let (upload, holder) = (UploadId::from_bytes([1; 16]), HolderId::from_bytes([1; 16]));
+        let entries = (0..count).map(entry).collect();
+        Session::new(upload, holder, ContentId::from_bytes([0; 32]), u64::MAX, entries)
+    }
+
+    /// A cluster that has all chunks or none, and notes how many it was asked for each time.
+    #[derive(Default)]
+    struct Asked {
+        counts: Mutex<Vec<usize>>,
+        under_way: AtomicU64,
+    }
+
+    impl Asked {
+        async fn answer(&self, chunks: Vec<ChunkId>, pinned: bool) -> Result<Vec<bool>, MetaError> {
+            assert_eq!(self.under_way.fetch_add(1, Ordering::SeqCst), 0, "one after the other");
+            lock(&self.counts).push(chunks.len());
+            tokio::task::yield_now().await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            Ok(vec![pinned; chunks.len()])
+        }
+    }
+
+    #[tokio::test]
+    async fn a_commit_asks_for_no_more_once_something_is_missing() {
+        let (session, asked) = (long_session(3 * COMMAND_CHUNKS_MAX + 1), Asked::default());
+        session.look(Extent::UntilMissing, |chunks| asked.answer(chunks, false)).await.unwrap();
+        assert_eq!(*lock(&asked.counts), [COMMAND_CHUNKS_MAX]);
+        assert!(!session.is_complete());
+        session.look(Extent::Whole, |chunks| asked.answer(chunks, false)).await.unwrap();
+        assert_eq!(lock(&asked.counts)[1..], [COMMAND_CHUNKS_MAX, COMMAND_CHUNKS_MAX, COMMAND_CHUNKS_MAX, 1]);
+        session.look(Extent::UntilMissing, |chunks| asked.answer(chunks, true)).await.unwrap();
+        assert!(session.is_complete());
+        assert_eq!(lock(&asked.counts).len(), 9);
+        session.look(Extent::Whole, |chunks| asked.answer(chunks, true)).await.unwrap();
+        assert_eq!(lock(&asked.counts).len(), 9, "all is known");
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_at_once_share_a_look() {
+        let (session, asked) = (long_session(2 * COMMAND_CHUNKS_MAX), Asked::default());
+        let one = |extent| session.look(extent, |chunks| asked.answer(chunks, false));
+        let looks = (0..100).map(|_| one(Extent::Whole)).collect::<Vec<_>>();
+        for looked in futures_util::future::join_all(looks).await {
+            looked.unwrap();
+        }
+        assert_eq!(
+            *lock(&asked.counts),
+            [COMMAND_CHUNKS_MAX; 4],
+            "the first, and one for all who came later"
+        );
+        // What a commit has not looked at may be there for all that it knows.
+        let (commit, status) =
+            futures_util::future::join(one(Extent::UntilMissing), one(Extent::Whole)).await;
+        commit.and(status).unwrap();
+        assert_eq!(lock(&asked.counts).len(), 7);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod cluster;
 mod door;
 mod oracle;
 mod release;
+mod repeats;
 mod sync;
 
 use bytes::Bytes;
@@ -501,6 +502,7 @@ async fn scenario(data_groups: u16) {
     commits_are_checked_and_repeat(&client).await;
     trees_move_copy_and_come_back(&client).await;
     batches::batches_go_item_by_item(&client).await;
+    repeats::repetitions_are_about_what_was_meant(&client).await;
     purging_gives_space_back(&client).await;
     long_lists_become_trees(&client).await;
     tiny_chunks_are_refused_but_for_a_files_last_one(&client).await;

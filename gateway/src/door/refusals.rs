@@ -31,7 +31,7 @@ pub(crate) struct Refusals {
 pub(crate) enum Asked {
     /// One with lists of so many chunks together.
     Uploads(usize),
-    /// To make entries where there may be some.
+    /// To make or change entries by their paths, where there may be others.
     Entries,
     /// What a device that synchronises wants. It may find that another one was faster, any number of times.
     Actions,
@@ -53,6 +53,20 @@ impl Refusals {
     pub(crate) fn new(burst: u64, per_second: u64) -> Self {
         let period = Duration::from_secs(1) / u32::try_from(per_second.max(1)).unwrap_or(u32::MAX);
         Self { meter: Mutex::new(Meter::new(burst, period)) }
+    }
+
+    /// Answers a request for one thing: not at all to those who owe too much, and if it is refused once what is owed by
+    /// then was waited for.
+    pub(crate) async fn counted<T>(
+        &self,
+        account: AccountId,
+        asked: Asked,
+        answer: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        self.check(account)?;
+        let outcome = answer.await.map(|answer| vec![Ok(answer)]);
+        self.settle(account, asked, &outcome).await;
+        outcome?.pop().unwrap_or_else(|| Err(Failure::internal("request", &"no answer")))
     }
 
     /// Refuses those who owe too much.
@@ -102,6 +116,8 @@ impl Refusals {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn refused(code: Code, reason: &'static str) -> Failure {
@@ -152,6 +168,25 @@ mod tests {
         }
         let owed = after(&refusals, Asked::Entries, 1000, &elsewhere[5]);
         assert!(owed > ANSWER_WAIT_MAX, "{owed:?}");
+    }
+
+    #[tokio::test]
+    async fn one_thing_that_is_refused_counts_as_an_item_does() {
+        let (refusals, account) = (Refusals::new(1, 1), AccountId::from_bytes([1; 16]));
+        let ask = |answer: Result<u8, Failure>| refusals.counted(account, Asked::Entries, async { answer });
+        let owed = || refusals.meter.lock().unwrap().wait(account, Instant::now());
+        for _again in 0..100 {
+            assert_eq!(ask(Ok(7)).await.unwrap(), 7);
+        }
+        assert_eq!(owed(), Duration::ZERO);
+        let exists = refused(Code::AlreadyExists, "exists");
+        for _again in 0..5 {
+            // Whoever does not wait for the answer owes it all the same.
+            drop(ask(Err(exists.clone())).now_or_never());
+        }
+        assert!(owed() > Duration::from_secs(2), "{:?}", owed());
+        after(&refusals, Asked::Entries, 1000, &exists);
+        assert_eq!(ask(Ok(7)).await.unwrap_err().reason, "busy", "whatever is asked for");
     }
 
     #[test]

@@ -60,9 +60,9 @@ pub(crate) async fn set_attributes(
     for (index, (entry, path)) in entries.iter().zip(&parsed).enumerate() {
         let step = path.clone().and_then(|path| {
             let resolved = resolved.next().ok_or_else(|| Failure::no_entry(&path.to_string()))?;
-            let (namespace, row) = (caller.namespace, found(&path, &resolved)?);
-            let mode = convert::mode(entry.mode)?;
-            Ok(DataStep::EntrySetAttributes { namespace, entry: row.entry, mode, mtime_ns: entry.mtime_ns })
+            let (namespace, mtime_ns) = (caller.namespace, entry.mtime_ns);
+            let ((entry, _parent), mode) = (place(&path, &resolved), convert::mode(entry.mode)?);
+            Ok(DataStep::EntrySetAttributes { namespace, entry, mode, mtime_ns })
         });
         match step {
             Ok(step) => drop(steps.insert(index, step)),

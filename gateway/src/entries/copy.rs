@@ -2,7 +2,8 @@
 //!
 //! A folder is copied entry by entry: after a crash, a part of the copy is there, whole files all. Each step's request
 //! id follows from the client's and from where in the copied tree the entry is, so that a repetition goes on where the
-//! first attempt ended.
+//! first attempt ended. One that finds nothing at its source gets the first answer if that was a file or symlink, as in
+//! [`super::change`].
 
 use engine::hash::sha256_parts;
 use engine::ids::EntryId;
@@ -16,9 +17,9 @@ use proto::v1;
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::{Core, found};
-use crate::entries::change::{is_about_target, parent_of};
+use crate::entries::change::{NO_ENTRY, is_about_target, parent_of};
 use crate::failure::Failure;
-use crate::limits::{PAGE_ENTRIES, REQUEST_COMMANDS_MAX};
+use crate::limits::{COPY_COMMANDS_AT_ONCE_MAX, PAGE_ENTRIES};
 use crate::meta::{entry_of, wrong_reply};
 use crate::path::RemotePath;
 
@@ -59,17 +60,24 @@ pub(crate) async fn copy(
     let [from_resolved, to_resolved] = resolved.as_slice() else {
         return Err(Failure::from_meta(&wrong_reply("resolve"), "copy"));
     };
-    let source = found(&from, from_resolved)?;
-    let parent = parent_of(&to, to_resolved)?;
+    let source = found(&from, from_resolved);
+    let parent = parent_of(&to, to_resolved);
     let mut copy = Copy { core, caller, request, from, to: to.clone(), files: 0, bytes: 0 };
+    let source = match source {
+        Ok(source) => source,
+        Err(nowhere) => {
+            let row = copy.remembered(parent.unwrap_or(NO_ENTRY), message.replace, nowhere).await?;
+            return Ok(copy.response(row));
+        }
+    };
+    let parent = parent?;
     let row = if source.kind == EntryKind::Folder {
         let replaced = found(&to, to_resolved).ok().filter(|_row| message.replace);
         copy.folder(&source, parent, replaced).await?
     } else {
         copy.one(&source, parent, &[], message.replace).await?
     };
-    let entry = Some(convert::entry_to_wire(row, Some(&to)));
-    Ok(v1::CopyEntryResponse { entry, files: copy.files, bytes: copy.bytes })
+    Ok(copy.response(row))
 }
 
 fn check_places(from: &RemotePath, to: &RemotePath, replace: bool) -> Result<(), Failure> {
@@ -109,6 +117,33 @@ impl Copy<'_> {
         }
     }
 
+    fn response(&self, row: EntryRow) -> v1::CopyEntryResponse {
+        let entry = Some(convert::entry_to_wire(row, Some(&self.to)));
+        v1::CopyEntryResponse { entry, files: self.files, bytes: self.bytes }
+    }
+
+    /// What a first request has copied from where now is nothing. Of a folder that cannot be told: perhaps only a part
+    /// of it was copied.
+    async fn remembered(
+        &mut self,
+        parent: EntryId,
+        replace: bool,
+        nowhere: Failure,
+    ) -> Result<EntryRow, Failure> {
+        let name = self.to.name().to_owned();
+        let row = self.propose(self.copy_of(NO_ENTRY, parent, name, replace), &[]).await?;
+        if row.kind == EntryKind::Folder {
+            return Err(nowhere);
+        }
+        self.count(&row);
+        Ok(row)
+    }
+
+    fn copy_of(&self, entry: EntryId, to_parent: EntryId, to_name: String, replace: bool) -> DataStep {
+        let (namespace, device) = (self.caller.namespace, self.caller.device);
+        DataStep::EntryCopy { namespace, entry, to_parent, to_name, replace, device }
+    }
+
     /// Copies a file or symlink.
     async fn one(
         &mut self,
@@ -129,14 +164,8 @@ impl Copy<'_> {
         relative: &[String],
         replace: bool,
     ) -> Result<EntryRow, Failure> {
-        let step = DataStep::EntryCopy {
-            namespace: self.caller.namespace,
-            entry: source.entry,
-            to_parent: parent,
-            to_name: relative.last().map_or_else(|| self.to.name(), String::as_str).to_owned(),
-            replace,
-            device: self.caller.device,
-        };
+        let name = relative.last().map_or_else(|| self.to.name(), String::as_str).to_owned();
+        let step = self.copy_of(source.entry, parent, name, replace);
         self.propose(step, relative).await
     }
 
@@ -231,7 +260,7 @@ impl Copy<'_> {
                 })
                 .collect();
             let copied: Vec<Result<_, Failure>> =
-                stream::iter(work).buffered(REQUEST_COMMANDS_MAX).collect().await;
+                stream::iter(work).buffered(COPY_COMMANDS_AT_ONCE_MAX).collect().await;
             for copied in copied {
                 let (source, row, relative) = copied?;
                 self.count(&row);

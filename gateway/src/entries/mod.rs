@@ -7,3 +7,4 @@ pub(crate) mod look;
 mod together;
 pub(crate) mod trash;
 pub(crate) mod versions;
+mod waves;

@@ -1,13 +1,12 @@
 //! Sends one step of each of a request's items in few commands, in which each succeeds or fails by itself.
 //!
-//! Invariant: the request's message alone says which command an item is in, and where there; so a repetition finds the
-//! answers that were remembered. An item whose step was not known yet when its command went has an empty place in it,
-//! and goes alone.
+//! Invariant: the request's message alone says which command an item is in, and at which place there
+//! ([`crate::places`]). An item whose step was not known yet when its command went has an empty place in it.
 
 use std::collections::BTreeMap;
 
 use metaraft::api::MetaError;
-use metaraft::model::command::{DataStep, StepError};
+use metaraft::model::command::DataStep;
 use metaraft::model::outcome::StepOutcome;
 use metaraft::model::request_key::RequestKey;
 use metaraft::model::row::EntryRow;
@@ -18,6 +17,7 @@ use crate::failure::Failure;
 use crate::limits::{BATCH_ITEMS_MAX, COMMAND_ENTRIES_MAX};
 use crate::meta::wrong_reply;
 use crate::path::RemotePath;
+use crate::places::{Answer, Places};
 
 /// The items of a request that have places in one command, by their index in the message.
 pub(super) struct Part {
@@ -70,16 +70,21 @@ impl Batch<'_> {
             }
             return results;
         }
-        let places = part.items.iter().map(|item| steps.get(item).cloned().into_iter().collect()).collect();
-        let key = self.key(BATCH_ITEMS_MAX + part.number);
-        let outcomes = match self.core.meta.each(self.caller.namespace.slot(), key, places).await {
-            Ok(outcomes) => outcomes,
+        let mut places = Places::new(part.items.len());
+        for (place, item) in part.items.iter().enumerate() {
+            places.put(place, steps.get(item).cloned().into_iter().collect());
+        }
+        let (slot, key) = (self.caller.namespace.slot(), self.key(BATCH_ITEMS_MAX + part.number));
+        let mut answers = match places.send(&self.core.meta, slot, key, None).await {
+            Ok(answers) => answers,
             Err(error) => return steps.into_keys().map(|item| (item, Err(error.clone()))).collect(),
         };
-        for (item, outcome) in part.items.iter().zip(outcomes) {
+        for (place, item) in part.items.iter().enumerate() {
             let Some(step) = steps.remove(item) else { continue };
-            let was_empty = outcome.as_ref().is_ok_and(Vec::is_empty);
-            let result = if was_empty { self.alone(*item, step).await } else { only_outcome(outcome) };
+            let result = match answers.take(place) {
+                Answer::Empty => self.alone(*item, step).await,
+                Answer::Taken(outcomes) => only_outcome(outcomes),
+            };
             results.push((*item, result));
         }
         results
@@ -87,8 +92,10 @@ impl Batch<'_> {
 }
 
 /// What came of the one step of an item.
-pub(super) fn only_outcome(steps: Result<Vec<StepOutcome>, StepError>) -> Result<StepOutcome, MetaError> {
-    steps?.pop().ok_or_else(|| wrong_reply("entries"))
+pub(super) fn only_outcome<E: Into<MetaError>>(
+    outcomes: Result<Vec<StepOutcome>, E>,
+) -> Result<StepOutcome, MetaError> {
+    outcomes.map_err(Into::into)?.pop().ok_or_else(|| wrong_reply("entries"))
 }
 
 /// The entry that a step answered with, or why there is none at `path`.

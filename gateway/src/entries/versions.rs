@@ -1,10 +1,13 @@
 //! Removes earlier versions of files, for good.
+//!
+//! Invariant: all steps of a request are about one file. A repetition looks its path up anew; if another file is there by
+//! then, it is refused.
 
-use engine::ids::VersionId;
+use engine::ids::{EntryId, VersionId};
 use metaraft::api::MetaError;
-use metaraft::model::command::{DataStep, VersionChoice};
+use metaraft::model::command::{DataStep, StepError, VersionChoice};
 use metaraft::model::outcome::StepOutcome;
-use metaraft::model::request_key::RequestKey;
+use metaraft::model::request_key::{Payload, RequestKey};
 use proto::v1;
 
 use crate::auth::Caller;
@@ -38,6 +41,26 @@ fn choice(message: &v1::RemoveVersionsRequest) -> Result<VersionChoice, Failure>
     }
 }
 
+/// The request about this very entry. Under the same id it has other words for any other: the metadata refuse it where
+/// a step about that one is remembered.
+fn about(request: RequestKey, entry: EntryId) -> RequestKey {
+    let asked = request.payload.map_or([0; Payload::LENGTH], |payload| payload.0);
+    let words = [&b"versions of "[..], &entry.0.to_be_bytes(), &asked].concat();
+    RequestKey { payload: Some(Payload::of_command(&words)), ..request }
+}
+
+fn failure_of(error: &MetaError, subject: &str) -> Failure {
+    let failure = Failure::from_meta(error, subject);
+    if !matches!(error, MetaError::Step(StepError::RequestReused)) {
+        return failure;
+    }
+    let message = format!(
+        "{subject}: the request id has been used for another file that was there, or for another request; nothing was \
+         done to this one: look at it, and ask under a new id"
+    );
+    Failure::new(failure.code, failure.reason, message)
+}
+
 /// Removes versions, and gives back what they referred to.
 pub(crate) async fn remove(
     core: &Core,
@@ -49,7 +72,7 @@ pub(crate) async fn remove(
     let which = choice(message)?;
     let subject = path.to_string();
     let namespace = caller.namespace;
-    let failed = |error: MetaError| Failure::from_meta(&error, &subject);
+    let failed = |error: MetaError| failure_of(&error, &subject);
     release::drain(&core.meta, &core.source, namespace).await?;
     let row = core.entry_at(namespace, &path).await?;
     let current = file_state(&row, &subject)?.version;
@@ -60,6 +83,7 @@ pub(crate) async fn remove(
         );
         return Err(Failure::precondition("current-version", message));
     }
+    let request = about(request, row.entry);
     let mut removed = v1::RemoveVersionsResponse::default();
     for number in 0..STEPS_MAX {
         let step = DataStep::VersionsRemove {
@@ -85,6 +109,21 @@ pub(crate) async fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_is_about_one_file() {
+        let client = engine::ids::AccountId::from_bytes([1; 16]);
+        let request = |message: &[u8]| {
+            let id = engine::ids::RequestId::new(1, [1; 16]);
+            RequestKey::of_client(client, id, "remove_versions", message)
+        };
+        let first = about(request(b"/a"), EntryId(7)).step(3);
+        assert_eq!(first, about(request(b"/a"), EntryId(7)).step(3));
+        for other in [about(request(b"/a"), EntryId(8)), about(request(b"/b"), EntryId(7))] {
+            assert_eq!(other.step(3).id, first.id, "it meets what is remembered");
+            assert_ne!(other.step(3).payload, first.payload);
+        }
+    }
 
     #[test]
     fn exactly_one_way_of_choosing_is_taken() {

@@ -222,9 +222,11 @@ impl Files for FilesService {
     ) -> Result<Response<v1::SetAttributesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
+        self.core.refusals.check(caller.account)?;
         let request = convert::request_of(&caller, &message.request_id, "set_attributes", &message)?;
-        let set = entries::change::set_attributes(&self.core, &caller, request, &message.entries).await?;
-        Ok(Response::new(v1::SetAttributesResponse { results: results(set) }))
+        let set = entries::change::set_attributes(&self.core, &caller, request, &message.entries).await;
+        self.core.refusals.settle(caller.account, Asked::Entries, &set).await;
+        Ok(Response::new(v1::SetAttributesResponse { results: results(set?) }))
     }
 
     async fn move_entry(
@@ -234,7 +236,8 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "move_entry", &message)?;
-        let entry = entries::change::move_entry(&self.core, &caller, request, &message).await?;
+        let answer = entries::change::move_entry(&self.core, &caller, request, &message);
+        let entry = self.core.refusals.counted(caller.account, Asked::Entries, answer).await?;
         Ok(Response::new(v1::MoveEntryResponse { entry: Some(entry) }))
     }
 
@@ -245,7 +248,8 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "copy_entry", &message)?;
-        Ok(Response::new(entries::copy::copy(&self.core, &caller, request, &message).await?))
+        let answer = entries::copy::copy(&self.core, &caller, request, &message);
+        Ok(Response::new(self.core.refusals.counted(caller.account, Asked::Entries, answer).await?))
     }
 
     async fn delete_entry(
@@ -255,7 +259,8 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "delete_entry", &message)?;
-        let trash_id = entries::change::delete(&self.core, &caller, request, &message).await?;
+        let answer = entries::change::delete(&self.core, &caller, request, &message);
+        let trash_id = self.core.refusals.counted(caller.account, Asked::Entries, answer).await?;
         Ok(Response::new(v1::DeleteEntryResponse { trash_id }))
     }
 
@@ -274,7 +279,8 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let request = convert::request_of(&caller, &message.request_id, "restore_version", &message)?;
-        let entry = entries::change::restore_version(&self.core, &caller, request, &message).await?;
+        let answer = entries::change::restore_version(&self.core, &caller, request, &message);
+        let entry = self.core.refusals.counted(caller.account, Asked::Entries, answer).await?;
         Ok(Response::new(v1::RestoreVersionResponse { entry: Some(entry) }))
     }
 

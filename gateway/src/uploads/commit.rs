@@ -8,11 +8,11 @@
 //! 5. Only after the answer: if another holder is in force, this session's pins go (they are garbage by then).
 //!
 //! Where one group has both slots, 2 to 4 are one step after the other in one command. Small sessions go together,
-//! as items of few commands (`batch`); a large one has commands of its own (`alone`). Which is which depends on the
+//! as items of few commands (`together`); a large one has commands of its own (`alone`). Which is which depends on the
 //! session's list alone. Request ids of commits follow from the client's and the item's place, so that a repetition
 //! repeats each under its first id, through whichever gateway; holding and retaining are idempotent in themselves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use engine::ids::{EntryId, HolderId, UploadId};
@@ -31,9 +31,9 @@ use crate::core::Core;
 use crate::failure::Failure;
 use crate::limits::{BATCH_ITEMS_MAX, REQUEST_COMMANDS_MAX, SMALL_UPLOAD_CHUNKS_MAX};
 use crate::path::{RemotePath, name_fault, shown};
-use crate::sessions::{Session, session_gone};
+use crate::sessions::{Extent, Session, session_gone};
 use crate::sync::history::Guard;
-use crate::uploads::{alone, batch};
+use crate::uploads::{alone, together};
 
 /// Manifest nodes of one file that are stored at once.
 const NODES_AT_ONCE: usize = 4;
@@ -131,6 +131,16 @@ impl Wanted {
     }
 }
 
+/// A session becomes one file: who names it twice asks for its work many times over, and gets one answer at most.
+fn check_distinct(parsed: &[Result<Wanted, Failure>]) -> Result<(), Failure> {
+    let mut named = HashSet::with_capacity(parsed.len());
+    let twice = |wanted: &&Wanted| !named.insert(wanted.upload);
+    match parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).find(twice) {
+        Some(wanted) => Err(Failure::invalid(format!("{}: its upload is named twice", wanted.subject()))),
+        None => Ok(()),
+    }
+}
+
 /// Commits all of them; each succeeds or fails by itself.
 pub(crate) async fn commit(
     request: Request<'_>,
@@ -139,7 +149,9 @@ pub(crate) async fn commit(
     if uploads.len() > BATCH_ITEMS_MAX {
         return Err(Failure::invalid(format!("at most {BATCH_ITEMS_MAX} uploads in one request")));
     }
-    let prepared = prepare_all(request, uploads).await?;
+    let parsed: Vec<Result<Wanted, Failure>> = uploads.iter().map(parse).collect();
+    check_distinct(&parsed)?;
+    let prepared = prepare_all(request, parsed).await?;
     let mut results: Vec<Option<Result<v1::Entry, Failure>>> = uploads.iter().map(|_upload| None).collect();
     let (mut small, mut large) = (Vec::new(), Vec::new());
     for (index, ready) in prepared.into_iter().enumerate() {
@@ -150,7 +162,7 @@ pub(crate) async fn commit(
         }
     }
     let (small, large) = futures_util::future::join(
-        batch::commit_all(request, small),
+        together::commit_all(request, small),
         stream::iter(large.into_iter().map(|ready| alone::commit(request, ready)))
             .buffer_unordered(REQUEST_COMMANDS_MAX)
             .collect::<Vec<_>>(),
@@ -183,10 +195,9 @@ async fn finish(
 /// Looks all items up, and makes what they need before they are committed.
 async fn prepare_all(
     request: Request<'_>,
-    uploads: &[v1::CommitUpload],
+    parsed: Vec<Result<Wanted, Failure>>,
 ) -> Result<Vec<Result<Ready, Failure>>, Failure> {
     let (core, caller) = (request.core, request.caller);
-    let parsed: Vec<Result<Wanted, Failure>> = uploads.iter().map(parse).collect();
     let wanted = || parsed.iter().filter_map(|parsed| parsed.as_ref().ok());
     let ids: Vec<UploadId> = wanted().map(|wanted| wanted.upload).collect();
     let paths: Vec<RemotePath> = wanted().filter_map(|wanted| wanted.path().cloned()).collect();
@@ -258,10 +269,9 @@ async fn ready_content(
     let (core, namespace) = (request.core, request.caller.namespace);
     let failed = |error: MetaError| Failure::from_meta(&error, subject);
     let session = core.sessions.load(&core.meta, namespace, row).await.map_err(failed)?;
-    session.refresh_durable(&core.meta).await.map_err(failed)?;
-    let missing = session.missing().len();
-    if missing > 0 {
-        let message = format!("{subject}: {missing} chunks have not been sent yet; send them, then commit");
+    session.refresh_durable(&core.meta, Extent::UntilMissing).await.map_err(failed)?;
+    if !session.is_complete() {
+        let message = format!("{subject}: some of its chunks have not been sent yet; send them, then commit");
         return Err(Failure::precondition("incomplete", message));
     }
     let list = store_list(core, &session).await?;
@@ -302,5 +312,27 @@ impl ReadyContent {
     /// Nothing to be done if the session's own holder is in force; otherwise it can never be.
     pub(super) fn clean_up_after(&self, in_force: HolderId) -> Option<bool> {
         (in_force != self.session.holder).then_some(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_is_named_once_in_a_request() {
+        let item = |upload: u8, path: &str| {
+            parse(&v1::CommitUpload {
+                upload_id: vec![upload; 16].into(),
+                path: path.to_owned(),
+                base: Some(v1::Base { base: Some(v1::base::Base::Any(true)) }),
+                ..v1::CommitUpload::default()
+            })
+        };
+        check_distinct(&[item(1, "/a"), item(2, "/a"), item(3, "bad")]).unwrap();
+        for second in ["/a", "/b"] {
+            let failure = check_distinct(&[item(1, "/a"), item(2, "/a"), item(1, second)]).unwrap_err();
+            assert_eq!((failure.code, failure.reason), (tonic::Code::InvalidArgument, "invalid"));
+        }
     }
 }

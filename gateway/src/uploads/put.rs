@@ -30,7 +30,8 @@ use crate::core::{BUDGET_UNIT_BYTES, Core};
 use crate::door::shares::Share;
 use crate::failure::Failure;
 use crate::limits::{
-    PUT_MESSAGE_CHUNKS_MAX, PUT_MESSAGES_IN_FLIGHT_MAX, PUT_SESSIONS_MAX, UPLOAD_STREAM_BYTES_MAX,
+    PUT_MESSAGE_CHUNKS_MAX, PUT_MESSAGE_SESSIONS_MAX, PUT_MESSAGES_IN_FLIGHT_MAX, PUT_SESSIONS_MAX,
+    UPLOAD_STREAM_BYTES_MAX,
 };
 use crate::sessions::{Session, session_gone};
 
@@ -214,10 +215,8 @@ async fn check(
             Err(failure) => refused.push((named(chunk), failure)),
         }
     }
-    let mut uploads: Vec<UploadId> =
-        parsed.iter().flat_map(|(_id, uploads, _plain)| uploads.iter().copied()).collect();
-    uploads.sort_unstable();
-    uploads.dedup();
+    let uploads = named_sessions(parsed.iter().flat_map(|(_id, uploads, _plain)| uploads));
+    let uploads = uploads.map_err(|failure| (failure, ids()))?;
     let sessions = core.sessions.open(&core.meta, caller.namespace, &uploads).await;
     let sessions = sessions.map_err(|error| (Failure::from_meta(&error, "upload"), ids()))?;
     let mut items = Vec::with_capacity(parsed.len());
@@ -249,6 +248,19 @@ fn parse(chunk: &v1::PutChunk) -> Result<(ChunkId, Vec<UploadId>), Failure> {
     let uploads =
         chunk.upload_ids.iter().map(|upload| convert::upload_id(upload)).collect::<Result<_, _>>()?;
     Ok((convert::chunk_id(&chunk.id)?, uploads))
+}
+
+/// The sessions that a message's chunks are for, each once.
+fn named_sessions<'a>(uploads: impl Iterator<Item = &'a UploadId>) -> Result<Vec<UploadId>, Failure> {
+    let mut named: Vec<UploadId> = uploads.copied().collect();
+    named.sort_unstable();
+    named.dedup();
+    if named.len() > PUT_MESSAGE_SESSIONS_MAX {
+        let message =
+            format!("the chunks of one message are for at most {PUT_MESSAGE_SESSIONS_MAX} upload sessions");
+        return Err(Failure::invalid(message));
+    }
+    Ok(named)
 }
 
 /// The chunk's place in each session that it is sent for: all must be open and have it in their lists.
@@ -369,6 +381,16 @@ mod tests {
         let elapsed = begun.elapsed();
         assert!((stall_max..stall_max * 100).contains(&elapsed), "{elapsed:?}");
         answers.ended().await;
+    }
+
+    #[test]
+    fn a_message_names_so_many_sessions_and_each_as_often_as_it_likes() {
+        let uploads: Vec<UploadId> = (0..=PUT_MESSAGE_SESSIONS_MAX)
+            .map(|number| UploadId::from_bytes((number as u128).to_be_bytes()))
+            .collect();
+        let some = &uploads[..PUT_MESSAGE_SESSIONS_MAX];
+        assert_eq!(named_sessions(some.iter().chain(some).chain(some)).unwrap(), some);
+        assert_eq!(named_sessions(uploads.iter()).unwrap_err().code, tonic::Code::InvalidArgument);
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use crate::core::Core;
 use crate::failure::Failure;
 use crate::meta::wrong_reply;
 use crate::release;
-use crate::sessions::session_gone;
+use crate::sessions::{Extent, session_gone};
 use crate::uploads::forget;
 
 fn failed(error: &MetaError) -> Failure {
@@ -49,7 +49,7 @@ pub(crate) async fn status(
         response.committed = Some(committed);
     } else {
         let session = core.sessions.go_on_with(&core.meta, caller.namespace, &row).await?;
-        session.refresh_durable(&core.meta).await.map_err(|error| failed(&error))?;
+        session.refresh_durable(&core.meta, Extent::Whole).await.map_err(|error| failed(&error))?;
         response.expires_ms = session.expires_ms();
         response.missing = session.missing();
     }

@@ -2,6 +2,7 @@
 //! not do it.
 
 mod bounds;
+mod costs;
 mod neighbours;
 mod revocation;
 mod sign_in;

@@ -1,8 +1,6 @@
 //! Commits many small sessions by few commands, in which each succeeds or fails by itself.
 //!
-//! Invariant: an item's place in the request says which command it is in, and where there; so a repetition finds the
-//! answer that was remembered. An item that could not go with its command the first time (its chunks were not all
-//! there, say) has an empty place in it, and when it comes again it goes alone.
+//! Invariant: an item's index in the request says which command it is in, and at which place there ([`crate::places`]).
 
 use std::collections::BTreeMap;
 
@@ -15,6 +13,7 @@ use metaraft::model::outcome::StepOutcome;
 use crate::failure::Failure;
 use crate::limits::COMMAND_UPLOADS_MAX;
 use crate::meta::{entry_of, wrong_reply};
+use crate::places::{Answer, Places};
 use crate::random;
 use crate::uploads::alone;
 use crate::uploads::commit::{Committed, Ready, Request};
@@ -44,30 +43,28 @@ pub(super) async fn commit_all(request: Request<'_>, items: Vec<Ready>) -> Vec<O
 
 async fn commit_some(request: Request<'_>, number: usize, items: Vec<Ready>) -> Vec<Outcome> {
     let (mut outcomes, items) = retain_elsewhere(request, items).await;
-    let mut places: Vec<Vec<DataStep>> = vec![Vec::new(); COMMAND_UPLOADS_MAX];
-    for Item { ready, .. } in &items {
-        places[ready.index % COMMAND_UPLOADS_MAX] = steps(request, ready);
-    }
     if items.is_empty() {
         return outcomes;
     }
+    let place = |ready: &Ready| ready.index % COMMAND_UPLOADS_MAX;
+    let mut places = Places::new(COMMAND_UPLOADS_MAX);
+    for Item { ready, .. } in &items {
+        places.put(place(ready), steps(request, ready));
+    }
     let id = request.id.step(u32::try_from(number).unwrap_or(u32::MAX));
     let slot = request.caller.namespace.slot();
-    let results = request.core.meta.each_guarded(slot, id, request.guard, places).await;
-    let mut results: Vec<Option<Result<Vec<StepOutcome>, StepError>>> = match results {
-        Ok(results) => results.into_iter().map(Some).collect(),
+    let mut answers = match places.send(&request.core.meta, slot, id, request.guard).await {
+        Ok(answers) => answers,
         Err(error) => {
             outcomes.extend(items.into_iter().map(|item| told(item.ready, &error)));
             return outcomes;
         }
     };
     for Item { ready, clean_up } in items {
-        let place = ready.index % COMMAND_UPLOADS_MAX;
-        outcomes.push(match results.get_mut(place).and_then(Option::take) {
-            Some(Ok(steps)) if steps.is_empty() => alone::commit(request, ready).await,
-            Some(Ok(steps)) => finished(ready, clean_up, steps),
-            Some(Err(error)) => told(ready, &error.into()),
-            None => told(ready, &wrong_reply("commit")),
+        outcomes.push(match answers.take(place(&ready)) {
+            Answer::Empty => alone::commit(request, ready).await,
+            Answer::Taken(Ok(steps)) => finished(ready, clean_up, steps),
+            Answer::Taken(Err(error)) => told(ready, &error),
         });
     }
     outcomes
