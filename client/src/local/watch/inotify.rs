@@ -3,6 +3,9 @@
 //!
 //! Invariants:
 //! - `folders` holds each watch that the kernel has, and the folder's place by the watch of the folder it is in.
+//! - Events are old news: what is at a path now may be another folder than the one that the event is about. So events
+//!   alone move watches; and each place where a folder came or went is looked at once all events are taken in, and the
+//!   watch found there is right. Whoever changes a place after that causes an event, and so a further look.
 //! - Opening and reading do not count as events: a scan does not wake the watcher.
 
 use std::collections::HashMap;
@@ -34,6 +37,13 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const FOLDERS_MAX: usize = 1_000;
 /// Folders on one path.
 const DEPTH_MAX: usize = 2_048;
+/// Reads after which a place is looked at, if no folder is found there: one above it may have moved, whose event is yet
+/// to be read.
+const LOOKS_MAX: u8 = 8;
+/// Times that places are looked at after one read, as long as that moves watches.
+const ROUNDS_MAX: usize = 16;
+/// Places to be looked at; more become one walk through everything.
+const UNSURE_MAX: usize = 100_000;
 /// A hint that could not be sent, for nobody takes them, is tried again after this.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(20);
 
@@ -45,14 +55,36 @@ struct Watched {
     name: Box<str>,
 }
 
+/// A name that went away, and may come back under another one with the same cookie.
+struct Left {
+    cookie: u32,
+    /// The watch of the folder it was in.
+    parent: i32,
+    name: Box<str>,
+    is_folder: bool,
+}
+
+/// What a look at a place found.
+enum Found {
+    /// No folder that can be watched.
+    Nothing,
+    /// The folder that was taken to be there.
+    Same,
+    /// Another one, which is taken to be there now.
+    Other,
+}
+
 struct State {
     root: Arc<Root>,
     inotify: AsyncFd<OwnedFd>,
     folders: HashMap<i32, Watched>,
     by_place: HashMap<(i32, Box<str>), i32>,
     root_watch: i32,
-    /// A name that went away, and may come back under another one with the same cookie.
-    moved_from: Option<(u32, i32, Box<str>)>,
+    moved_from: Option<Left>,
+    /// Places to be looked at, by the watch of the folder they are in, with the looks that are left.
+    unsure: HashMap<(i32, Box<str>), u8>,
+    /// Watches whose place was given to another one.
+    displaced: Vec<i32>,
     unquiet: Unquiet,
     writers: Writers,
     /// New folders: hinted at with all below, once they are quiet.
@@ -100,6 +132,8 @@ pub(super) fn start(
         by_place: HashMap::new(),
         root_watch,
         moved_from: None,
+        unsure: HashMap::new(),
+        displaced: Vec::new(),
         unquiet,
         writers,
         deep: HashMap::new(),
@@ -189,11 +223,16 @@ impl State {
         let Ok(fd) = self.inotify.get_ref().try_clone() else { return };
         let mut reader = Reader::new(fd, buffer);
         let now = Instant::now();
+        let mut heard = false;
         loop {
             match reader.next() {
                 Ok(event) => {
+                    heard = true;
                     let name = event.file_name().map(|name| name.to_bytes().to_vec());
                     self.take_in(event.wd(), event.events(), event.cookie(), name.as_deref(), now);
+                    if self.unsure.len() > UNSURE_MAX {
+                        self.settle(now);
+                    }
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) => break,
@@ -204,15 +243,15 @@ impl State {
                 }
             }
         }
-        // Both ends of a move within the root come one after the other.
-        self.settle_moved_from();
+        if heard {
+            self.settle(now);
+        }
     }
 
     fn take_in(&mut self, watch: i32, events: ReadFlags, cookie: u32, name: Option<&[u8]>, now: Instant) {
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-            // Folders may have come that nobody watches.
-            self.watch_below(self.root_watch, &Rel::root());
-            self.unquiet.with(|changes| changes.note_everything(now));
+            self.settle_moved_from();
+            self.look_at_everything(now);
             return;
         }
         if events.contains(ReadFlags::IGNORED) {
@@ -245,36 +284,35 @@ impl State {
         } else if events.intersects(ReadFlags::CLOSE_WRITE | ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
             self.writers.closed(&rel, now);
         }
+        let is_folder = events.contains(ReadFlags::ISDIR);
+        if is_folder && events.intersects(ReadFlags::CREATE | ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO) {
+            self.unsure.insert((watch, name.into()), LOOKS_MAX);
+        }
         if events.contains(ReadFlags::MOVED_FROM) {
             self.settle_moved_from();
-            self.moved_from = Some((cookie, watch, name.into()));
+            self.moved_from = Some(Left { cookie, parent: watch, name: name.into(), is_folder });
             self.unquiet.with(|changes| changes.note(rel, now));
             return;
         }
         if events.contains(ReadFlags::MOVED_TO) {
-            self.moved_to(watch, name, &rel, cookie, events.contains(ReadFlags::ISDIR), now);
+            self.moved_to(watch, name, &rel, cookie, is_folder, now);
             return;
         }
-        if events.contains(ReadFlags::CREATE | ReadFlags::ISDIR) {
-            self.new_folder(watch, name, &rel);
+        if is_folder && events.contains(ReadFlags::CREATE) {
+            self.deep.insert(rel.clone(), ());
         }
         self.unquiet.with(|changes| changes.note(rel, now));
     }
 
     fn moved_to(&mut self, watch: i32, name: &str, rel: &Rel, cookie: u32, is_folder: bool, now: Instant) {
-        let from = self.moved_from.take_if(|(of, _, _)| *of == cookie);
-        let Some((_, from_watch, from_name)) = from else {
-            if is_folder {
-                self.new_folder(watch, name, rel);
-            }
-            self.unquiet.with(|changes| changes.note(rel.clone(), now));
-            return;
-        };
-        let from_rel = self.rel_of(from_watch).and_then(|folder| folder.join(&from_name).ok());
-        match self.by_place.remove(&(from_watch, from_name)) {
-            Some(moved) if is_folder => self.place(moved, watch, name),
-            _ if is_folder => self.new_folder(watch, name, rel),
-            _ => {}
+        let from = self.moved_from.take_if(|left| left.cookie == cookie);
+        let from_rel = from.as_ref().and_then(|left| self.rel_of(left.parent)?.join(&left.name).ok());
+        let moved =
+            from.filter(|_| is_folder).and_then(|left| self.by_place.remove(&(left.parent, left.name)));
+        if let Some(moved) = moved {
+            self.place(moved, watch, name);
+        } else if is_folder {
+            self.deep.insert(rel.clone(), ());
         }
         self.unquiet.with(|changes| match from_rel {
             Some(from_rel) => changes.join(from_rel, rel.clone(), now),
@@ -284,8 +322,84 @@ impl State {
 
     /// A folder that went away and did not come back is out of the root: nothing below it is watched any more.
     fn settle_moved_from(&mut self) {
-        let Some((_, watch, name)) = self.moved_from.take() else { return };
-        let Some(left) = self.by_place.get(&(watch, name)).copied() else { return };
+        let Some(left) = self.moved_from.take() else { return };
+        if left.is_folder
+            && let Some(watch) = self.by_place.get(&(left.parent, left.name)).copied()
+        {
+            self.leave(watch);
+        }
+    }
+
+    /// Looks at each place where a folder came or went, and corrects what the events alone made of it.
+    fn settle(&mut self, now: Instant) {
+        // Both ends of a move within the root come one after the other.
+        self.settle_moved_from();
+        let mut missing = HashMap::new();
+        for _ in 0..ROUNDS_MAX {
+            let mut places = std::mem::take(&mut self.unsure);
+            places.extend(missing.drain());
+            let mut changed = false;
+            for ((parent, name), looks) in places {
+                match self.look_at(parent, &name, now) {
+                    Found::Nothing => {
+                        missing.insert((parent, name), looks);
+                    }
+                    Found::Same => {}
+                    Found::Other => changed = true,
+                }
+            }
+            if !changed {
+                break;
+            }
+        }
+        for ((parent, name), looks) in missing {
+            // The root is where it is: nothing is in that place.
+            if looks > 1 && parent != self.root_watch && self.folders.contains_key(&parent) {
+                self.unsure.entry((parent, name)).or_insert(looks - 1);
+            }
+        }
+        for watch in std::mem::take(&mut self.displaced) {
+            // It left the root, or it is found again by the event that tells where it went.
+            if self.folders.contains_key(&watch) && !self.has_place(watch) {
+                self.leave(watch);
+            }
+        }
+        if self.unsure.len() > UNSURE_MAX {
+            self.look_at_everything(now);
+        }
+    }
+
+    /// Watches the folder that is in a place now. One that was not watched there is to be scanned with all below: what
+    /// happened in it was not heard, or taken for something elsewhere.
+    fn look_at(&mut self, parent: i32, name: &str, now: Instant) -> Found {
+        if !self.above(parent).into_iter().all(|watch| self.has_place(watch)) {
+            return Found::Nothing;
+        }
+        let Some(rel) = self.rel_of(parent).and_then(|folder| folder.join(name).ok()) else {
+            return Found::Nothing;
+        };
+        let before = self.by_place.get(&(parent, Box::<str>::from(name))).copied();
+        let Some((watch, known)) = self.watch(parent, name, &rel) else { return Found::Nothing };
+        if known && before == Some(watch) {
+            return Found::Same;
+        }
+        if !known {
+            self.watch_below(watch, &rel);
+        }
+        self.deep.insert(rel.clone(), ());
+        self.unquiet.with(|changes| changes.note(rel, now));
+        Found::Other
+    }
+
+    /// After events were lost: folders may have come that nobody watches.
+    fn look_at_everything(&mut self, now: Instant) {
+        self.unsure.clear();
+        self.watch_below(self.root_watch, &Rel::root());
+        self.unquiet.with(|changes| changes.note_everything(now));
+    }
+
+    /// Watches neither a folder nor what is below it any more.
+    fn leave(&mut self, left: i32) {
         let mut below: HashMap<i32, Vec<i32>> = HashMap::new();
         for (watch, folder) in &self.folders {
             if let Some(parent) = folder.parent {
@@ -314,15 +428,52 @@ impl State {
         }
     }
 
+    /// Takes a watched folder to be in this place, and no longer where it was.
     fn place(&mut self, watch: i32, parent: i32, name: &str) {
+        let place = (parent, Box::<str>::from(name));
+        if self.above(parent).contains(&watch) {
+            // A folder above was moved, whose event is yet to be read.
+            self.unsure.insert(place, LOOKS_MAX);
+            self.displaced.push(watch);
+            return;
+        }
         let before = self.folders.insert(watch, Watched { parent: Some(parent), name: name.into() });
         if let Some(Watched { parent: Some(parent), name }) = before {
-            let place = (parent, name);
-            if self.by_place.get(&place) == Some(&watch) {
-                self.by_place.remove(&place);
+            let before = (parent, name);
+            if before != place && self.by_place.get(&before) == Some(&watch) {
+                self.by_place.remove(&before);
+                self.unsure.insert(before, LOOKS_MAX);
             }
         }
-        self.by_place.insert((parent, name.into()), watch);
+        if let Some(other) = self.by_place.insert(place, watch)
+            && other != watch
+        {
+            self.displaced.push(other);
+        }
+    }
+
+    /// A watch, and those of the folders around it.
+    fn above(&self, watch: i32) -> Vec<i32> {
+        let mut above = vec![watch];
+        let mut at = watch;
+        while above.len() < DEPTH_MAX
+            && let Some(Watched { parent: Some(parent), .. }) = self.folders.get(&at)
+        {
+            at = *parent;
+            above.push(at);
+        }
+        above
+    }
+
+    /// Whether no other watch was found where this one is taken to be.
+    fn has_place(&self, watch: i32) -> bool {
+        match self.folders.get(&watch) {
+            Some(Watched { parent: Some(parent), name }) => {
+                self.by_place.get(&(*parent, name.clone())) == Some(&watch)
+            }
+            Some(Watched { parent: None, .. }) => true,
+            None => false,
+        }
     }
 
     fn rel_of(&self, watch: i32) -> Option<Rel> {
@@ -338,20 +489,14 @@ impl State {
         None
     }
 
-    /// A folder that came: watched with all below, then to be scanned with all below.
-    fn new_folder(&mut self, parent: i32, name: &str, rel: &Rel) {
-        if let Some(watch) = self.watch(parent, name, rel) {
-            self.watch_below(watch, rel);
-        }
-        self.deep.insert(rel.clone(), ());
-    }
-
-    fn watch(&mut self, parent: i32, name: &str, rel: &Rel) -> Option<i32> {
+    /// Watches the folder that is at `rel` now, and places it: its watch, and whether there was one before.
+    fn watch(&mut self, parent: i32, name: &str, rel: &Rel) -> Option<(i32, bool)> {
         let fd = beneath::open(self.root.fd(), rel, OFlags::PATH | OFlags::DIRECTORY).ok()?;
         match add_watch(self.inotify.get_ref(), beneath::path_of_fd(fd.as_fd()), flags()) {
             Ok(watch) => {
+                let known = self.folders.contains_key(&watch);
                 self.place(watch, parent, name);
-                Some(watch)
+                Some((watch, known))
             }
             Err(Errno::NOSPC) => {
                 self.limited = true;
@@ -375,7 +520,7 @@ impl State {
                     continue;
                 }
                 let Ok(below) = rel.join(&name) else { continue };
-                if let Some(watch) = self.watch(watch, &name, &below) {
+                if let Some((watch, _known)) = self.watch(watch, &name, &below) {
                     left.push((watch, below));
                 }
                 if self.limited {

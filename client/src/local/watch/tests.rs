@@ -182,3 +182,133 @@ async fn lost_events_become_a_scan_of_everything_and_what_came_then_is_watched()
     until(&mut watcher, &[("late/sub", false)]).await;
     watcher.stop().await;
 }
+
+/// Writes into folders, one after the other: each is hinted at under its own path.
+async fn assert_heard(watcher: &mut Watcher, root: &TestRoot, folders: &[&str]) {
+    for folder in folders {
+        root.write(&format!("{folder}/f"), "f");
+        until(watcher, &[(*folder, false)]).await;
+    }
+}
+
+/// Rounds of the tests below. What they do to folders in one round is read at once: see the test before.
+const MOVES: usize = 5;
+
+#[tokio::test]
+async fn a_folder_that_takes_the_place_of_one_that_left_is_watched() {
+    let root = TestRoot::new();
+    let outside = tempfile::tempdir().unwrap();
+    for at in 0..MOVES {
+        std::fs::create_dir_all(root.dir().join(format!("p{at}/sub"))).unwrap();
+        std::fs::create_dir_all(root.dir().join(format!("q{at}/sub"))).unwrap();
+        std::fs::create_dir_all(outside.path().join(format!("new{at}/sub"))).unwrap();
+    }
+    let mut watcher = start(&root);
+    for at in 0..MOVES {
+        let (p, q) = (format!("p{at}"), format!("q{at}"));
+        let (p, q, q_sub) = (p.as_str(), q.as_str(), format!("{q}/sub"));
+        std::fs::rename(root.dir().join(p), outside.path().join(p)).unwrap();
+        std::fs::create_dir(root.dir().join(p)).unwrap();
+        until(&mut watcher, &[(p, true)]).await;
+        assert_heard(&mut watcher, &root, &[p]).await;
+        std::fs::rename(root.dir().join(q), outside.path().join(q)).unwrap();
+        std::fs::rename(outside.path().join(format!("new{at}")), root.dir().join(q)).unwrap();
+        until(&mut watcher, &[(q, true)]).await;
+        assert_heard(&mut watcher, &root, &[q, q_sub.as_str()]).await;
+        // Nobody hears what left.
+        std::fs::write(outside.path().join(&q_sub).join("f"), "not ours").unwrap();
+        root.write("f", "ours");
+        let hinted = until(&mut watcher, &[("", false)]).await;
+        assert_eq!(hinted.len(), 1, "{hinted:?}");
+    }
+    watcher.stop().await;
+}
+
+#[tokio::test]
+async fn folders_that_change_places_are_watched_under_their_new_paths() {
+    let root = TestRoot::new();
+    std::fs::create_dir_all(root.dir().join("a/one")).unwrap();
+    std::fs::create_dir_all(root.dir().join("in/b/two")).unwrap();
+    let mut watcher = start(&root);
+    let swap = |one: &str, other: &str| {
+        let flags = rustix::fs::RenameFlags::EXCHANGE;
+        let (one, other) = (root.dir().join(one), root.dir().join(other));
+        rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags).unwrap();
+    };
+    for _ in 0..MOVES {
+        swap("a", "in/b");
+        until(&mut watcher, &[("", false), ("in", false)]).await;
+        assert_heard(&mut watcher, &root, &["a", "a/two", "in/b", "in/b/one"]).await;
+        swap("in/b", "a");
+        until(&mut watcher, &[("", false), ("in", false)]).await;
+        assert_heard(&mut watcher, &root, &["in/b/two", "a/one", "in/b", "a"]).await;
+    }
+    // Three in a ring.
+    std::fs::create_dir_all(root.dir().join("c/three")).unwrap();
+    until(&mut watcher, &[("c", true)]).await;
+    swap("a", "in/b");
+    swap("in/b", "c");
+    until(&mut watcher, &[("", false), ("in", false)]).await;
+    assert_heard(&mut watcher, &root, &["a/two", "in/b/three", "c/one", "a", "in/b", "c"]).await;
+    watcher.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_and_a_file_that_change_places_leave_the_folder_watched() {
+    let root = TestRoot::new();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.dir().join("in")).unwrap();
+    std::fs::create_dir_all(root.dir().join("a/one")).unwrap();
+    root.write("in/b", "file");
+    let mut watcher = start(&root);
+    let flags = rustix::fs::RenameFlags::EXCHANGE;
+    let (one, other) = (root.dir().join("a"), root.dir().join("in/b"));
+    rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags).unwrap();
+    until(&mut watcher, &[("", false), ("in", false)]).await;
+    assert_heard(&mut watcher, &root, &["in/b", "in/b/one"]).await;
+    // It is known where it is: once it leaves, nobody hears it.
+    std::fs::rename(root.dir().join("in/b"), outside.path().join("b")).unwrap();
+    until(&mut watcher, &[("in", false)]).await;
+    std::fs::write(outside.path().join("b/one/f"), "not ours").unwrap();
+    root.write("f", "ours");
+    let hinted = until(&mut watcher, &[("", false)]).await;
+    assert_eq!(hinted.len(), 1, "{hinted:?}");
+    watcher.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_folder_that_moves_and_has_a_successor_is_watched_as_that_is() {
+    let root = TestRoot::new();
+    let mut watcher = start(&root);
+    for at in 0..MOVES {
+        let (n, m) = (format!("n{at}"), format!("m{at}"));
+        std::fs::create_dir_all(root.dir().join(&n).join("one")).unwrap();
+        std::fs::rename(root.dir().join(&n), root.dir().join(&m)).unwrap();
+        std::fs::create_dir_all(root.dir().join(&n).join("two")).unwrap();
+        let (m_one, n_two) = (format!("{m}/one"), format!("{n}/two"));
+        let (m, n) = (m.as_str(), n.as_str());
+        until(&mut watcher, &[(m, true), (n, true)]).await;
+        assert_heard(&mut watcher, &root, &[m, n, m_one.as_str(), n_two.as_str()]).await;
+    }
+    watcher.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_folder_is_watched_though_the_one_around_it_moves_at_once() {
+    let root = TestRoot::new();
+    for at in 0..MOVES {
+        std::fs::create_dir_all(root.dir().join(format!("a{at}"))).unwrap();
+    }
+    let mut watcher = start(&root);
+    for at in 0..MOVES {
+        let (a, b) = (format!("a{at}"), format!("b{at}"));
+        std::fs::create_dir_all(root.dir().join(&a).join("n/sub")).unwrap();
+        std::fs::rename(root.dir().join(&a), root.dir().join(&b)).unwrap();
+        std::fs::create_dir_all(root.dir().join(&a).join("n")).unwrap();
+        let (in_a, in_b, sub) = (format!("{a}/n"), format!("{b}/n"), format!("{b}/n/sub"));
+        until(&mut watcher, &[(a.as_str(), true), (in_b.as_str(), true)]).await;
+        let folders = [&in_a, &in_b, &sub, &a, &b].map(|folder| folder.as_str());
+        assert_heard(&mut watcher, &root, &folders).await;
+    }
+    watcher.stop().await;
+}
