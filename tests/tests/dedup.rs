@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use chaos::cluster::{Cluster, Options};
 use chaos::compare::assert_same;
 use chaos::disk::allocated_bytes;
+use chaos::group::Group;
 use chaos::serial::serial;
 use chaos::size::{Size, seed};
 use chaos::tree;
@@ -127,4 +128,27 @@ fn prepend(source: &Path, prefix: &[u8], target: &Path) -> Result<()> {
         }
         output.write_all(&buffer[..count])?;
     }
+}
+
+/// Licences, empty configurations and the like: more of them than a chunk is sent for at once.
+#[test]
+fn hundreds_of_small_files_with_the_same_content_are_put_and_synchronised() -> Result<()> {
+    let _serial = serial();
+    let group = Group::new("the-same", 1)?;
+    let device = &group.devices[0];
+    let made = device.home().join("made");
+    fs::create_dir(&made)?;
+    for index in 0..300 {
+        fs::write(made.join(format!("{index}")), "the same in all of them")?;
+        device.write(&format!("here/{index}"), "the same on the device")?;
+    }
+    let put = group.client.put(&[&made], "/put")?;
+    ensure!(put.files == 300, "{put:?}");
+    device.once_agreed()?;
+    for index in 0..300 {
+        let got = device.read(&format!("put/{index}"));
+        ensure!(got.as_deref() == Some(b"the same in all of them".as_slice()), "{index}: {got:?}");
+    }
+    group.finish()?;
+    Ok(())
 }

@@ -8,7 +8,7 @@ use engine::ids::ChunkId;
 use engine::manifest::ManifestEntry;
 use proto::v1;
 
-use super::chunk_stream::{OutgoingChunk, PutFailure, outcome};
+use super::chunk_stream::{CHUNK_UPLOADS_MAX, OutgoingChunk, PutFailure, outcome};
 use super::read::{FileStamp, OpenFile, ReadFileError, cut_bytes};
 use super::remote::PlannedFile;
 use super::session::{Patience, Session, abort, choose_cutter, commit_all};
@@ -169,7 +169,7 @@ fn collect(
     }
 }
 
-/// Sends chunks, each once for all its files. Says whether any was acknowledged.
+/// Sends chunks, each once for as many of its files as may be. Says whether any was acknowledged.
 async fn send(
     context: &Context,
     small: &[Small],
@@ -177,11 +177,12 @@ async fn send(
     failures: &mut HashMap<usize, PutFailure>,
 ) -> bool {
     let mut waiting = Vec::with_capacity(wanted.len());
-    for chunk in wanted {
-        let upload_ids = chunk.files.iter().map(|index| small[*index].session.upload_id.clone()).collect();
-        let bytes = chunk.data.len() as u64;
-        let outgoing = OutgoingChunk { id: chunk.id, data: chunk.data, upload_ids };
-        waiting.push((context.chunks.put(outgoing).await, chunk.files, bytes));
+    for Wanted { id, data, files } in &wanted {
+        for files in files.chunks(CHUNK_UPLOADS_MAX) {
+            let upload_ids = files.iter().map(|index| small[*index].session.upload_id.clone()).collect();
+            let outgoing = OutgoingChunk { id: *id, data: data.clone(), upload_ids };
+            waiting.push((context.chunks.put(outgoing).await, files, data.len() as u64));
+        }
     }
     let mut any = false;
     for (receiver, files, bytes) in waiting {
@@ -192,7 +193,7 @@ async fn send(
                 report.bytes_sent += bytes;
                 report.chunks_sent += 1;
             }
-            Err(failure) => failures.extend(files.into_iter().map(|index| (index, failure.clone()))),
+            Err(failure) => failures.extend(files.iter().map(|index| (*index, failure.clone()))),
         }
     }
     any

@@ -19,7 +19,7 @@ use crate::state::record::{Outcome, Part};
 use crate::sync::shared::Shared;
 use crate::sync::status::Done;
 use crate::sync::task::{Again, End, Ended, UploadTask};
-use crate::upload::chunk_stream::{OutgoingChunk, PutOutcome, outcome};
+use crate::upload::chunk_stream::{CHUNK_UPLOADS_MAX, OutgoingChunk, PutOutcome, outcome};
 use crate::upload::read::{ReadFileError, cut_bytes};
 use crate::upload::session::Patience;
 use crate::wire;
@@ -214,7 +214,7 @@ async fn send_all(shared: &Shared, mut all: Vec<Read>, ended: &mut Vec<Ended>) -
 
 type Failures = HashMap<usize, crate::upload::chunk_stream::PutFailure>;
 
-/// Sends the missing chunks once, each once for all its files; gives the files that failed.
+/// Sends the missing chunks once, each once for as many of its files as may be; gives the files that failed.
 async fn send_once(shared: &Shared, all: &[Read], begun: &[v1::BegunUpload]) -> Failures {
     use crate::upload::chunk_stream::PutFailure;
     let mut failures = Failures::new();
@@ -243,14 +243,16 @@ async fn send_once(shared: &Shared, all: &[Read], begun: &[v1::BegunUpload]) -> 
         let Some((data, mut files)) = wanted.remove(&id) else { continue };
         files.dedup();
         let bytes = data.len() as u64;
-        let upload_ids = files.iter().map(|index| all[*index].upload_id.clone()).collect();
-        tokio::select! {
-            () = shared.up.take(bytes) => {}
-            // Then the stream is closed, or soon will be; what is begun here ends by itself.
-            () = shared.stop.cancelled() => {}
+        for files in files.chunks(CHUNK_UPLOADS_MAX) {
+            let upload_ids = files.iter().map(|index| all[*index].upload_id.clone()).collect();
+            tokio::select! {
+                () = shared.up.take(bytes) => {}
+                // Then the stream is closed, or soon will be; what is begun here ends by itself.
+                () = shared.stop.cancelled() => {}
+            }
+            let sent = shared.chunks.put(OutgoingChunk { id, data: data.clone(), upload_ids }).await;
+            waiting.push((sent, files.to_vec(), bytes));
         }
-        let sent = shared.chunks.put(OutgoingChunk { id, data, upload_ids }).await;
-        waiting.push((sent, files, bytes));
     }
     for (receiver, files, bytes) in waiting {
         match outcome(receiver).await {
