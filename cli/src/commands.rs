@@ -56,8 +56,7 @@ impl Done {
     /// Says it, and gives the exit code. For people nothing is printed of what went well, as by `mv` and `rm`.
     fn report(self, output: Output) -> anyhow::Result<ExitCode> {
         let document = json!({ "done": self.done, "failed": self.failed });
-        output.print(&document, String::new)?;
-        Ok(output.failures(&self.failed))
+        output.report(&document, String::new, &self.failed)
     }
 }
 

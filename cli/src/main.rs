@@ -1,7 +1,8 @@
 //! The one binary, `keepstone`: parses, composes, calls, prints.
 //!
 //! Exit codes: 0 done, 1 failed in part or whole (what and why is on standard error, and in the JSON document),
-//! 2 usage. Standard output carries results only: with `--json`, exactly one JSON document.
+//! 2 usage. Standard output carries results only: with `--json`, exactly one JSON document. Whether anybody reads it
+//! changes none of that; only `ls`, `cat` and `get … -` end early, and well, once nobody does.
 
 // What people read goes through `output`, which escapes it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match done {
         Ok(code) => code,
-        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::NobodyReads>() => ExitCode::SUCCESS,
         Err(error) => output.failed(&error),
     }
 }

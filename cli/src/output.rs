@@ -3,8 +3,10 @@
 //! Invariants:
 //! - Nothing else in this crate writes to standard output or standard error, but for logs and progress bars.
 //! - What people read is plain text: whatever a name holds, no character of it does anything to a terminal.
+//! - That nobody reads standard output changes neither the exit code nor what is said of failures. It is the end only of
+//!   what does nothing but write there ([`NobodyReads`]).
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -83,13 +85,24 @@ pub(crate) fn tell_progress(text: &str) {
     drop(write!(std::io::stderr().lock(), "\r{}  ", shown(text)));
 }
 
-/// Whether an error is that nobody reads standard output any more.
-pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+/// Nobody reads standard output any more: to who does nothing but write there, the end, and a good one.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output")]
+pub(crate) struct NobodyReads;
+
+impl NobodyReads {
+    /// An error of writing to standard output, told from others.
+    pub(crate) fn or(error: std::io::Error) -> anyhow::Error {
+        if error.kind() == ErrorKind::BrokenPipe { Self.into() } else { error.into() }
+    }
+}
+
+/// What was done is done, whoever reads what is said of it.
+fn unread_is_well(written: std::io::Result<()>) -> anyhow::Result<()> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 impl Output {
@@ -104,6 +117,37 @@ impl Output {
     /// Prints the document with `--json`, else the text that `text` makes. Names in it are for the caller to escape,
     /// by [`shown`] or as cells of a table: here a line end in a name cannot be told from that of a line.
     pub(crate) fn print(self, document: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        unread_is_well(self.write(document, text))
+    }
+
+    /// As [`Self::print`], for what is not text for people: each byte as it is, and nothing after it.
+    pub(crate) fn print_exactly(self, document: &Value, bytes: &[u8]) -> anyhow::Result<()> {
+        unread_is_well(self.write_exactly(document, bytes))
+    }
+
+    /// As [`Self::print`], for a part of a listing: without a reader, [`NobodyReads`].
+    pub(crate) fn list(self, document: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        self.write(document, text).map_err(NobodyReads::or)
+    }
+
+    /// As [`Self::print_exactly`], for a part of a listing: without a reader, [`NobodyReads`].
+    pub(crate) fn list_exactly(self, document: &Value, bytes: &[u8]) -> anyhow::Result<()> {
+        self.write_exactly(document, bytes).map_err(NobodyReads::or)
+    }
+
+    /// Prints what was done, and lists what failed even if that cannot be printed; gives the command's exit code.
+    pub(crate) fn report(
+        self,
+        document: &Value,
+        text: impl FnOnce() -> String,
+        failures: &[Failure],
+    ) -> anyhow::Result<ExitCode> {
+        let printed = self.print(document, text);
+        let code = self.failures(failures);
+        printed.map(|()| code)
+    }
+
+    fn write(self, document: &Value, text: impl FnOnce() -> String) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
         if self.json {
             serde_json::to_writer_pretty(&mut out, document).map_err(std::io::Error::from)?;
@@ -117,19 +161,16 @@ impl Output {
                 }
             }
         }
-        out.flush()?;
-        Ok(())
+        out.flush()
     }
 
-    /// As [`Self::print`], for what is not text for people: each byte as it is, and nothing after it.
-    pub(crate) fn print_exactly(self, document: &Value, bytes: &[u8]) -> anyhow::Result<()> {
+    fn write_exactly(self, document: &Value, bytes: &[u8]) -> std::io::Result<()> {
         if self.json {
-            return self.print(document, String::new);
+            return self.write(document, String::new);
         }
         let mut out = std::io::stdout().lock();
         out.write_all(bytes)?;
-        out.flush()?;
-        Ok(())
+        out.flush()
     }
 
     /// One line of a listing that goes on while the command runs. That nobody reads it is no failure.
@@ -157,7 +198,7 @@ impl Output {
             if let Some(log) = log {
                 document["error"]["log"] = json!(log.lines);
             }
-            // A closed standard output leaves the exit code and standard error.
+            // If it cannot be printed, the exit code and standard error say it.
             drop(self.print(&document, String::new));
         }
         complain(&message);
@@ -166,7 +207,7 @@ impl Output {
     }
 
     /// Lists failures on standard error; gives the command's exit code.
-    pub(crate) fn failures(self, failures: &[Failure]) -> ExitCode {
+    fn failures(self, failures: &[Failure]) -> ExitCode {
         for Failure { path, reason } in failures.iter().take(FAILURES_SHOWN_MAX) {
             if path.is_empty() {
                 complain(reason);
@@ -185,6 +226,17 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_reader_that_left_is_no_failure() {
+        let gone = || std::io::Error::from(ErrorKind::BrokenPipe);
+        let full = || std::io::Error::from(ErrorKind::StorageFull);
+        assert!(unread_is_well(Ok(())).is_ok() && unread_is_well(Err(gone())).is_ok());
+        assert!(unread_is_well(Err(full())).is_err());
+        let left = NobodyReads::or(gone()).context("in what was asked for");
+        assert!(left.is::<NobodyReads>(), "known by its context too");
+        assert!(!NobodyReads::or(full()).is::<NobodyReads>());
+    }
 
     #[test]
     fn an_argument_makes_no_line_of_its_own_in_what_the_parser_says() {

@@ -36,13 +36,14 @@ fn the_command_line_as_people_use_it() -> Result<()> {
     let cluster = Cluster::start(&Options::default())?;
     let client = cluster.client()?;
     let scratch = cluster.scratch("people")?;
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("put again", what_is_there_already_is_not_put_again),
         ("names", history_and_trash_speak_of_names),
         ("profile", a_copied_profile_works),
         ("replaced", only_files_are_replaced),
         ("stopped", a_get_that_is_stopped_leaves_nothing_and_is_completed),
         ("killed", what_a_killed_get_left_is_cleaned_and_never_put),
+        ("unread", what_failed_is_said_though_nobody_reads),
     ];
     let run =
         |(name, part): (&str, Part)| part(&client, &scratch).err().map(|error| format!("{name}: {error:#}"));
@@ -287,6 +288,73 @@ fn what_a_killed_get_left_is_cleaned_and_never_put(client: &Client, scratch: &Pa
     client.ok(&["get", "/many/sub/1", into.join("one").to_str().context("UTF-8")?])?;
     client.ok(&["get", "/many", into.to_str().context("UTF-8")?])?;
     ensure!(unfinished(&into)? == 0);
+    Ok(())
+}
+
+/// Runs a command whose standard output goes where nobody reads it, or where nothing can be written.
+fn run_into(client: &Client, arguments: &[&str], stdout: Stdio) -> Result<Output> {
+    let mut command = Command::new(binary()?);
+    command.arg("--profile").arg(client.profile()).args(arguments).env_remove("KEEPSTONE_LOG");
+    let output = command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).output()?;
+    Ok(Output {
+        code: output.status.code(),
+        stdout: String::new(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        elapsed: Duration::ZERO,
+        resident_bytes_peak: 0,
+    })
+}
+
+fn nobody_reads() -> Result<Stdio> {
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    Ok(writer.into())
+}
+
+fn what_failed_is_said_though_nobody_reads(client: &Client, scratch: &Path) -> Result<()> {
+    let (good, missing, back) = (scratch.join("good"), scratch.join("missing"), scratch.join("unread"));
+    fs::create_dir_all(&back)?;
+    fs::write(back.join("good"), "in the way")?;
+    write_random(&good, 3 * MIB, 7)?;
+    let pipe = back.join("pipe");
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("UTF-8");
+    let (good, missing, back, pipe_text) = (text(&good)?, text(&missing)?, text(&back)?, text(&pipe)?);
+    client.ok(&["mkdir", "/unread"])?;
+    client.ok(&["put", &good, "/unread"])?;
+    let failing: [(&[&str], &str); 6] = [
+        (&["put", &good, &missing, "/unread"], "missing"),
+        (&["get", "/unread/good", &back], "good"),
+        (&["rm", "/unread/none"], "/unread/none"),
+        (&["mv", "/unread/none", "/unread/new"], "/unread/none"),
+        (&["mkdir", "/unread"], "/unread"),
+        (&["stat", "/unread/none"], "keepstone: "),
+    ];
+    for (arguments, word) in failing {
+        for arguments in [arguments.to_vec(), [arguments, &["--json"]].concat()] {
+            refused(&run_into(client, &arguments, nobody_reads()?)?, &[word])?;
+            let full = fs::File::options().write(true).open("/dev/full")?;
+            refused(&run_into(client, &arguments, full.into())?, &[word])?;
+        }
+    }
+    let well: [&[&str]; 5] = [
+        &["put", &good, "/unread"],
+        &["stat", "/unread/good"],
+        &["ls", "-R", "/unread"],
+        &["cat", "/unread/good"],
+        &["get", "/unread/good", "-"],
+    ];
+    for arguments in well {
+        let output = run_into(client, arguments, nobody_reads()?)?;
+        ensure!(output.code == Some(0) && output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    }
+    // Into a pipe, all is to go.
+    ensure!(Command::new("mkfifo").arg(&pipe).status()?.success());
+    let reader = std::thread::spawn(move || {
+        let mut pipe = fs::File::open(pipe)?;
+        std::io::Read::read_exact(&mut pipe, &mut [0; 10])
+    });
+    refused(&client.run(&["get", "/unread/good", &pipe_text])?, &["left before all of it"])?;
+    reader.join().ok().context("the reader panicked")??;
     Ok(())
 }
 

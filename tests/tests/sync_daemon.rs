@@ -377,3 +377,99 @@ fn a_unit_for_systemd_is_printed_and_installed() -> Result<()> {
     ensure!(printed["unit"].as_str().is_some_and(|unit| unit.contains("sync daemon")));
     Ok(())
 }
+
+/// Keeps `f` in sync with its state elsewhere, until both sides agree.
+const RUN_ONCE: [&str; 5] = ["run", "f", "--state", "state", "--once"];
+
+#[test]
+fn a_folder_that_was_only_run_is_forgotten_with_its_state_whether_a_daemon_runs_or_not() -> Result<()> {
+    let cluster = shared_cluster()?;
+    let user = User::new(&cluster, "forgotten")?;
+    let folder = user.folder("f")?;
+    let (marker, state) = (folder.join(".keepstone/root"), user.home.path().join("state/state.db"));
+    fs::write(folder.join("kept"), "kept")?;
+    for with_daemon in [false, true] {
+        if with_daemon {
+            user.json(&["start"])?;
+        }
+        user.json(&RUN_ONCE)?;
+        // Not while it runs.
+        let mut command = user.command()?;
+        command.args(&RUN_ONCE[..4]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut running = command.spawn()?;
+        let reached = wait_for("it to be reached", SETTLE_DEADLINE, || {
+            ensure!(running.try_wait()?.is_none(), "it ended");
+            Ok((user.sync(&["status", "f"])?.code == Some(0)).then_some(()))
+        });
+        let refused = reached.and_then(|()| user.refused(&["remove", "f"], 1, "stop that first"));
+        if let Some(process) = ProcessRef::observe(running.id()) {
+            process.signal(Signal::INT)?;
+        }
+        let ended = running.wait()?;
+        refused?;
+        ensure!(ended.success() && marker.exists() && state.exists(), "{ended}");
+        user.json(&["remove", "f"])?;
+        ensure!(!marker.exists() && !state.exists() && folder.join("kept").exists());
+        user.refused(&["remove", "f"], 1, "not kept in sync")?;
+    }
+    // It is new now, for another remote folder too.
+    user.json(&[&RUN_ONCE[..], &["--remote", "/Other"]].concat())?;
+    ensure!(chaos::client::Client::new(&user.profile)?.cat("/Other/kept")? == b"kept");
+    drop(user);
+    end(cluster)
+}
+
+#[test]
+fn a_state_that_is_in_the_way_of_a_new_folder_is_set_aside_if_that_is_asked_for() -> Result<()> {
+    let cluster = shared_cluster()?;
+    let user = User::new(&cluster, "aside")?;
+    let folder = user.folder("f")?;
+    fs::write(folder.join("kept"), "kept")?;
+    user.json(&RUN_ONCE)?;
+    // As earlier versions left it: nothing but the state knows of the folder.
+    fs::remove_file(folder.join(".keepstone/root"))?;
+    fs::remove_file(user.home.path().join(".local/state/keepstone/roots.toml"))?;
+    user.refused(&RUN_ONCE, 1, "--new")?;
+    user.json(&[&RUN_ONCE[..], &["--new"]].concat())?;
+    let mut aside = 0;
+    for entry in fs::read_dir(user.home.path().join("state"))? {
+        let name = entry?.file_name();
+        let suffix = name.to_str().and_then(|name| name.strip_prefix("state.db.aside-"));
+        aside += usize::from(suffix.is_some_and(|suffix| suffix.bytes().all(|byte| byte.is_ascii_digit())));
+    }
+    ensure!(aside == 1, "{aside} states were set aside");
+    // With its marker it is the folder that the state knows.
+    user.json(&[&RUN_ONCE[..], &["--new"]].concat())?;
+    user.json(&RUN_ONCE)?;
+    ensure!(folder.join("kept").exists());
+    ensure!(chaos::client::Client::new(&user.profile)?.cat("/kept")? == b"kept");
+    drop(user);
+    end(cluster)
+}
+
+#[test]
+fn what_to_do_about_an_emptied_folder_is_said_and_can_be_done() -> Result<()> {
+    let cluster = shared_cluster()?;
+    let user = User::new(&cluster, "emptied")?;
+    let folder = user.folder("f")?;
+    let client = chaos::client::Client::new(&user.profile)?;
+    fs::write(folder.join("kept"), "kept")?;
+    user.json(&RUN_ONCE)?;
+    fs::remove_file(folder.join("kept"))?;
+    let output = user.sync(&RUN_ONCE)?;
+    ensure!(output.code == Some(1) && client.exists("/kept")?, "{output:?}");
+    for word in ["is empty, and was not", "--confirm all", "--undelete"] {
+        ensure!(output.stderr.contains(word), "no {word:?}: {output:?}");
+    }
+    // Not what cannot be done, for nothing runs that could be told.
+    for line in output.stderr.lines().filter(|line| line.starts_with("keepstone: ")) {
+        ensure!(!line.starts_with("keepstone: :") && !line.contains("sync confirm"), "{output:?}");
+    }
+    user.json(&[&RUN_ONCE[..], &["--undelete"]].concat())?;
+    ensure!(fs::read(folder.join("kept"))? == b"kept", "it did not come back");
+    fs::remove_file(folder.join("kept"))?;
+    user.json(&[&RUN_ONCE[..], &["--confirm", "all"]].concat())?;
+    ensure!(!client.exists("/kept")?, "it was meant");
+    drop(user);
+    end(cluster)
+}

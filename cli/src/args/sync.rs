@@ -60,7 +60,8 @@ pub(crate) struct SyncRun {
     /// Where to keep the state. [default: DIR/.keepstone]
     #[arg(long, value_name = "DIR2")]
     pub(crate) state: Option<PathBuf>,
-    /// Take it for a new folder, though the one that was kept in sync at this path is not there.
+    /// Take it for a new folder, though the one that was kept in sync at this path is not there. A state of that is set
+    /// aside.
     #[arg(long)]
     pub(crate) new: bool,
     #[command(flatten)]
@@ -71,7 +72,8 @@ pub(crate) struct SyncRun {
     /// As do deletes of more than so many of a hundred files.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) deletes_percent_max: u32,
-    /// Let the deletes go ahead that were shown as SHOWN, as `sync confirm DIR SHOWN` does; others wait.
+    /// Let the deletes go ahead that were shown as SHOWN, as `sync confirm DIR SHOWN` does; others wait. `all` is for a
+    /// folder that is meant to be empty.
     #[arg(long, value_name = "SHOWN", conflicts_with = "undelete")]
     pub(crate) confirm: Option<String>,
     /// Undo deletes that would wait to be confirmed: the files come back.

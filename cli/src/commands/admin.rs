@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use client::api::NewAccount;
 use client::call_error::CallError;
+use client::report::Failure;
 use proto::v1;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use crate::args::{
     StatusArguments,
 };
 use crate::format;
-use crate::output::{Output, complain, tell, tell_progress};
+use crate::output::{Output, tell, tell_progress};
 use crate::shown::shown;
 use crate::table::{Side, Table};
 
@@ -203,7 +204,9 @@ async fn scrub(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
         "nodes": last.nodes, "nodes_done": last.nodes_done, "records_checked": last.records_checked,
         "bytes_checked": last.bytes_checked, "damaged": last.damaged, "failed": last.failed,
     });
-    output.print(&document, || {
+    let failure = |reason: &String| Failure { path: String::new(), reason: reason.clone() };
+    let failures: Vec<_> = last.failed.iter().map(failure).collect();
+    let text = || {
         format!(
             "Checked {} with {} on {}; {} damaged",
             format::count(last.records_checked, "shard"),
@@ -211,11 +214,8 @@ async fn scrub(global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
             format::count(last.nodes_done, "node"),
             format::count(last.damaged, "shard"),
         )
-    })?;
-    for failed in &last.failed {
-        complain(failed);
-    }
-    Ok(if last.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    };
+    output.report(&document, text, &failures)
 }
 
 async fn settings(global: &Global, command: SettingsCommand, output: &Output) -> anyhow::Result<ExitCode> {

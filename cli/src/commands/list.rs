@@ -43,7 +43,7 @@ pub(crate) async fn ls(global: &Global, arguments: &Ls, output: &Output) -> anyh
                 rows.push(json_entry(entry, Some(folder.join(&entry.name)?.as_str())));
             }
         } else if arguments.null {
-            output.print_exactly(&json!(null), &exact(&entries, arguments.recursive.then_some(&folder))?)?;
+            output.list_exactly(&json!(null), &exact(&entries, arguments.recursive.then_some(&folder))?)?;
         } else {
             // Folder by folder as they come: a long listing begins at once.
             let separator = if first { "" } else { "\n" };
@@ -52,7 +52,7 @@ pub(crate) async fn ls(global: &Global, arguments: &Ls, output: &Output) -> anyh
             } else {
                 String::new()
             };
-            output.print(&json!(null), || format!("{title}{}", lines(&entries, arguments.long)))?;
+            output.list(&json!(null), || format!("{title}{}", lines(&entries, arguments.long)))?;
         }
         first = false;
     }

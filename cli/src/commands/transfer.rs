@@ -38,18 +38,18 @@ pub(crate) async fn put(global: &Global, arguments: Put, output: &Output) -> any
     let elapsed = started.elapsed();
     let mut document = serde_json::to_value(&report)?;
     document["elapsed_ms"] = json!(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-    output.print(&document, || {
+    let text = || {
         format!(
             "Put {}, {} in {} ({}); {} sent{}",
-            format::count(report.files, "file"),
+            things(report.files, report.folders, report.symlinks),
             format::size(report.bytes),
             seconds(elapsed),
             rate(report.bytes, elapsed),
             format::size(report.bytes_sent),
             there_already(report.unchanged),
         )
-    })?;
-    Ok(output.failures(&report.failed))
+    };
+    output.report(&document, text, &report.failed)
 }
 
 fn seconds(elapsed: Duration) -> String {
@@ -152,23 +152,31 @@ pub(crate) async fn get(global: &Global, arguments: Get, output: &Output) -> any
             }
         }
     };
-    print_got(&report, started.elapsed(), *output)?;
-    Ok(output.failures(&report.failed))
+    report_got(&report, started.elapsed(), *output)
 }
 
-fn print_got(report: &DownloadReport, elapsed: Duration, output: Output) -> anyhow::Result<()> {
+fn report_got(report: &DownloadReport, elapsed: Duration, output: Output) -> anyhow::Result<ExitCode> {
     let mut document = serde_json::to_value(report)?;
     document["elapsed_ms"] = json!(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-    output.print(&document, || {
+    let text = || {
         format!(
             "Got {}, {} in {} ({}){}",
-            format::count(report.files, "file"),
+            things(report.files, report.folders, report.symlinks),
             format::size(report.bytes),
             seconds(elapsed),
             rate(report.bytes, elapsed),
             there_already(report.unchanged),
         )
-    })
+    };
+    output.report(&document, text, &report.failed)
+}
+
+/// What was put or got, of each kind that there was.
+fn things(files: u64, folders: u64, symlinks: u64) -> String {
+    let kinds = [(files, "file"), (folders, "folder"), (symlinks, "symlink")];
+    let counts = kinds.iter().filter(|(count, _kind)| *count > 0);
+    let counts: Vec<String> = counts.map(|(count, kind)| format::count(*count, kind)).collect();
+    if counts.is_empty() { format::count(0, "file") } else { counts.join(", ") }
 }
 
 fn there_already(files: u64) -> String {
@@ -195,14 +203,12 @@ async fn get_through(
         format::kind(entry.kind())
     );
     let started = Instant::now();
-    let into = tokio::task::spawn_blocking(move || through.open()).await??;
-    let bytes = write_out(&api, remote, 0, into).await?;
-    if !is_standard_output {
-        let elapsed = started.elapsed();
-        let report = DownloadReport { files: 1, bytes, ..DownloadReport::default() };
-        print_got(&report, elapsed, output)?;
+    let bytes = write_out(&api, remote, 0, &through).await?;
+    if is_standard_output {
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(ExitCode::SUCCESS)
+    let report = DownloadReport { files: 1, bytes, ..DownloadReport::default() };
+    report_got(&report, started.elapsed(), output)
 }
 
 /// Where what is at `remote` goes exactly.
@@ -237,7 +243,7 @@ pub(crate) async fn cat(global: &Global, arguments: &Cat, output: &Output) -> an
     anyhow::ensure!(!output.is_json(), "cat writes the file itself, which is no JSON; leave out --json");
     let path = RemotePath::parse(&arguments.path)?;
     let api = connect(global).await?;
-    write_out(&api, &path, arguments.version.unwrap_or(0), Through::StandardOutput.open()?).await?;
+    write_out(&api, &path, arguments.version.unwrap_or(0), &Through::StandardOutput).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -246,23 +252,33 @@ async fn write_out(
     api: &ApiClient,
     path: &RemotePath,
     version: u64,
-    mut into: Box<dyn Write + Send>,
+    through: &Through,
 ) -> anyhow::Result<u64> {
+    let opened = through.clone();
+    let mut into = tokio::task::spawn_blocking(move || opened.open()).await??;
     let mut stream = api.open_download(path, version).await?;
     let mut bytes = 0;
     while let Some(data) = stream.next().await? {
         bytes += data.len() as u64;
         // A reader that is slow, or a terminal that is held, must not hold up the async work.
         let written = tokio::task::spawn_blocking(move || into.write_all(&data).map(|()| into));
-        into = written.await??;
+        into = written.await?.map_err(|error| through.failure(error))?;
     }
-    tokio::task::spawn_blocking(move || into.flush()).await??;
+    let flushed = tokio::task::spawn_blocking(move || into.flush()).await?;
+    flushed.map_err(|error| through.failure(error))?;
     Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_there_was_none_of_is_not_named() {
+        assert_eq!(things(1, 0, 0), "1 file");
+        assert_eq!(things(0, 2, 6000), "2 folders, 6000 symlinks");
+        assert_eq!(things(0, 0, 0), "0 files");
+    }
 
     #[test]
     fn sources_keep_their_last_name() {

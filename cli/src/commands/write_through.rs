@@ -2,12 +2,14 @@
 //! devices that take a stream. Nothing of these is ever replaced by a file.
 
 use std::fs::{File, Metadata};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+
+use crate::output::NobodyReads;
 
 /// Where bytes go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,11 +93,32 @@ impl Through {
             }
         })
     }
+
+    /// What it means that writing into it failed. Who reads standard output may leave once they have enough; whatever
+    /// else a file is written into is to have all of it.
+    pub(crate) fn failure(&self, error: std::io::Error) -> anyhow::Error {
+        match self {
+            Self::StandardOutput => NobodyReads::or(error),
+            Self::Opened(_) if error.kind() == ErrorKind::BrokenPipe => {
+                anyhow::anyhow!("whoever read it left before all of it was written")
+            }
+            Self::StandardError | Self::Opened(_) => error.into(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_reads_standard_output_may_leave() {
+        let gone = || std::io::Error::from(ErrorKind::BrokenPipe);
+        assert!(Through::StandardOutput.failure(gone()).is::<NobodyReads>());
+        for through in [Through::StandardError, Through::Opened("pipe".into())] {
+            assert!(!through.failure(gone()).is::<NobodyReads>());
+        }
+    }
 
     #[test]
     fn streams_are_written_into_and_nothing_odd_is_replaced() {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proto::daemon as wire;
 use proto::daemon::daemon_client::DaemonClient;
 use tonic::transport::{Channel, Endpoint};
 
@@ -24,6 +25,18 @@ impl From<tonic::Status> for Refused {
             message => message.to_owned(),
         };
         Self { message }
+    }
+}
+
+/// Takes a folder out of those that the daemon keeps in sync; gives whether it was among them.
+///
+/// # Errors
+/// What the daemon says against it, but for that.
+pub async fn remove(api: &mut DaemonApi, directory: String) -> Result<bool, Refused> {
+    match api.remove(wire::RemoveRequest { directory }).await {
+        Ok(_removed) => Ok(true),
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(false),
+        Err(status) => Err(status.into()),
     }
 }
 

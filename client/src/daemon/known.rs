@@ -1,5 +1,6 @@
 //! The folders that `sync run` has kept in sync, by path: a folder that is known and has no marker is a disk that is not
-//! mounted, and must not be taken for a new folder. A TOML file, mode 0600.
+//! mounted, and must not be taken for a new folder; and a state that is elsewhere is to be forgotten with its folder. A
+//! TOML file, mode 0600.
 //!
 //! Invariants:
 //! - The file is changed under a lock on its directory, and replaced as a whole.
@@ -37,6 +38,9 @@ struct KnownRoot {
     directory: PathBuf,
     #[serde(with = "root_id_as_text")]
     id: Option<RootId>,
+    /// Where its state is; absent: in the folder itself, or noted by an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<PathBuf>,
 }
 
 /// What a `sync run` is to expect of a folder. Blocks.
@@ -85,13 +89,31 @@ pub fn mark_again(paths: &Paths, directory: &Path, state: Option<&Path>) -> Resu
     Ok(Root::mark_again(directory, id)?)
 }
 
-/// Remembers a folder that was opened. Blocks.
+/// Where the state of a folder is that was run, if it is outside of it and still of that folder: by now it may be of
+/// another, which was run with the same. Blocks.
+///
+/// # Errors
+/// If the file of known folders cannot be read.
+pub fn state_of(paths: &Paths, directory: &Path) -> Result<Option<PathBuf>, ConfigError> {
+    let known = load(&paths.roots)?.roots.into_iter().find(|root| root.directory == directory);
+    let Some(KnownRoot { id: Some(id), state, .. }) = known else { return Ok(None) };
+    Ok(state.filter(|state| root_id_of_state(state) == Some(id)))
+}
+
+/// Remembers a folder that was opened, with its state in `state` or, absent, in the folder itself. Blocks.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn remember(paths: &Paths, directory: &Path, id: RootId) -> Result<(), ConfigError> {
+pub fn remember(
+    paths: &Paths,
+    directory: &Path,
+    id: RootId,
+    state: Option<&Path>,
+) -> Result<(), ConfigError> {
     edit(&paths.roots, |known| {
-        let now = KnownRoot { directory: directory.to_owned(), id: Some(id) };
+        // A path that is not UTF-8 cannot be noted; the folder is all the same.
+        let state = state.filter(|state| state.to_str().is_some()).map(Path::to_owned);
+        let now = KnownRoot { directory: directory.to_owned(), id: Some(id), state };
         if known.roots.contains(&now) {
             return;
         }
@@ -151,6 +173,7 @@ fn edit(path: &Path, change: impl FnOnce(&mut Known)) -> Result<(), ConfigError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::database::State;
 
     #[test]
     fn a_folder_that_was_run_once_is_not_taken_for_new_until_it_is_forgotten() {
@@ -160,21 +183,48 @@ mod tests {
             Paths { config: file("sync.toml"), socket: file("s"), log: file("l"), roots: file("r.toml") };
         let (one, two) = (Path::new("/one"), Path::new("/two"));
         assert_eq!(expected(&paths, one).unwrap(), Expected::MayBeNew);
-        remember(&paths, one, RootId([1; 16])).unwrap();
-        remember(&paths, one, RootId([2; 16])).unwrap();
+        remember(&paths, one, RootId([1; 16]), None).unwrap();
+        remember(&paths, one, RootId([2; 16]), None).unwrap();
         assert_eq!(expected(&paths, one).unwrap(), Expected::Existing);
         assert_eq!(expected(&paths, two).unwrap(), Expected::MayBeNew);
         assert!(forget(&paths, one).unwrap() && !forget(&paths, one).unwrap());
         assert_eq!(expected(&paths, one).unwrap(), Expected::MayBeNew);
-        let many = (0..KNOWN_MAX)
-            .map(|number| KnownRoot { directory: format!("/{number}").into(), id: Some(RootId([3; 16])) });
+        let many = (0..KNOWN_MAX).map(|number| KnownRoot {
+            directory: format!("/{number}").into(),
+            id: Some(RootId([3; 16])),
+            state: None,
+        });
         let text = toml::to_string(&Known { roots: many.collect() }).unwrap();
         std::fs::write(&paths.roots, text).unwrap();
-        remember(&paths, one, RootId([1; 16])).unwrap();
+        remember(&paths, one, RootId([1; 16]), None).unwrap();
         let roots = load(&paths.roots).unwrap().roots;
         assert_eq!((roots.len(), roots[0].directory.as_path()), (KNOWN_MAX, Path::new("/1")));
         std::fs::write(&paths.roots, "nonsense").unwrap();
         assert!(expected(&paths, one).unwrap_err().to_string().contains("remove the file"));
+    }
+
+    #[test]
+    fn a_state_outside_of_its_folder_is_known_as_long_as_it_is_of_that() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = |name: &str| scratch.path().join(name);
+        let paths =
+            Paths { config: file("sync.toml"), socket: file("s"), log: file("l"), roots: file("r.toml") };
+        let (one, state) = (Path::new("/one"), file("state"));
+        let id = RootId([1; 16]);
+        // As earlier versions noted it.
+        std::fs::write(&paths.roots, format!("[[root]]\ndirectory = \"/one\"\nid = \"{id}\"\n")).unwrap();
+        assert_eq!(state_of(&paths, one).unwrap(), None);
+        remember(&paths, one, id, Some(&state)).unwrap();
+        assert_eq!(load(&paths.roots).unwrap().roots.len(), 1);
+        assert_eq!(state_of(&paths, one).unwrap(), None, "there is none");
+        std::fs::create_dir(&state).unwrap();
+        for (of, known) in [(id, Some(&state)), (RootId([2; 16]), None)] {
+            let mut opened = State::open(&state).unwrap().state;
+            opened.transaction(|opened| opened.set_bytes("root_id", &of.0)).unwrap();
+            opened.close().unwrap();
+            assert_eq!(state_of(&paths, one).unwrap().as_ref(), known);
+        }
+        assert_eq!(state_of(&paths, Path::new("/two")).unwrap(), None);
     }
 
     #[test]

@@ -27,9 +27,7 @@ pub(super) fn open_root(
         Err(RootError::MarkerMissing(_)) if expected == Expected::MayBeNew && is_new(directory, state) => {
             Root::create(directory, state, &[])?
         }
-        Err(RootError::MarkerMissing(path)) if expected != Expected::MayBeNew => {
-            return Err(StartError::Unmarked(path));
-        }
+        Err(RootError::MarkerMissing(path)) => return Err(StartError::Unmarked(path)),
         opened => opened?,
     };
     match expected {
@@ -69,6 +67,12 @@ mod tests {
             assert!(error.to_string().contains("mount"), "{error}");
         }
         assert!(std::fs::read_dir(&point).unwrap().next().is_none(), "nothing is made in it");
+        // So it is with a state that is elsewhere.
+        let state = scratch.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        std::fs::write(state.join(FILE_NAME), "state").unwrap();
+        let error = open_root(&point, Some(&state), Expected::MayBeNew).unwrap_err();
+        assert!(matches!(error, StartError::Unmarked(_)) && error.to_string().contains("--new"), "{error}");
         // Another disk there is another folder.
         let other = make_root(&point, None).unwrap();
         assert!(open_root(&point, None, Expected::Existing).is_ok_and(|root| root.id() == other));

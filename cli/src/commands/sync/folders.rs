@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use client::daemon::client::Refused;
+use client::daemon::client::{self as daemon_client, Refused};
 use client::daemon::config::{self, ConfigError, DaemonConfig, RootConfig};
 use client::daemon::forget::forget;
 use client::daemon::known;
@@ -81,35 +81,41 @@ async fn mark_again(directory: PathBuf, state: Option<PathBuf>, output: &Output)
 
 pub(crate) async fn remove(arguments: &SyncFolder, output: &Output) -> anyhow::Result<ExitCode> {
     let directory = directory(&arguments.directory)?;
-    if let Some(mut api) = reach::find(None).await? {
-        let request = wire::RemoveRequest { directory: utf8(&directory)? };
-        api.remove(request).await.map_err(Refused::from)?;
-        known::forget(&Paths::from_environment()?, &directory)?;
-    } else {
-        forget_without_daemon(&directory).await?;
-    }
+    // What the daemon does not have, a `sync run` may have kept in sync.
+    let was_configured = match reach::find(None).await? {
+        Some(mut api) => daemon_client::remove(&mut api, utf8(&directory)?).await?,
+        None => remove_without_daemon(directory.clone()).await?,
+    };
+    let removed = directory.clone();
+    tokio::task::spawn_blocking(move || forget_run(removed, was_configured)).await??;
     output.print(&json!({ "directory": directory }), || {
         format!("{} is not kept in sync any more; its files stay", shown_path(&directory))
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Of a folder that is in the configuration, or was kept in sync by `sync run` only.
-async fn forget_without_daemon(directory: &Path) -> anyhow::Result<()> {
-    let removed = directory.to_owned();
-    let paths = Paths::from_environment()?;
-    let forgotten = tokio::task::spawn_blocking(move || {
-        let root = match config::edit(&paths.config, |config| config.remove(&removed)) {
-            Ok(root) => Some(root),
-            Err(ConfigError::Unknown { .. }) => None,
+/// Takes a folder out of the configuration and forgets its state; gives whether it was there.
+async fn remove_without_daemon(directory: PathBuf) -> anyhow::Result<bool> {
+    let path = Paths::from_environment()?.config;
+    let removed = tokio::task::spawn_blocking(move || {
+        let root = match config::edit(&path, |config| config.remove(&directory)) {
+            Ok(root) => root,
+            Err(ConfigError::Unknown { .. }) => return Ok(false),
             Err(error) => return Err(anyhow::Error::from(error)),
         };
-        let state = root.as_ref().and_then(|root| root.state.as_deref());
-        let was_kept = forget(&removed, state)? | known::forget(&paths, &removed)?;
-        anyhow::ensure!(was_kept || root.is_some(), ConfigError::Unknown { directory: removed });
-        Ok(())
+        forget(&directory, root.state.as_deref())?;
+        Ok(true)
     });
-    forgotten.await?
+    removed.await?
+}
+
+/// Forgets what a `sync run` of a folder has left. One that runs on it is an error. Blocks.
+fn forget_run(directory: PathBuf, was_configured: bool) -> anyhow::Result<()> {
+    let paths = Paths::from_environment()?;
+    let state = known::state_of(&paths, &directory)?;
+    let was_run = forget(&directory, state.as_deref())? | known::forget(&paths, &directory)?;
+    anyhow::ensure!(was_configured || was_run, ConfigError::Unknown { directory });
+    Ok(())
 }
 
 pub(crate) async fn pause(arguments: &SyncSome, paused: bool, output: &Output) -> anyhow::Result<ExitCode> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use client::daemon::config::RootConfig;
+use client::daemon::forget::set_aside;
 use client::daemon::keeper::Shared;
 use client::daemon::known;
 use client::daemon::paths::Paths;
@@ -16,7 +17,7 @@ use client::profile::Profile;
 use client::sync::config::{DeleteGuard, Expected, OnDeletes, SyncConfig};
 use client::sync::handle::{Ended, Handle};
 use client::sync::session::Session;
-use client::sync::status::{LogEntry, Quiet, Status};
+use client::sync::status::{DELETES_ALL, LogEntry, Quiet, Status, Waiting};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 
 use crate::args::{Global, SyncRun};
 use crate::format;
-use crate::output::{Output, complain};
+use crate::output::{Output, complain, tell};
 use crate::shown::shown;
 use crate::shutdown::StopSignals;
 
@@ -41,9 +42,10 @@ enum End {
 pub(crate) async fn run(global: &Global, arguments: SyncRun, output: &Output) -> anyhow::Result<ExitCode> {
     let mut signals = StopSignals::new()?;
     let config = configure(global, &arguments)?;
-    let kept = RootConfig::new(config.root.clone(), &config.remote_path);
+    let mut kept = RootConfig::new(config.root.clone(), &config.remote_path);
+    kept.state.clone_from(&config.state_dir);
     let session = Session::start(config).await?;
-    remember(&kept.directory, &session);
+    remember(&kept, &session);
     let mut printer = Printer::new(*output, session.events());
     let socket = listen(&session, kept).await;
     let end = tokio::select! {
@@ -73,6 +75,14 @@ fn configure(global: &Global, arguments: &SyncRun) -> anyhow::Result<SyncConfig>
     let confirmed = arguments.confirm.clone().map(OnDeletes::Confirm);
     config.on_deletes = if arguments.undelete { Some(OnDeletes::BringBack) } else { confirmed };
     config.scan_interval = Duration::from_secs(arguments.scan_minutes.max(1).saturating_mul(60));
+    if arguments.new
+        && let Some(aside) = set_aside(&config.root, config.state_dir.as_deref())?
+    {
+        tell(&format!(
+            "the folder is taken for a new one; the state that was there is now {}",
+            aside.display()
+        ));
+    }
     Ok(config)
 }
 
@@ -84,9 +94,10 @@ fn expected(directory: &Path, new: bool) -> anyhow::Result<Expected> {
     }
 }
 
-fn remember(directory: &Path, session: &Handle) {
+fn remember(kept: &RootConfig, session: &Handle) {
     let Ok(paths) = Paths::from_environment() else { return };
-    if let Err(error) = known::remember(&paths, directory, session.root_id()) {
+    let noted = known::remember(&paths, &kept.directory, session.root_id(), kept.state.as_deref());
+    if let Err(error) = noted {
         tracing::warn!(%error, "it is not noted that this folder is kept in sync");
     }
 }
@@ -139,15 +150,16 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
     match end {
         End::Ended(ended) => Err(ended).context("stopped"),
         End::Signal => {
-            output.print(&json!({ "agreed": false, "stopped": true, "status": status }), String::new)?;
+            let document = json!({ "agreed": false, "stopped": true, "status": status });
+            let printed = output.print(&document, String::new);
             if once {
                 complain("stopped before both sides agreed");
             }
-            Ok(if once { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+            printed.map(|()| if once { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         End::Quiet(quiet) => {
             let document = json!({ "agreed": quiet.agreed, "waiting": quiet.waiting, "status": status });
-            output.print(&document, || {
+            let printed = output.print(&document, || {
                 if !quiet.agreed {
                     return String::new();
                 }
@@ -157,30 +169,60 @@ fn report(end: End, status: &Status, once: bool, output: &Output) -> anyhow::Res
                 };
                 let entries = format::count_of(status.agreed_count, "entry", "entries");
                 format!("{entries} in sync with {}{ignored}", shown(&status.remote_path))
-            })?;
-            if quiet.agreed {
+            });
+            let code = if quiet.agreed {
                 for left_out in &status.skipped {
-                    complain(&format!("not kept in sync: {}: {}", left_out.path, left_out.why));
+                    complain(&format!("not kept in sync: {}", named(left_out)));
                 }
-                return Ok(ExitCode::SUCCESS);
-            }
-            for waiting in &quiet.waiting {
-                complain(&format!("{}: {}", waiting.path, waiting.why));
-            }
-            if status.deletes_to_confirm > 0 {
-                complain(&format!(
-                    "{} wait: if they are meant, run it again with --confirm {}, or raise --deletes-max or \
-                     --deletes-percent-max; to bring the files back, with --undelete",
-                    format::count(status.deletes_to_confirm, "delete"),
-                    status.deletes_shown
-                ));
-            }
-            if quiet.waiting.is_empty() {
-                complain(&format!("not in sync: {}", status.message));
-            }
-            Ok(ExitCode::FAILURE)
+                ExitCode::SUCCESS
+            } else {
+                complain_of(&quiet.waiting, status);
+                ExitCode::FAILURE
+            };
+            printed.map(|()| code)
         }
     }
+}
+
+/// Says what keeps both sides from agreement.
+fn complain_of(waiting: &[Waiting], status: &Status) {
+    let deletes = deletes_that_wait(&status.root, status.deletes_to_confirm, &status.deletes_shown);
+    for one in waiting {
+        // Of an emptied folder the line about its deletes says more.
+        if !one.path.is_empty() || status.deletes_shown != DELETES_ALL {
+            complain(&named(one));
+        }
+    }
+    if let Some(deletes) = deletes {
+        complain(&deletes);
+    }
+    if waiting.is_empty() {
+        complain(&format!("not in sync: {}", status.message));
+    }
+}
+
+/// What is of the whole folder has no path.
+fn named(waiting: &Waiting) -> String {
+    let Waiting { path, why } = waiting;
+    if path.is_empty() { why.clone() } else { format!("{path}: {why}") }
+}
+
+/// What deletes wait, and how to decide about them when nothing runs that could be told.
+fn deletes_that_wait(root: &Path, count: u64, deletes_shown: &str) -> Option<String> {
+    if deletes_shown == DELETES_ALL {
+        return Some(format!(
+            "{} is empty, and was not: nothing is deleted. If it is meant, run it again with --confirm {DELETES_ALL}; to \
+             bring the files back, with --undelete",
+            root.display()
+        ));
+    }
+    let deletes = format::count(count, "delete");
+    (count > 0).then(|| {
+        format!(
+            "{deletes} wait: if they are meant, run it again with --confirm {deletes_shown}, or raise --deletes-max or \
+             --deletes-percent-max; to bring the files back, with --undelete"
+        )
+    })
 }
 
 /// Says what is done: one line each, and a progress line on a terminal.
@@ -246,5 +288,27 @@ impl Printer {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deletes_that_wait_are_told_with_what_decides_about_them() {
+        let told = |count, shown| deletes_that_wait(Path::new("/r"), count, shown);
+        assert_eq!(told(0, ""), None);
+        let some = told(12, "12-00c0ffee").unwrap();
+        assert!(some.contains("12 deletes") && some.contains("--confirm 12-00c0ffee"), "{some}");
+        let all = told(0, DELETES_ALL).unwrap();
+        assert!(all.starts_with("/r is empty") && all.contains("--confirm all"), "{all}");
+        assert!(some.contains("--undelete") && all.contains("--undelete"));
+    }
+
+    #[test]
+    fn what_is_of_the_whole_folder_has_no_path_before_it() {
+        let named = |path: &str| named(&Waiting { path: path.to_owned(), why: "why".to_owned() });
+        assert_eq!((named("").as_str(), named("a/b").as_str()), ("why", "a/b: why"));
     }
 }

@@ -52,14 +52,14 @@ async fn not_running(output: &Output) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|root| json!({ "root": root.directory, "remote_path": root.remote, "paused": root.paused }))
         .collect();
-    output.print(&json!({ "running": false, "roots": rows }), || {
+    let printed = output.print(&json!({ "running": false, "roots": rows }), || {
         let line = |directory: &std::path::Path, remote: &str| {
             format!("{} with {}\n", shown_path(directory), shown(remote))
         };
         config.roots.iter().map(|root| line(&root.directory, &root.remote)).collect()
-    })?;
+    });
     complain("the sync daemon does not run; start it with `keepstone sync start`");
-    Ok(ExitCode::FAILURE)
+    printed.map(|()| ExitCode::FAILURE)
 }
 
 fn phase_text(phase: Phase) -> &'static str {
