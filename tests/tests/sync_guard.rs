@@ -73,6 +73,30 @@ fn a_confirmation_is_of_what_was_shown() -> Result<()> {
     Ok(())
 }
 
+/// However many files there were.
+#[test]
+fn a_folder_that_is_meant_to_be_empty_is_confirmed_once() -> Result<()> {
+    let mut group = sixty("emptied")?;
+    group.start()?;
+    let device = &group.devices[0];
+    device.wait_up_to_date()?;
+    fs::remove_dir_all(device.path("files"))?;
+    device.wait_status("the empty folder", |status| status["deletes_shown"] == "all")?;
+    device.sync(&["confirm", root(device)?, "all"])?.success()?;
+    device.wait_up_to_date()?;
+    ensure!(!group.client.exists("/files/0")?, "it was not deleted");
+    // It counts for nothing that comes later.
+    for index in 0..60 {
+        device.write(&format!("files/{index}"), format!("file {index}"))?;
+    }
+    device.write("other", "stays")?;
+    device.wait_up_to_date()?;
+    remove(device, 0..50)?;
+    wait_deletes(device, 50)?;
+    group.stop()?;
+    group.end()
+}
+
 #[test]
 fn deletes_that_wait_can_be_undone() -> Result<()> {
     let mut group = sixty("undone")?;

@@ -125,3 +125,25 @@ fn what_is_written_until_its_folder_moves_is_sent() -> Result<()> {
     group.finish()?;
     Ok(())
 }
+
+/// What they ignored is looked for then.
+#[test]
+fn rules_that_are_moved_away_elsewhere_hold_no_more() -> Result<()> {
+    let mut group = Group::new("moves-rules", 1)?;
+    let device = &group.devices[0];
+    device.write("a/.keepstoneignore", "*.key\n")?;
+    device.write("a/deep/known", "in sync")?;
+    device.write("b/known", "in sync")?;
+    device.once_agreed()?;
+    device.write("a/deep/left.key", "ignored no more, soon")?;
+    group.start()?;
+    let device = &group.devices[0];
+    device.wait_status("what is ignored", |status| status["ignored_count"] == 1)?;
+    group.client.ok(&["mv", "/a/.keepstoneignore", "/b/.keepstoneignore"])?;
+    wait_for("what is ignored no more", SETTLE_DEADLINE, || {
+        Ok(group.client.exists("/a/deep/left.key")?.then_some(()))
+    })?;
+    group.stop()?;
+    group.finish()?;
+    Ok(())
+}

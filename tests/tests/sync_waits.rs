@@ -166,7 +166,7 @@ fn plain() -> Result<Vec<Waiting>> {
     let bad = group("name")?;
     let odd = bad.devices[0].root.join(std::ffi::OsStr::from_bytes(b"odd-\xff"));
     fs::write(&odd, "")?;
-    all.push(Waiting::new(bad, "./odd-\u{fffd}", "UTF-8").hold(Laid(odd)));
+    all.push(Waiting::new(bad, "odd-\u{fffd}", "UTF-8").hold(Laid(odd)));
     all.extend([deletes()?, emptied()?, unmarked()?, missing()?, paused()?, offline()?]);
     Ok(all)
 }
@@ -529,4 +529,59 @@ fn once_ends_and_names_what_is_in_its_way() -> Result<()> {
     device.once_agreed()?;
     group.finish()?;
     Ok(())
+}
+
+#[test]
+fn what_waits_for_something_that_is_gone_from_the_server_is_not_named() -> Result<()> {
+    let mut group = group("gone")?;
+    group.start()?;
+    let device = &group.devices[0];
+    device.wait_up_to_date()?;
+    mknodat(CWD, device.path("thing"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    put(&group, "/thing")?;
+    device.wait_status("the pipe in the way", |status| status["waiting_count"] == 1)?;
+    group.client.ok(&["rm", "/thing"])?;
+    device.wait_status("nothing that waits", |status| {
+        status["phase"] == "up-to-date" && status["waiting_count"] == 0
+    })?;
+    fs::remove_file(device.path("thing"))?;
+    group.stop()?;
+    group.end()
+}
+
+/// A file needs no look into it.
+#[test]
+fn what_can_be_read_by_now_is_not_named_any_more() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: a device of another user needs root");
+        return Ok(());
+    }
+    let mut group = group("readable")?;
+    group.devices[0].become_user(OTHER_USER)?;
+    group.start()?;
+    let device = &group.devices[0];
+    device.wait_up_to_date()?;
+    let named = |paths: &[&str]| {
+        device.wait_status(&format!("{paths:?}"), |status| {
+            let skipped = status["skipped"].as_array().into_iter().flatten();
+            skipped.map(|item| item["path"].as_str().unwrap_or_default()).eq(paths.iter().copied())
+        })
+    };
+    for name in ["file", "removed"] {
+        device.write(name, "not to be read")?;
+        fs::set_permissions(device.path(name), fs::Permissions::from_mode(0o000))?;
+    }
+    fs::create_dir(device.path("folder"))?;
+    fs::set_permissions(device.path("folder"), fs::Permissions::from_mode(0o000))?;
+    named(&["file", "folder", "removed"])?;
+    std::os::unix::fs::chown(device.path("file"), Some(OTHER_USER), Some(OTHER_USER))?;
+    fs::set_permissions(device.path("file"), fs::Permissions::from_mode(0o644))?;
+    fs::remove_file(device.path("removed"))?;
+    fs::rename(device.path("folder"), device.path("folder of another name"))?;
+    named(&["folder of another name"])?;
+    fs::remove_dir(device.path("folder of another name"))?;
+    named(&[])?;
+    device.wait_up_to_date()?;
+    group.stop()?;
+    group.end()
 }

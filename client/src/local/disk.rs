@@ -4,12 +4,14 @@
 //! - Nothing outside the root is touched, no symlink is followed, no mount point below the root is entered.
 //! - Nothing that is there is replaced or removed unless it is what was last seen: each change names the [`Stamp`] or
 //!   [`Identity`] that it expects.
+//! - Nothing is put into a folder that took the place of the one that was meant.
 //! - An error leaves the disk as it was, but where a function says otherwise.
+
+mod create;
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, UTIME_OMIT};
@@ -300,6 +302,23 @@ impl Root {
         Ok((folder, OsStr::new(name)))
     }
 
+    /// As [`parent_of`](Self::parent_of), if that folder is `within`: another one may be at its place by now. Where
+    /// objects do not keep their numbers, that cannot be told.
+    pub(super) fn parent_within<'a>(
+        &self,
+        rel: &'a Rel,
+        within: Option<Identity>,
+    ) -> Result<(OwnedFd, &'a OsStr), DiskError> {
+        let (folder, name) = self.parent_of(rel)?;
+        if let Some(within) = within.filter(|_folder| self.keeps_inodes()) {
+            let there = self.object_of_fd(folder.as_fd()).map_err(|errno| DiskError::of(rel, errno))?;
+            if there.stamp.identity != within {
+                return Err(DiskError::Changed(rel.clone()));
+            }
+        }
+        Ok((folder, name))
+    }
+
     pub(super) fn object_at(&self, folder: BorrowedFd<'_>, name: &OsStr) -> Result<Object, Errno> {
         Ok(object_of(&beneath::stat_at(folder, name, AtFlags::empty())?, &self.home()))
     }
@@ -418,72 +437,22 @@ impl Root {
             .map_err(|errno| DiskError::of(folder, errno))
     }
 
-    /// Makes a folder. After a crash: not there, or there with the owner's bits only, or whole.
-    ///
-    /// # Errors
-    /// `Exists`, `Vanished` (its parent), `NoSpace`, `Denied`, `NotSupported`, `Io`.
-    pub fn create_folder(&self, rel: &Rel, mode: u32, durability: Durability) -> Result<Stamp, DiskError> {
-        let (parent, name) = self.parent_of(rel)?;
-        let failed = |errno| DiskError::of(rel, errno);
-        in_writable(&[parent.as_fd()], || rustix::fs::mkdirat(&parent, name, Mode::RWXU))
-            .map_err(|errno| DiskError::of_rename(rel, errno))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
-        let made = self.object_of_fd(fd.as_fd()).map_err(failed)?.stamp;
-        // In a folder that gives its group to what is made in it, so does this one.
-        let mode = mode_of(mode) | (mode_of(made.mode) & Mode::SGID);
-        unsynced::set_bits(&fd, mode).map_err(failed)?;
-        if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
-            rustix::fs::fsync(&fd).map_err(failed)?;
-            self.sync_folder(&folder)?;
-        }
-        Ok(self.object_of_fd(fd.as_fd()).map_err(failed)?.stamp)
-    }
-
-    /// Makes a symlink. After a crash: not there, or whole.
-    ///
-    /// # Errors
-    /// `Exists`, `Vanished` (its folder), `NoSpace`, `Denied`, `NotSupported`, `Io`.
-    pub fn create_symlink(
-        &self,
-        rel: &Rel,
-        target: &[u8],
-        mtime_ns: i64,
-        durability: Durability,
-    ) -> Result<Stamp, DiskError> {
-        let (parent, name) = self.parent_of(rel)?;
-        let failed = |errno| DiskError::of(rel, errno);
-        let target = OsStr::from_bytes(target);
-        in_writable(&[parent.as_fd()], || rustix::fs::symlinkat(target, &parent, name)).map_err(|errno| {
-            match errno {
-                Errno::PERM if unsynced::protection(parent.as_fd(), OsStr::new("")).is_none() => {
-                    DiskError::NotSupported { rel: rel.clone(), reason: "it has no symlinks".to_owned() }
-                }
-                other => self.explained(DiskError::of_rename(rel, other)),
-            }
-        })?;
-        rustix::fs::utimensat(&parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-        let made = self.object_at(parent.as_fd(), name).map_err(failed)?.stamp;
-        if let (Durability::Now, Some(folder)) = (durability, rel.parent()) {
-            self.sync_folder(&folder)?;
-        }
-        Ok(made)
-    }
-
     /// Moves a file, folder or symlink to a place where nothing is, if it is the object that is expected. After a
     /// crash: at the one place or the other; never at both on file systems that can rename without replacing.
     ///
     /// # Errors
-    /// `Changed` if another object is at `from`; `Vanished`; `Exists`; `NoSpace`, `Denied`, `NotSupported`, `Io`.
+    /// `Changed` if another object is at `from`, or `to` is in another folder than `within`; `Vanished`; `Exists`;
+    /// `NoSpace`, `Denied`, `NotSupported`, `Io`.
     pub fn move_entry(
         &self,
         from: &Rel,
         to: &Rel,
         expected: Identity,
+        within: Option<Identity>,
         durability: Durability,
     ) -> Result<Stamp, DiskError> {
         let (from_folder, from_name) = self.parent_of(from)?;
-        let (to_folder, to_name) = self.parent_of(to)?;
+        let (to_folder, to_name) = self.parent_within(to, within)?;
         let is_expected = |folder: BorrowedFd<'_>, name| {
             self.object_at(folder, name).map(|object| (object.stamp.identity == expected, object.stamp))
         };

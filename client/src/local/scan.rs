@@ -12,16 +12,19 @@
 //!   read nothing is said.
 //! - An inode number that was given anew is not taken for the old file: the time of birth tells, and where there is
 //!   none, size and time, and then the content.
-//! - What is skipped (unreadable, special, not UTF-8, still changing) keeps the node that it was.
+//! - What is skipped (unreadable, special, not UTF-8, still changing) keeps the node that it was, also if it was moved to
+//!   where it has a name that cannot be sent.
 
 mod contents;
 mod folders;
+mod holding;
 mod hollow;
 mod judging;
 mod matching;
 mod moving;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +63,31 @@ pub enum Scope {
     Folders(Vec<ScopeFolder>),
 }
 
+/// Folders in which something known has a name that cannot be sent. Scans keep it from one to the next: one of other
+/// folders looks at these as well, for what it misses may be there. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Misnamed(Arc<Mutex<BTreeSet<Rel>>>);
+
+impl Misnamed {
+    fn inner(&self) -> MutexGuard<'_, BTreeSet<Rel>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn folders(&self) -> BTreeSet<Rel> {
+        self.inner().clone()
+    }
+
+    /// `all`: there are no others.
+    fn keep(&self, mut folders: BTreeSet<Rel>, all: bool) {
+        let mut known = self.inner();
+        if all {
+            *known = folders;
+        } else {
+            known.append(&mut folders);
+        }
+    }
+}
+
 /// How to scan.
 #[derive(Clone, Debug)]
 pub struct ScanOptions {
@@ -73,6 +101,8 @@ pub struct ScanOptions {
     pub unquiet: Option<Unquiet>,
     /// Which files may be written without a word of it: what is in their pages is written back before they are read.
     pub writers: Option<Writers>,
+    /// What earlier scans found under names that cannot be sent.
+    pub misnamed: Misnamed,
     /// Whether a root with nothing in it is believed though there was something: somebody has confirmed it.
     pub empty_allowed: bool,
     /// Whether the file system keeps permission bits ([`Root::probe_modes`]).
@@ -90,6 +120,7 @@ impl ScanOptions {
             hash_threads,
             unquiet: None,
             writers: None,
+            misnamed: Misnamed::default(),
             empty_allowed: false,
             takes_modes: true,
         }
@@ -105,6 +136,12 @@ pub enum Why {
     /// Too long, or with its path.
     #[error("{0}")]
     Name(String),
+    /// It is known, and has a name by now that cannot be sent.
+    #[error("{0}; it stays as it was on the server")]
+    Held(String),
+    /// It is at the place of such a thing.
+    #[error("what was here has a name now that cannot be sent: rename that first")]
+    InsteadOfHeld,
     /// A pipe, socket or device.
     #[error("it is a pipe, socket or device")]
     Special,
@@ -123,6 +160,9 @@ pub enum Why {
     /// A file with the like.
     #[error("it is {0}, which is never sent")]
     OwnFile(&'static str),
+    /// A file that is known and was something else before.
+    #[error("it is {0} by now, which is never sent: it stays as it was on the server")]
+    OwnNow(&'static str),
     /// May not be read.
     #[error("it may not be read: check its permissions")]
     Unreadable,

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::beneath;
 use super::disk::{DiskError, Durability, ObjectKind, mode_of, moved_stamp, rename_new, times};
-use super::model::Stamp;
+use super::model::{Identity, Stamp};
 use super::rel::{Rel, STATE_FOLDER};
 use super::root::{Root, TEMPORARY_FOLDER};
 use super::unsynced;
@@ -145,10 +145,16 @@ impl Root {
     /// that of what was finished, not of what somebody has made of it since.
     ///
     /// # Errors
-    /// `Exists`, `Vanished` (the folder), `Denied`, `NoSpace`, `Io`: the temporary file is gone, or kept if it was to
-    /// be kept.
-    pub fn place_new(&self, mut temp: Temp, rel: &Rel, durability: Durability) -> Result<Stamp, DiskError> {
-        let (folder, name) = self.parent_of(rel)?;
+    /// `Changed` if the folder is another one than `within`; `Exists`, `Vanished` (the folder), `Denied`, `NoSpace`,
+    /// `Io`: the temporary file is gone, or kept if it was to be kept.
+    pub fn place_new(
+        &self,
+        mut temp: Temp,
+        rel: &Rel,
+        within: Option<Identity>,
+        durability: Durability,
+    ) -> Result<Stamp, DiskError> {
+        let (folder, name) = self.parent_within(rel, within)?;
         let failed = |errno| DiskError::of(rel, errno);
         if unsynced::inherit(folder.as_fd(), &temp.file).map_err(failed)? {
             temp.sync().map_err(failed)?;

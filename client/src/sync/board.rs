@@ -1,6 +1,7 @@
 //! What the session shows: its status, and the log of what it did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,13 +16,15 @@ use super::status::{Done, LogEntry, Phase, Status, Traffic, WAITING_LISTED_MAX, 
 use super::task::{Line, MovedFolder};
 use super::throttle::Throttle;
 use crate::local::rel::Rel;
-use crate::local::scan::{IGNORED_FOLDERS_MAX, Scope};
+use crate::local::scan::{IGNORED_FOLDERS_MAX, Scope, ScopeFolder};
 use crate::planner::model::NodeId;
 
 /// What is said where all that could be read agrees.
 const LEFT_OUT: &str = "not all that is in the folder is kept in sync";
 /// Lines that are written at once; more wait for the next time.
 const LINES_MAX: usize = 2_000;
+/// The character that comes after `/`.
+const AFTER_SLASH: char = '0';
 /// Time between writes of lines.
 const FLUSH_INTERVAL: std::time::Duration = std::time::Duration::from_millis(150);
 
@@ -147,10 +150,10 @@ impl Board {
                 {
                     self.skipped.insert(path, Skipped { why, kind });
                 }
-                LeftOutKind::Unread | LeftOutKind::Changing | LeftOutKind::Rules
+                LeftOutKind::Closed | LeftOutKind::Unread | LeftOutKind::Changing | LeftOutKind::Rules
                     if self.unread.len() < WAITING_LISTED_MAX =>
                 {
-                    self.unread.insert(path, Unread { why, listed: kind != LeftOutKind::Unread });
+                    self.unread.insert(path, Unread { why, listed: kind != LeftOutKind::Closed });
                 }
                 _ => {}
             }
@@ -181,6 +184,18 @@ impl Board {
         forget(&mut self.skipped, folder);
         forget(&mut self.unread, folder);
         forget(&mut self.ignored, folder);
+    }
+
+    /// The folders in those that a scan has listed in which something is left out.
+    pub(crate) fn folders_with_left_out(&self, scope: &Scope) -> Vec<Rel> {
+        let Scope::Folders(folders) = scope else { return Vec::new() };
+        let mut below = BTreeSet::new();
+        for ScopeFolder { folder, .. } in folders {
+            children(&self.skipped, folder, &mut below);
+            children(&self.unread, folder, &mut below);
+            children(&self.ignored, folder, &mut below);
+        }
+        below.into_iter().collect()
     }
 
     /// What would be kept in sync, but could not be read.
@@ -314,6 +329,23 @@ fn within<V>(known: &BTreeMap<String, V>, folder: &Rel) -> Vec<String> {
     let near = near.map_while(|path| Some((path, path.strip_prefix(folder)?)));
     let within = near.filter(|(_path, below)| below.is_empty() || below.starts_with('/'));
     within.map(|(path, _below)| path.clone()).collect()
+}
+
+/// The things in a folder that one of the paths is of, or is below; each is looked for once, however many paths are.
+fn children<V>(known: &BTreeMap<String, V>, folder: &Rel, found: &mut BTreeSet<Rel>) {
+    let above = if folder.is_root() { String::new() } else { format!("{}/", folder.as_str()) };
+    let mut next = Bound::Included(above.clone());
+    while let Some((path, _known)) = known.range((next, Bound::Unbounded)).next() {
+        let Some(below) = path.strip_prefix(above.as_str()) else { return };
+        let name = below.split('/').next().unwrap_or_default();
+        found.extend(folder.join(name).ok());
+        // What is below it comes before what begins with its name and the character after `/`.
+        next = if name.len() == below.len() {
+            Bound::Excluded(path.clone())
+        } else {
+            Bound::Included(format!("{above}{name}{AFTER_SLASH}"))
+        };
+    }
 }
 
 fn forget<V>(known: &mut BTreeMap<String, V>, folder: &Rel) {

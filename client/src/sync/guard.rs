@@ -47,11 +47,24 @@ struct Step {
     known_max: u64,
 }
 
+/// Whether somebody has said that the folder is meant to be empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum AllConfirmed {
+    #[default]
+    No,
+    /// A scan of everything is to find what that comes to.
+    Unscanned,
+    /// It has.
+    Scanned,
+}
+
 /// Judges deletes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Guard {
     limits: DeleteGuard,
     confirmed: u64,
+    /// All that was in the folder is meant to go.
+    all: AllConfirmed,
     /// What somebody was shown and has confirmed, until it is compared with what waits.
     shown: Option<String>,
     carried_out: u64,
@@ -126,10 +139,26 @@ impl Guard {
         self.confirmed = self.confirmed.max(deletes);
     }
 
+    /// Somebody wants all that was in the folder deleted, which no scan has found to be gone yet.
+    pub(crate) fn confirm_all(&mut self) {
+        self.all = AllConfirmed::Unscanned;
+    }
+
+    /// Everything was scanned: what waits now is all that was confirmed with [`Self::confirm_all`].
+    pub(crate) fn all_scanned(&mut self) {
+        if self.all == AllConfirmed::Unscanned {
+            self.all = AllConfirmed::Scanned;
+        }
+    }
+
     /// How many deletes wait for a confirmation; 0: all may be carried out.
     pub(crate) fn judge(&mut self, counts: Counts, now: Instant) -> u64 {
-        self.take_in(counts, now);
         let Counts { pending, known, .. } = counts;
+        if self.all == AllConfirmed::Scanned {
+            self.all = AllConfirmed::No;
+            self.confirm(pending);
+        }
+        self.take_in(counts, now);
         if pending <= self.confirmed {
             return 0;
         }
@@ -199,6 +228,25 @@ mod tests {
         guard.confirm(6);
         assert_eq!(guard.judge(counts(7, 0, 100), now), 7);
         assert_eq!(guard.judge(counts(6, 0, 100), now), 0);
+    }
+
+    #[test]
+    fn a_folder_that_is_meant_to_be_empty_waits_for_no_second_word() {
+        let now = Instant::now();
+        let mut guard = Guard::default();
+        guard.confirm_all();
+        assert_eq!(guard.judge(counts(0, 0, 100), now), 0);
+        assert_eq!(guard.judge(counts(60, 0, 100), now), 60, "others, from before");
+        guard.all_scanned();
+        assert_eq!(guard.judge(counts(100, 0, 100), now), 0);
+        assert_eq!(guard.judge(counts(0, 100, 0), now), 0);
+        guard.all_scanned();
+        assert_eq!(guard.judge(counts(100, 100, 100), now), 100, "it counts once");
+        // The files were put back before they were looked for.
+        guard.confirm_all();
+        guard.all_scanned();
+        assert_eq!(guard.judge(counts(0, 100, 100), now), 0);
+        assert_eq!(guard.judge(counts(100, 100, 100), now), 100);
     }
 
     #[test]

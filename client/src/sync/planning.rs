@@ -93,8 +93,8 @@ pub(crate) fn plan_step(state: &mut State, mut input: PlanInput) -> Result<PlanS
         step.tasks = prepared.tasks;
         step.failed = prepared.failed;
         let blocked = planned.blocked.into_iter().map(|(node, why)| (node, why.to_string()));
-        state.reading(|state| name_waiting(state, &mut step, blocked, &input.named))?;
         step.dirty = dirty.into_iter().collect();
+        state.reading(|state| name_waiting(state, &mut step, blocked, &input.named))?;
         if step.dirty.is_empty() && step.tasks.is_empty() && state.number(FIRST_SYNC)?.unwrap_or(1) != 0 {
             state.set_number(FIRST_SYNC, 0)?;
         }
@@ -297,7 +297,9 @@ fn name_waiting(
     named: &[(NodeId, String)],
 ) -> Result<(), StateError> {
     let named_nodes: HashSet<NodeId> = named.iter().map(|(node, _why)| *node).collect();
-    let all = named.iter().cloned().chain(blocked.filter(|(node, _)| !named_nodes.contains(node)));
+    // What agrees by now waits for nothing.
+    let named: Vec<_> = named.iter().filter(|(node, _why)| step.dirty.contains(node)).cloned().collect();
+    let all = named.into_iter().chain(blocked.filter(|(node, _)| !named_nodes.contains(node)));
     for (node, why) in all {
         step.waiting_count += 1;
         if step.waiting.len() < WAITING_LISTED_MAX {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proto::v1;
 
 use super::task::{Again, DownloadTask, Ended, LocalTask, LocalWork, RemoteTask, Task, UploadTask};
-use crate::local::model::LocalRecord;
+use crate::local::model::{Identity, LocalRecord};
 use crate::local::rel::{Rel, RelError};
 use crate::local::trash::Fate;
 use crate::planner::model::{Attributes, Kind, Node, NodeId, Operation, Place, ROOT};
@@ -70,8 +70,16 @@ struct Preparer<'a> {
     state: &'a State,
     /// The server's number up to which its tree is known.
     sequence: u64,
-    /// Paths of local folders that were asked for.
-    folders: HashMap<NodeId, Rel>,
+    /// Local folders that were asked for.
+    folders: HashMap<NodeId, Folder>,
+}
+
+/// A folder on the disk.
+#[derive(Clone)]
+struct Folder {
+    rel: Rel,
+    /// Which object it is; `None` for the root.
+    identity: Option<Identity>,
 }
 
 impl Preparer<'_> {
@@ -107,8 +115,8 @@ impl Preparer<'_> {
                 self.local(node, |record| LocalWork::Retarget { record, target, mtime_ns })?
             }
             Operation::LocalMove(node, place) => {
-                let to = self.rel_at(&place)?;
-                self.local(node, |record| LocalWork::Move { record, to, place, part })?
+                let (to, within) = self.target(&place)?;
+                self.local(node, |record| LocalWork::Move { record, to, place, within, part })?
             }
             Operation::LocalDelete(node) => {
                 // What is on the server and goes from here is excluded.
@@ -157,25 +165,32 @@ impl Preparer<'_> {
         Ok(v1::Place { parent_id: self.facts(place.parent)?.entry, name: place.name.clone() })
     }
 
-    /// A folder's path on the disk.
-    fn folder(&mut self, node: NodeId) -> Result<Rel, Unfit> {
+    fn folder(&mut self, node: NodeId) -> Result<Folder, Unfit> {
         if node == ROOT {
-            return Ok(Rel::root());
+            return Ok(Folder { rel: Rel::root(), identity: None });
         }
-        if let Some(rel) = self.folders.get(&node) {
-            return Ok(rel.clone());
+        if let Some(folder) = self.folders.get(&node) {
+            return Ok(folder.clone());
         }
         let Some(value) = self.state.side(Side::Local, node)? else {
             return Err(Unfit::Torn("its folder is not on this device yet"));
         };
         // Depth is bounded: the path has a longest length.
-        let rel = self.folder(value.place.parent)?.join(&value.place.name)?;
-        self.folders.insert(node, rel.clone());
-        Ok(rel)
+        let rel = self.folder(value.place.parent)?.rel.join(&value.place.name)?;
+        let identity = self.state.local_record(node)?.map(|record| record.stamp.identity);
+        let folder = Folder { rel, identity };
+        self.folders.insert(node, folder.clone());
+        Ok(folder)
     }
 
     fn rel_at(&mut self, place: &Place) -> Result<Rel, Unfit> {
-        Ok(self.folder(place.parent)?.join(&place.name)?)
+        Ok(self.target(place)?.0)
+    }
+
+    /// Where something is to be put, and the folder that it is to be put into: by then another one may be at its path.
+    fn target(&mut self, place: &Place) -> Result<(Rel, Option<Identity>), Unfit> {
+        let folder = self.folder(place.parent)?;
+        Ok((folder.rel.join(&place.name)?, folder.identity))
     }
 
     fn local(&mut self, node: NodeId, work: impl FnOnce(LocalRecord) -> LocalWork) -> Result<Task, Unfit> {
@@ -189,8 +204,9 @@ impl Preparer<'_> {
         if kind != Kind::Folder {
             attributes.mtime_ns = self.facts(node)?.mtime_ns;
         }
-        let rel = self.rel_at(&place)?;
-        Ok(Task::Local(LocalTask { node, rel, work: LocalWork::Create { place, kind, attributes } }))
+        let (rel, within) = self.target(&place)?;
+        let work = LocalWork::Create { place, within, kind, attributes };
+        Ok(Task::Local(LocalTask { node, rel, work }))
     }
 
     fn upload(&mut self, node: NodeId) -> Result<UploadTask, Unfit> {
@@ -225,10 +241,12 @@ impl Preparer<'_> {
             None => None,
         };
         let place = replaces.as_ref().map_or(remote.place, |record| record.place.clone());
+        let (rel, within) = self.target(&place)?;
         Ok(DownloadTask {
             node,
-            rel: self.rel_at(&place)?,
+            rel,
             place,
+            within,
             entry: facts.entry,
             version: facts.version,
             content,

@@ -8,6 +8,7 @@
 
 mod deletes;
 mod hear;
+mod left_out;
 mod obstacles;
 mod quiet;
 
@@ -108,6 +109,9 @@ pub(crate) struct Run {
     looked_to: NodeId,
     /// Everything was scanned once more, for what could not be read, before it is said to be quiet.
     looked_for_unread: bool,
+    /// Where folders were that this session moved, and since when they are elsewhere, until a scan that began later says
+    /// how things are.
+    moved_from: Vec<(Rel, Instant)>,
 }
 
 /// Why the loop ended.
@@ -190,6 +194,7 @@ impl Run {
             obstacles_due: now,
             looked_to: ROOT,
             looked_for_unread: false,
+            moved_from: Vec::new(),
         }
     }
 
@@ -320,7 +325,7 @@ impl Run {
             return None;
         }
         self.want_plan |= step.more;
-        self.waits.drop_over(|node| step.dirty.contains(&node));
+        self.waits.drop_agreed(|node| step.dirty.contains(&node));
         for task in step.tasks.drain(..) {
             self.busy.insert(task.node());
             self.queues.push(task);

@@ -27,7 +27,7 @@ use crate::local::ignore_rules::IgnoreRules;
 use crate::local::model::LocalUpdate;
 use crate::local::rel::Rel;
 use crate::local::root::{Root, RootError};
-use crate::local::scan::{ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why, scan};
+use crate::local::scan::{Misnamed, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why, scan};
 use crate::local::watch::{Notice, Watcher, Writers};
 use crate::planner::model::NodeId;
 use crate::state::error::StateError;
@@ -69,6 +69,8 @@ pub(crate) enum LeftOutKind {
     OtherRoot,
     /// It is on another file system, with whatever files are there.
     Elsewhere,
+    /// A known folder that could not be read: only a look into it tells whether it still is so.
+    Closed,
     /// It could not be read.
     Unread,
     /// A file that is being written.
@@ -77,25 +79,33 @@ pub(crate) enum LeftOutKind {
     Rules,
 }
 
+/// What a scan left out.
+#[derive(Debug)]
+pub(crate) struct FoundLeftOut {
+    /// What was looked at.
+    pub(crate) scope: Scope,
+    /// Where folders were that are elsewhere now, or gone.
+    pub(crate) left: Vec<Rel>,
+    /// Known folders that could not be read.
+    pub(crate) unread: BTreeMap<Rel, NodeId>,
+    /// Left out there, and why.
+    pub(crate) skipped: Vec<LeftOut>,
+    /// How much is ignored in which folders of it.
+    pub(crate) ignored: Vec<(String, u64)>,
+}
+
 /// What the scanner tells.
 #[derive(Debug)]
 pub(crate) enum ScanEvent {
     /// Updates were taken in.
     Applied {
+        /// When the scan began.
+        began: Instant,
         /// Nodes that are otherwise now.
         changed: Vec<NodeId>,
         /// Whether it was of everything.
         whole: bool,
-        /// Known folders that could not be read.
-        unread: BTreeMap<Rel, NodeId>,
-        /// What was looked at.
-        scope: Scope,
-        /// Where folders were that are elsewhere now, or gone.
-        left: Vec<Rel>,
-        /// Left out there, and why.
-        skipped: Vec<LeftOut>,
-        /// How much is ignored in which folders of it.
-        ignored: Vec<(String, u64)>,
+        found: FoundLeftOut,
         /// Files that are still being written.
         unquiet: usize,
     },
@@ -140,6 +150,8 @@ pub(crate) struct Scanner {
     pub(crate) lookout: Lookout,
     /// Whether the file system keeps permission bits, once that is known.
     pub(crate) takes_modes: Option<bool>,
+    /// What was renamed to what cannot be sent.
+    pub(crate) misnamed: Misnamed,
 }
 
 /// What a scan came to.
@@ -375,17 +387,19 @@ impl Scanner {
         times: &BTreeMap<Rel, u32>,
         pending: &mut Pending,
     ) -> (Option<ScanIndex>, Looked) {
-        let under_way = self.effects.begin_scan();
+        let (began, under_way) = (Instant::now(), self.effects.begin_scan());
         let (root, rules, stop) = (self.root.clone(), self.rules.clone(), self.stop.clone());
         let unquiet = self.watcher.as_ref().map(Watcher::unquiet);
         let whole = scope == Scope::Whole;
         let empty_confirmed = self.empty_confirmed.clone();
         let (takes_modes, writers) = (self.takes_modes().await, self.writers.clone());
+        let misnamed = self.misnamed.clone();
         let work = tokio::task::spawn_blocking(move || {
             let mut index = index;
             let mut options = ScanOptions::new((*rules).clone(), stop);
             options.unquiet = unquiet;
             options.writers = Some(writers);
+            options.misnamed = misnamed;
             options.takes_modes = takes_modes;
             options.empty_allowed = empty_confirmed.load(Ordering::Relaxed);
             let result = scan(&root, &mut index, &scope, &options);
@@ -413,16 +427,16 @@ impl Scanner {
         let still =
             |folder: &&ScopeFolder| times.get(&folder.folder).is_none_or(|count| *count < UNQUIET_MAX);
         let unquiet = found.again.iter().filter(still).count();
-        for folder in found.again {
-            pending.add_later(folder, times, Instant::now());
+        for folder in &found.again {
+            pending.add_later(folder.clone(), times, Instant::now());
         }
         let looked = if found.complete { Looked::All } else { Looked::NotAll };
         if whole {
             self.compare_unread(&found.skipped);
         } else {
             self.look_for_readable(&scope, pending).await;
+            self.note_unread(&found);
         }
-        let unread = found.unread;
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
@@ -430,12 +444,11 @@ impl Scanner {
                     let folder = Rel::parse(&path).unwrap_or_default();
                     pending.add_later(ScopeFolder { folder, deep: false }, times, Instant::now());
                 }
-                let skipped = left_out(found.skipped, found.counts.skipped);
+                let skipped = left_out(found.skipped, found.counts.skipped, &found.unread);
+                let (left, unread, ignored) = (found.left, found.unread, found.ignored);
+                let found = FoundLeftOut { scope, left, unread, skipped, ignored };
                 let changed = applied.changed;
-                let (left, ignored) = (found.left, found.ignored);
-                let event =
-                    ScanEvent::Applied { changed, whole, unread, scope, left, skipped, ignored, unquiet };
-                drop(self.events.send(event).await);
+                drop(self.events.send(ScanEvent::Applied { began, changed, whole, found, unquiet }).await);
             }
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
         }
@@ -444,10 +457,20 @@ impl Scanner {
 
     /// A folder that could not be read could not be watched either: once it can be read, all is to be watched anew.
     fn compare_unread(&mut self, skipped: &[Skipped]) {
-        let unread = skipped.iter().filter(|skipped| matches!(skipped.why, Why::Unreadable | Why::Io(_)));
-        let unread: HashSet<String> = unread.map(|skipped| skipped.path.clone()).collect();
+        let unread: HashSet<String> = unread_of(skipped).collect();
         self.watch_anew |= self.unread.iter().any(|path| !unread.contains(path));
         self.unread = unread;
+    }
+
+    /// The same of a scan of some folders.
+    fn note_unread(&mut self, found: &Scan) {
+        let is_left = |path: &String| {
+            Rel::parse(path).is_ok_and(|rel| found.left.iter().any(|left| rel.is_within(left)))
+        };
+        if !found.left.is_empty() {
+            self.unread.retain(|path| !is_left(path));
+        }
+        self.unread.extend(unread_of(&found.skipped));
     }
 
     /// Where a folder that could not be read was just looked at, it may be readable by now: then all is looked at again.
@@ -505,10 +528,18 @@ impl Scanner {
     }
 }
 
-/// Of `count` things, those that are named.
-fn left_out(named: Vec<Skipped>, count: u64) -> Vec<LeftOut> {
+/// Where something is that could not be read.
+fn unread_of(skipped: &[Skipped]) -> impl Iterator<Item = String> {
+    let unread = skipped.iter().filter(|skipped| matches!(skipped.why, Why::Unreadable | Why::Io(_)));
+    unread.map(|skipped| skipped.path.clone())
+}
+
+/// Of `count` things, those that are named; `closed`: known folders that could not be read.
+fn left_out(named: Vec<Skipped>, count: u64, closed: &BTreeMap<Rel, NodeId>) -> Vec<LeftOut> {
     let unnamed = count.saturating_sub(named.len() as u64);
-    let mut all: Vec<LeftOut> = named.into_iter().map(shown).collect();
+    let closed: HashSet<&str> = closed.keys().map(Rel::as_str).collect();
+    let mut all: Vec<LeftOut> =
+        named.into_iter().map(|skipped| shown(closed.contains(skipped.path.as_str()), skipped)).collect();
     if unnamed > 0 {
         let why = format!("{unnamed} more things were left out, and some of them may not have been read");
         all.push(LeftOut { waiting: Waiting { path: String::new(), why }, kind: LeftOutKind::Unread });
@@ -516,10 +547,12 @@ fn left_out(named: Vec<Skipped>, count: u64) -> Vec<LeftOut> {
     all
 }
 
-fn shown(skipped: Skipped) -> LeftOut {
+fn shown(is_closed: bool, skipped: Skipped) -> LeftOut {
     let kind = match &skipped.why {
+        Why::Unreadable | Why::Io(_) if is_closed => LeftOutKind::Closed,
         Why::Unreadable | Why::Io(_) => LeftOutKind::Unread,
         Why::StillChanging => LeftOutKind::Changing,
+        Why::Held(_) | Why::InsteadOfHeld | Why::OwnNow(_) => LeftOutKind::Unread,
         Why::Rules(_) => LeftOutKind::Rules,
         Why::MountPoint => LeftOutKind::Elsewhere,
         Why::OtherRoot | Why::Own(_) => LeftOutKind::OtherRoot,

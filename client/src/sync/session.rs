@@ -32,6 +32,7 @@ use crate::call_error::CallError;
 use crate::connection::ApiClient;
 use crate::local::ignore_rules::IgnoreRules;
 use crate::local::root::{ExclusionsError, Root, RootError};
+use crate::local::scan::Misnamed;
 use crate::local::watch::{Watcher, Writers};
 use crate::planner::{Deletes, NameRules, Rules};
 use crate::state::database::{Opened, State};
@@ -467,6 +468,7 @@ impl Keeper {
             watch_not_before: tokio::time::Instant::now(),
             lookout: Lookout::default(),
             takes_modes: None,
+            misnamed: Misnamed::default(),
         };
         tokio::spawn(scanner.run())
     }

@@ -9,7 +9,7 @@ use proto::v1;
 use super::status::Done;
 use crate::call_error::CallError;
 use crate::local::disk::DiskError;
-use crate::local::model::{LocalRecord, Stamp};
+use crate::local::model::{Identity, LocalRecord, Stamp};
 use crate::local::obstacle::Obstacle;
 use crate::local::rel::Rel;
 use crate::local::trash::Fate;
@@ -65,6 +65,8 @@ pub(crate) struct DownloadTask {
     pub(crate) version: u64,
     pub(crate) content: FileContent,
     pub(crate) attributes: Attributes,
+    /// Which object its folder is; `None` for the root.
+    pub(crate) within: Option<Identity>,
     /// The local file that it replaces, as it was last seen.
     pub(crate) replaces: Option<LocalRecord>,
     /// That one is kept in the trash: what the server has may be older.
@@ -89,10 +91,12 @@ pub(crate) struct LocalTask {
     pub(crate) work: LocalWork,
 }
 
+/// `within`: which object the folder is that something is put into; `None` for the root.
 #[derive(Clone, Debug)]
 pub(crate) enum LocalWork {
     Create {
         place: Place,
+        within: Option<Identity>,
         kind: Kind,
         attributes: Attributes,
     },
@@ -105,6 +109,7 @@ pub(crate) enum LocalWork {
         record: LocalRecord,
         to: Rel,
         place: Place,
+        within: Option<Identity>,
         part: Part,
     },
     /// `fate`: of what is on the server as well.
@@ -162,6 +167,8 @@ pub(crate) struct Ended {
     pub(crate) look_below: bool,
     /// It is a folder, and is elsewhere on this device now.
     pub(crate) moved: Option<MovedFolder>,
+    /// It is a file with rules, and is in this folder no more.
+    pub(crate) rules_left: Option<NodeId>,
 }
 
 /// A folder that was moved here by a task.
@@ -254,7 +261,7 @@ impl Ended {
     }
 
     pub(crate) fn quietly(node: NodeId, end: End) -> Self {
-        Self { node, end, obstacle: None, line: None, look_below: false, moved: None }
+        Self { node, end, obstacle: None, line: None, look_below: false, moved: None, rules_left: None }
     }
 
     pub(crate) fn failed(node: NodeId, reason: impl Into<String>, again: Again) -> Self {
@@ -281,6 +288,8 @@ impl End {
                 reason: format!("{error}; move it, or a folder that it is in, higher up"),
                 again: Again::Later,
             },
+            // Nor that: servers are to be started, or disks added.
+            CallError::Refused { .. } if error.reason() == "not-enough-disks" => failed(Again::Soon),
             CallError::Refused { code, .. } => match code {
                 tonic::Code::Aborted
                 | tonic::Code::NotFound
@@ -311,6 +320,19 @@ impl End {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_servers_disks_refuse_is_told_as_it_is() {
+        let error = CallError::Refused {
+            code: tonic::Code::FailedPrecondition,
+            reason: "not-enough-disks".to_owned(),
+            message: "start the storage nodes that are down".to_owned(),
+        };
+        let End::Failed { reason, again: Again::Soon } = End::of_call(&error) else {
+            panic!("{:?}", End::of_call(&error));
+        };
+        assert!(reason.contains("storage nodes"), "{reason}");
+    }
 
     #[test]
     fn what_is_too_deep_for_the_server_is_told_and_tried_again_only_later() {

@@ -154,7 +154,7 @@ impl Waits {
     pub(crate) fn unblocked(&mut self, node: NodeId, now: Instant) {
         let Some(wait) = self.nodes.get_mut(&node).filter(|wait| !wait.over) else { return };
         wait.obstacle = None;
-        wait.lasting = wait.failures >= LASTING_FAILURES;
+        wait.lasting = false;
         wait.hear(now);
     }
 
@@ -177,9 +177,9 @@ impl Waits {
         waits.fold(false, |any, wait| wait.hear(now) | any)
     }
 
-    /// Drops what is over and was not planned again: it agrees by now.
-    pub(crate) fn drop_over(&mut self, is_dirty: impl Fn(NodeId) -> bool) {
-        self.nodes.retain(|node, wait| !wait.over || is_dirty(*node));
+    /// Drops what agrees by now, or is nowhere any more.
+    pub(crate) fn drop_agreed(&mut self, is_dirty: impl Fn(NodeId) -> bool) {
+        self.nodes.retain(|node, _wait| is_dirty(*node));
     }
 
     /// Those that wait now.

@@ -18,13 +18,13 @@ fn temp(root: &Root, text: &str) -> Temp {
 #[test]
 fn a_new_file_takes_a_free_place_only() {
     let root = TestRoot::new();
-    let stamp = root.place_new(temp(&root, "one"), &rel("f"), Durability::Now).unwrap();
+    let stamp = root.place_new(temp(&root, "one"), &rel("f"), None, Durability::Now).unwrap();
     assert_eq!(stamp, root.stamp("f"));
     assert_eq!(stamp.mtime_ns, 1_000_000_000);
-    let again = root.place_new(temp(&root, "two"), &rel("f"), Durability::Now);
+    let again = root.place_new(temp(&root, "two"), &rel("f"), None, Durability::Now);
     assert!(matches!(again, Err(DiskError::Exists(_))));
     assert!(matches!(
-        root.place_new(temp(&root, "two"), &rel("x/f"), Durability::Now),
+        root.place_new(temp(&root, "two"), &rel("x/f"), None, Durability::Now),
         Err(DiskError::Vanished(_))
     ));
     assert_eq!(root.read("f"), "one");
@@ -334,7 +334,7 @@ fn a_file_can_be_gone_on_with_after_a_restart() {
     assert_eq!(text, "half");
     again.file().write_all(b" done").unwrap();
     again.finish(0o600, 0).unwrap();
-    root.place_new(again, &rel("f"), Durability::Now).unwrap();
+    root.place_new(again, &rel("f"), None, Durability::Now).unwrap();
     assert_eq!(root.read("f"), "half done");
     assert_eq!(root.temporary_count(), 0);
 }

@@ -66,8 +66,8 @@ pub(super) fn read(walk: &mut Walk<'_>) -> Result<(), ScanError> {
     let mut new = Vec::new();
     for (file, result) in found.into_iter().zip(results) {
         let error = match result {
-            Ok(content) if content.is_profile && file.previous.is_none() => {
-                walk.skip(file.rel.to_string(), Why::OwnFile(own_data::PROFILE));
+            Ok(content) if content.is_profile && !is_known_as(&file, &content.kind) => {
+                skip_profile(walk, file);
                 continue;
             }
             Ok(content) => {
@@ -90,6 +90,19 @@ pub(super) fn read(walk: &mut Walk<'_>) -> Result<(), ScanError> {
     }
     match_by_content(walk, new);
     Ok(())
+}
+
+/// Whether a file was known with this content.
+fn is_known_as(file: &Found, kind: &Kind) -> bool {
+    file.previous.as_ref().is_some_and(|previous| previous.kind == *kind)
+}
+
+/// A token is not sent, also not as a new version of what was something else: that stays as it was known.
+fn skip_profile(walk: &mut Walk<'_>, file: Found) {
+    let is_known = file.previous.is_some();
+    let why = if is_known { Why::OwnNow(own_data::PROFILE) } else { Why::OwnFile(own_data::PROFILE) };
+    walk.skip(file.rel.to_string(), why);
+    place_unread(walk, file);
 }
 
 fn why_of_read(error: HashError) -> Why {
@@ -303,12 +316,14 @@ impl Walk<'_> {
             dropped.filter(|node| !self.claimed.contains(node) && !self.vanished.contains_key(node));
         self.result.updates.extend(dropped.map(LocalUpdate::Gone));
         self.hollow.leave_out(&mut self.result.updates);
+        self.spare_held();
         if self.unsettled {
             let folders = self.vanished.values().filter_map(|record| self.path_of(record)?.parent());
             let again: Vec<_> = folders.map(|folder| ScopeFolder { folder, deep: false }).collect();
             self.result.again.extend(again);
         }
         self.root.check(false)?;
+        self.keep_misnamed();
         self.result.again.sort();
         self.result.again.dedup();
         Ok(self.result)

@@ -12,6 +12,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::contents::{is_fresh, now_ns};
+use super::holding::Holding;
 use super::hollow::Hollow;
 use super::{
     IGNORED_FOLDERS_MAX, SKIPPED_MAX, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why,
@@ -118,12 +119,14 @@ pub(super) struct Walk<'a> {
     pub(super) displaced: HashSet<NodeId>,
     /// Found elsewhere.
     pub(super) claimed: HashSet<NodeId>,
+    /// Of these, those that have a name that cannot be sent.
+    pub(super) holding: Holding,
     /// Never sent, and ignored by now: they are there, and not to be known any more.
     pub(super) dropped: Vec<NodeId>,
     /// New folders, for what is in them.
     pub(super) hollow: Hollow,
     /// Whether all of the root is looked at.
-    whole: bool,
+    pub(super) whole: bool,
     /// Something was not as it was a moment before: nothing can be said to be gone.
     pub(super) unsettled: bool,
     pub(super) result: Scan,
@@ -146,6 +149,7 @@ impl<'a> Walk<'a> {
             vanished: HashMap::new(),
             displaced: HashSet::new(),
             claimed: HashSet::new(),
+            holding: Holding::default(),
             dropped: Vec::new(),
             hollow: Hollow::default(),
             whole: false,
@@ -167,6 +171,9 @@ impl<'a> Walk<'a> {
                 folders.sort_by(|a, b| (!a.deep, &a.folder).cmp(&(!b.deep, &b.folder)));
                 for ScopeFolder { folder, deep } in folders {
                     self.ask(&folder, deep)?;
+                }
+                for folder in self.options.misnamed.folders() {
+                    self.ask(&folder, false)?;
                 }
             }
         }
@@ -352,6 +359,7 @@ impl<'a> Walk<'a> {
         let unsent = self.index.children_unsent(job.node);
         let is_unknown = level.is_unknown();
         let folder = Sorting { job, level, is_unknown, beside: Beside::new(entries), unsent, deep };
+        self.name_unsendable(&job.rel, entries);
         let mut ignored = 0;
         for entry in entries {
             let known = entry.name.to_str().and_then(|name| known.remove(name));
@@ -365,20 +373,15 @@ impl<'a> Walk<'a> {
     /// Says whether it is ignored.
     fn sort_entry(&mut self, folder: &Sorting<'_>, entry: &Entry, known: Option<LocalRecord>) -> bool {
         let (job, object) = (folder.job, entry.object);
-        let Some(name) = entry.name.to_str() else {
-            self.skip(format!("{}/{}", job.rel, entry.name.display()), Why::NameNotUtf8);
-            return false;
-        };
+        // What cannot be sent has been named.
+        let Some(name) = entry.name.to_str() else { return false };
         if job.rel.is_root() && name == STATE_FOLDER {
             return false;
         }
-        let rel = match job.rel.join(name) {
-            Ok(rel) => rel,
-            Err(error) => {
-                self.skip(format!("{}/{name}", job.rel), Why::Name(error.to_string()));
-                return false;
-            }
-        };
+        let Ok(rel) = job.rel.join(name) else { return false };
+        if self.is_instead_of_held(known.as_ref(), &object, &rel) {
+            return false;
+        }
         match object.kind {
             ObjectKind::Special => self.skip(rel.to_string(), Why::Special),
             ObjectKind::MountPoint
@@ -496,6 +499,9 @@ impl<'a> Walk<'a> {
     fn decide_some(&mut self) -> Result<(), ScanError> {
         let mut left = Vec::new();
         for folder in std::mem::take(&mut self.pending) {
+            if self.is_instead_of_held(folder.known.as_ref(), &folder.object, &folder.rel) {
+                continue;
+            }
             match self.mover(&folder) {
                 Some(record) => {
                     self.claimed.insert(record.node);

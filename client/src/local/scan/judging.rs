@@ -42,7 +42,7 @@ impl Walk<'_> {
     }
 
     /// Whether a node was never sent, with all that is below it.
-    fn is_all_unsent(&self, folder: NodeId) -> bool {
+    pub(super) fn is_all_unsent(&self, folder: NodeId) -> bool {
         let mut left = vec![folder];
         while let Some(node) = left.pop() {
             let unsent = self.index.children_unsent(node);

@@ -2,6 +2,7 @@
 
 mod ignored;
 mod links;
+mod names;
 mod random;
 
 use std::os::unix::fs::PermissionsExt;

@@ -32,7 +32,7 @@ use crate::state::trees::Side;
 use crate::sync::shared::{Shared, Shown};
 use crate::sync::state_thread::AskError;
 use crate::sync::status::Direction;
-use crate::sync::task::{Again, DownloadTask, End, Ended};
+use crate::sync::task::{Again, DownloadTask, End, Ended, Refusal};
 use crate::upload::read::{cut_file, read_chunk};
 use crate::write_back::WriteBack;
 
@@ -58,7 +58,10 @@ pub(crate) async fn run(shared: &Shared, task: DownloadTask) -> Ended {
         Ok(ended) => ended,
         Err(end) => {
             shared.parts.broken_off(task.node, task.content.content);
-            let no_room = matches!(end, End::Failed { again: Again::Later, .. });
+            let no_room = matches!(
+                end,
+                End::Refused { by: Refusal::Full, .. } | End::Failed { again: Again::Later, .. }
+            );
             let looked_at =
                 if no_room { shared.parts.all() } else { vec![(task.node, task.content.content)] };
             discard_unwanted(shared, looked_at).await;

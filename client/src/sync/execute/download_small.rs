@@ -312,9 +312,8 @@ fn write(root: &Root, task: &DownloadTask, bytes: &Bytes) -> Result<Temp, End> {
 /// What a failed write comes to.
 pub(super) fn end_of_write(rel: &Rel, error: &std::io::Error) -> End {
     match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            End::of_disk(&DiskError::NoSpace(rel.clone()))
-        }
+        std::io::ErrorKind::StorageFull => End::of_disk(&DiskError::NoSpace(rel.clone())),
+        std::io::ErrorKind::QuotaExceeded => End::of_disk(&DiskError::Quota(rel.clone())),
         _ => End::Failed { reason: format!("cannot be written: {error}"), again: Again::Soon },
     }
 }
@@ -328,7 +327,7 @@ pub(super) fn put_in_place(
 ) -> Result<InPlace, End> {
     let mut names_left = 0;
     let placed = match &task.replaces {
-        None => root.place_new(temp, &task.rel, durability),
+        None => root.place_new(temp, &task.rel, task.within, durability),
         Some(record) => {
             let there = root.stat(&task.rel).map_err(|error| End::of_disk(&error))?;
             names_left = there.map_or(0, |object| object.links.saturating_sub(1));

@@ -9,7 +9,8 @@ use super::remote::record;
 use super::upload_small::end_of_read;
 use crate::local::blocker::Blocker;
 use crate::local::disk::{DiskError, Durability, Object, ObjectKind, moved_stamp};
-use crate::local::model::{LocalIndex as _, LocalRecord};
+use crate::local::ignore_rules::IGNORE_FILE;
+use crate::local::model::{Identity, LocalIndex as _, LocalRecord};
 use crate::local::rel::Rel;
 use crate::local::replace::Replaced;
 use crate::local::root::Root;
@@ -37,6 +38,7 @@ struct Performed {
     /// See [`Ended`].
     look_below: bool,
     moved: Option<MovedFolder>,
+    rules_left: Option<NodeId>,
 }
 
 /// Carries the tasks out and records what came of them.
@@ -76,8 +78,8 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<LocalTask>) -> Vec<Ended> {
         match result {
             Ok(performed) => {
                 let done = Ended::done(node, performed.what, &performed.path, performed.detail);
-                let Performed { look_below, moved, .. } = performed;
-                ended.push(Ended { look_below, moved, ..done });
+                let Performed { look_below, moved, rules_left, .. } = performed;
+                ended.push(Ended { look_below, moved, rules_left, ..done });
                 outcomes.push(performed.outcome);
             }
             Err(end) => ended.push(Ended::quietly(node, end)),
@@ -190,14 +192,14 @@ impl Disk<'_> {
         let rel = &task.rel;
         let disk = |error: DiskError| End::of_disk(&error);
         match &task.work {
-            LocalWork::Create { place, kind, attributes } => {
+            LocalWork::Create { place, within, kind, attributes } => {
                 let stamp = match kind {
-                    Kind::Folder => match self.root.create_folder(rel, attributes.mode, later) {
+                    Kind::Folder => match self.root.create_folder(rel, attributes.mode, *within, later) {
                         Err(DiskError::Exists(_)) => return self.adopt(rel, task.node, place),
                         made => made,
                     },
                     Kind::Symlink(target) => {
-                        self.root.create_symlink(rel, target, attributes.mtime_ns, later)
+                        self.root.create_symlink(rel, target, attributes.mtime_ns, *within, later)
                     }
                     Kind::File(_) => return Err(End::LocalChanged),
                 };
@@ -218,8 +220,8 @@ impl Disk<'_> {
                 let record = LocalRecord { kind: Kind::Symlink(target.clone()), stamp, ..record.clone() };
                 Ok(local(record, Part::Target, rel, rel.parent(), "points elsewhere"))
             }
-            LocalWork::Move { record, to, place, part } => {
-                let performed = self.rename(rel, record, to, place)?;
+            LocalWork::Move { record, to, place, within, part } => {
+                let performed = self.rename(rel, record, (to, *within), place)?;
                 Ok(with_part(performed, *part))
             }
             LocalWork::Delete { record, fate } => self.delete(rel, record, *fate),
@@ -260,12 +262,20 @@ impl Disk<'_> {
         Ok(Performed { look_below: true, ..performed })
     }
 
-    fn rename(&self, from: &Rel, record: &LocalRecord, to: &Rel, place: &Place) -> Result<Performed, End> {
+    /// `to`: where, and in which folder.
+    fn rename(
+        &self,
+        from: &Rel,
+        record: &LocalRecord,
+        (to, within): (&Rel, Option<Identity>),
+        place: &Place,
+    ) -> Result<Performed, End> {
         let stamp = self
             .root
-            .move_entry(from, to, record.stamp.identity, Durability::Later)
+            .move_entry(from, to, record.stamp.identity, within, Durability::Later)
             .map_err(|error| End::of_disk(&error))?;
         let stamp = moved_stamp(&record.stamp, stamp);
+        let rules_left = (from.name() == IGNORE_FILE).then_some(record.place.parent);
         let record = LocalRecord { place: place.clone(), stamp, ..record.clone() };
         let moved = (record.kind == Kind::Folder).then(|| MovedFolder {
             from: from.clone(),
@@ -274,7 +284,7 @@ impl Disk<'_> {
         });
         let performed = local(record, Part::Place, to, to.parent(), &format!("moved from {}", from.as_str()));
         let folders = performed.folders.into_iter().chain(from.parent()).collect();
-        Ok(Performed { folders, moved, ..performed })
+        Ok(Performed { folders, moved, rules_left, ..performed })
     }
 
     /// Whether there are files with rules above a place, as far as that can be told.
@@ -306,6 +316,7 @@ impl Disk<'_> {
             folders: rel.parent().into_iter().collect(),
             look_below: false,
             moved: None,
+            rules_left: None,
         })
     }
 
@@ -339,6 +350,7 @@ impl Disk<'_> {
             folders: Vec::new(),
             look_below: false,
             moved: None,
+            rules_left: None,
         })
     }
 
@@ -360,7 +372,8 @@ impl Disk<'_> {
             at = rel.parent().unwrap_or_default().join(name).map_err(refused)?;
             let stamp = self
                 .root
-                .move_entry(rel, &at, record.stamp.identity, Durability::Later)
+                // In its own folder, whichever that is.
+                .move_entry(rel, &at, record.stamp.identity, None, Durability::Later)
                 .map_err(|error| End::of_disk(&error))?;
             record.stamp = moved_stamp(&record.stamp, stamp);
             name.clone_into(&mut record.place.name);
@@ -373,6 +386,7 @@ impl Disk<'_> {
             folders: at.parent().into_iter().collect(),
             look_below: false,
             moved: None,
+            rules_left: None,
         })
     }
 }
@@ -394,6 +408,7 @@ fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail
         folders: folder.into_iter().collect(),
         look_below: false,
         moved: None,
+        rules_left: None,
     }
 }
 

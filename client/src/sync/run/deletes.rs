@@ -67,9 +67,11 @@ impl Run {
             return Err(DeletesError::None);
         }
         // All that was in it is meant to go, however much that was.
-        self.guard.confirm(u64::MAX);
+        self.guard.confirm_all();
         self.shared.empty_confirmed.store(true, Ordering::Relaxed);
         self.trouble = None;
+        // What that comes to is known once everything was looked at.
+        self.scanned = false;
         self.disturb();
         self.request_scan(ScanRequest::Whole);
         Ok(self.last.agreed_count)

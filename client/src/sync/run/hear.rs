@@ -7,8 +7,6 @@ use tokio::time::Instant;
 
 use super::{Event, Run, RunEnd};
 use crate::local::ignore_rules::IGNORE_FILE;
-use crate::local::rel::Rel;
-use crate::local::scan::Scope;
 use crate::planner::model::{Kind, NodeId, ROOT};
 use crate::state::excluded::{EXCLUDED_MAX, ExclusionList};
 use crate::state::trees::Side;
@@ -17,14 +15,8 @@ use crate::sync::follower::FollowerEvent;
 use crate::sync::handle::{Command, ExcludeError};
 use crate::sync::scanner::{ScanEvent, ScanRequest};
 use crate::sync::status::Done;
-use crate::sync::task::{Again, End, Ended, Line, MovedFolder};
+use crate::sync::task::{Again, End, Ended, Line};
 use crate::sync::waits::Until;
-
-/// Whether a scan of this scope has looked into a folder.
-fn looks_into(scope: &Scope, folder: &Rel) -> bool {
-    let Scope::Folders(folders) = scope else { return true };
-    folders.iter().any(|looked| looked.folder == *folder || (looked.deep && folder.is_within(&looked.folder)))
-}
 
 /// Whether what was done changed which rules are here.
 fn is_about_rules(line: &Line) -> bool {
@@ -57,6 +49,9 @@ impl Run {
             Event::Task(ended) => return self.ended(ended).await,
             Event::Checked => {
                 self.checking = None;
+                // What the last look found is told before its end, and may not have been heard yet.
+                let (scanner, follower) = (&self.channels.scanner, &self.channels.follower);
+                self.disturbed |= !scanner.is_empty() || !follower.is_empty();
                 self.answer_quiet(false);
             }
             Event::RulesRead => {
@@ -236,22 +231,17 @@ impl Run {
 
     async fn scan(&mut self, event: ScanEvent) -> Option<RunEnd> {
         match event {
-            ScanEvent::Applied { changed, whole, unread, scope, left, skipped, ignored, unquiet } => {
+            ScanEvent::Applied { began, changed, whole, found, unquiet } => {
                 self.trouble = None;
                 self.unquiet = unquiet;
                 if whole {
                     self.scanned = true;
                     self.complete = true;
+                    self.guard.all_scanned();
                 }
-                self.unread.retain(|folder, _node| {
-                    !looks_into(&scope, folder) && !left.iter().any(|left| folder.is_within(left))
-                });
-                self.unread.extend(unread);
                 let now = Instant::now();
-                self.look_at_obstacles_in(&scope).await;
-                left.iter().for_each(|folder| self.board.left(folder));
-                self.board.skipped(skipped, &scope);
-                self.board.ignored(ignored, &scope);
+                self.look_at_obstacles_in(&found.scope).await;
+                self.take_left_out(found, began).await;
                 let mut woken = self.waits.wake(Some(Until::Scanned), now);
                 for node in &changed {
                     woken |= self.waits.news(*node, now);
@@ -278,7 +268,11 @@ impl Run {
             ScanEvent::Remounted => return Some(RunEnd::Remounted),
             ScanEvent::Failed(reason) => {
                 self.complete = false;
-                self.board.line(Line { what: Done::Failed, path: String::new(), detail: reason });
+                if self.trouble.as_ref() != Some(&reason) {
+                    self.board.line(Line { what: Done::Failed, path: String::new(), detail: reason.clone() });
+                }
+                // Nothing is known of what is there: it is not said to be in sync.
+                self.trouble = Some(reason);
             }
             ScanEvent::Watching(trouble) => {
                 self.board.watching(trouble.is_none());
@@ -344,6 +338,7 @@ impl Run {
             if ended.look_below || ended.line.as_ref().is_some_and(is_about_rules) {
                 look_below.push(ended.node);
             }
+            look_below.extend(ended.rules_left);
             if let Some(folder) = &ended.moved {
                 self.folder_moved(folder);
                 if folder.ruled { &mut look_below } else { &mut moved }.push(ended.node);
@@ -380,16 +375,6 @@ impl Run {
             drop(self.channels.checks.try_send(answer));
         }
         None
-    }
-
-    /// What is known of places is known where they are now. All that is in the folder is looked at besides: what was
-    /// heard of its old place, and not yet looked at, is not found there any more.
-    fn folder_moved(&mut self, folder: &MovedFolder) {
-        self.board.moved(folder);
-        for (rel, node) in std::mem::take(&mut self.unread) {
-            let now = folder.path_now(rel.as_str()).and_then(|path| Rel::parse(&path).ok());
-            self.unread.insert(now.unwrap_or(rel), node);
-        }
     }
 
     /// Has the folders looked at that nodes are in, or are to come to.

@@ -88,7 +88,7 @@ fn what_could_not_be_read_is_known_until_it_was_looked_at_again() {
     };
     let all = vec![
         left_out("d/changing", LeftOutKind::Changing),
-        left_out("d/closed", LeftOutKind::Unread),
+        left_out("d/closed", LeftOutKind::Closed),
         left_out("d/socket", LeftOutKind::Meant),
     ];
     board.skipped(all, &Scope::Whole);
@@ -109,6 +109,13 @@ fn what_could_not_be_read_is_known_until_it_was_looked_at_again() {
     let rel = |path: &str| Rel::parse(path).unwrap();
     board.moved(&MovedFolder { from: rel("d"), to: rel("z/y"), ruled: false });
     assert_eq!(paths(&board), ["d.txt", "d0/closed", "z/y", "z/y/e/closed"]);
+    let below = |path: &str| {
+        let found = board.folders_with_left_out(&scope(path, false));
+        found.iter().map(Rel::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(below(""), ["d.txt", "d0", "z"]);
+    assert_eq!(below("z/y"), ["z/y/e"]);
+    assert_eq!(below("d"), [""; 0]);
     board.left(&rel("z"));
     assert_eq!(paths(&board), ["d.txt", "d0/closed"]);
 }

@@ -108,6 +108,13 @@ fn a_folder_that_was_found_before_its_rules_came_and_never_sent_is_let_go() {
     assert!(index.find("n/holds/f").is_some());
 }
 
+fn profile() -> String {
+    let (id, device) = ("0".repeat(32), "0".repeat(16));
+    format!(
+        "endpoint = \"https://h:1\"\nca = \"ca\"\ntoken = \"ks1_x\"\naccount = \"{id}\"\ndevice = \"{device}\"\n"
+    )
+}
+
 #[test]
 fn own_data_is_never_taken_in() {
     let (root, mut index) = known();
@@ -119,11 +126,7 @@ fn own_data_is_never_taken_in() {
     {
         root.write(path, "x");
     }
-    let (id, device) = ("0".repeat(32), "0".repeat(16));
-    let profile = format!(
-        "endpoint = \"https://h:1\"\nca = \"ca\"\ntoken = \"ks1_x\"\naccount = \"{id}\"\ndevice = \"{device}\"\n"
-    );
-    root.write("p/anything", &profile);
+    root.write("p/anything", &profile());
     let found = whole(&root, &mut index);
     for path in ["c/pki/ca.key", "s/state.db", "deep/.keepstone", "p/anything"] {
         assert_eq!(index.find(path), None, "{path}");
@@ -132,4 +135,34 @@ fn own_data_is_never_taken_in() {
     let mut own: Vec<_> = found.skipped.iter().map(|skipped| skipped.path.as_str()).collect();
     own.sort_unstable();
     assert_eq!(own, ["c", "deep/.keepstone", "p/anything", "s"]);
+}
+
+#[test]
+fn a_file_in_sync_that_becomes_a_profile_stays_as_it_was_known() {
+    let (root, mut index) = known();
+    let before = ["a/f", "g", "b/f"].map(|path| index.find(path).unwrap());
+    // Written in place, saved by renaming, and moved as well.
+    root.write("a/f", &profile());
+    root.write("g.tmp", &profile());
+    rename(&root, "g.tmp", "g");
+    rename(&root, "b/f", "b/moved");
+    root.write("b/moved", &profile());
+    for _ in 0..2 {
+        let found = whole(&root, &mut index);
+        assert_eq!(gone(&found), 0);
+        let mut own: Vec<_> = found.skipped.iter().map(|skipped| skipped.path.as_str()).collect();
+        own.sort_unstable();
+        assert_eq!(own, ["a/f", "b/moved", "g"]);
+        assert!(found.skipped.iter().all(|skipped| matches!(skipped.why, Why::OwnNow(_))), "{found:?}");
+        let [a, g, moved] = ["a/f", "g", "b/moved"].map(|path| index.find(path).unwrap());
+        assert_eq!([&a, &g], [&before[0], &before[1]]);
+        assert_eq!((moved.node, moved.kind), (before[2].node, before[2].kind.clone()));
+    }
+    root.write("a/f", "no token any more");
+    rename(&root, "b/moved", "b/elsewhere");
+    root.write("b/elsewhere", "nor here");
+    root.write("g", "nor here");
+    settle(&root, &mut index);
+    assert_eq!(["a/f", "b/elsewhere"].map(|path| node(&index, path)), [before[0].node, before[2].node]);
+    assert_eq!(random::disk(&root.dir()), random::known_paths(&index));
 }

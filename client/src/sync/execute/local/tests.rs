@@ -1,4 +1,5 @@
-//! What goes from the disk because the server has it, against a gateway whose history is another one by now.
+//! What goes from the disk because the server has it, against a gateway whose history is another one by now; and what
+//! comes to a folder that took the place of another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -56,4 +57,24 @@ async fn nothing_is_freed_that_a_server_of_another_history_may_not_have() {
     run(&shared, task(Fate::Kept)).await;
     assert!(!link.is_symlink());
     assert_eq!(calls.of("Sync/ListBelow"), 2);
+}
+
+#[tokio::test]
+async fn nothing_is_made_in_a_folder_that_took_the_place_of_another() {
+    let (api, _calls) = FakeGateway::default().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let shared = Shared::of(api, folder.path(), SYNC_ROOT);
+    std::fs::create_dir(folder.path().join("p")).unwrap();
+    let within = shared.root.stat(&Rel::parse("p").unwrap()).unwrap().map(|object| object.stamp.identity);
+    std::fs::rename(folder.path().join("p"), folder.path().join("q")).unwrap();
+    std::fs::create_dir(folder.path().join("p")).unwrap();
+    for kind in [Kind::Folder, Kind::Symlink(b"x".to_vec())] {
+        let place = Place { parent: NodeId(7), name: "x".to_owned() };
+        let attributes = Attributes { mode: 0o755, mtime_ns: 0 };
+        let work = LocalWork::Create { place, within, kind, attributes };
+        let task = LocalTask { node: NodeId(8), rel: Rel::parse("p/x").unwrap(), work };
+        let ended = run(&shared, vec![task]).await;
+        assert!(matches!(ended[..], [Ended { end: End::LocalChanged, .. }]), "{ended:?}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path().join("p")).unwrap().count(), 0);
 }
