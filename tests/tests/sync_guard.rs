@@ -89,8 +89,8 @@ fn a_folder_that_is_meant_to_be_empty_is_confirmed_once() -> Result<()> {
     for index in 0..60 {
         device.write(&format!("files/{index}"), format!("file {index}"))?;
     }
-    device.write("other", "stays")?;
-    device.wait_up_to_date()?;
+    // And their folder.
+    device.wait_status("all to be in sync", |status| status["agreed_count"] == 61)?;
     remove(device, 0..50)?;
     wait_deletes(device, 50)?;
     group.stop()?;
