@@ -101,6 +101,10 @@ pub(crate) const SMALL_UPLOAD_CHUNKS_MAX: u64 = 16;
 /// Actions in one request.
 pub(crate) const APPLY_ACTIONS_MAX: usize = 1000;
 
+/// Of them, those of one command: with targets as long as they may be, what these answer is half a mebibyte, which each
+/// replica remembers. Commands are made one after the other, so not fewer.
+pub(crate) const APPLY_COMMAND_ACTIONS_MAX: usize = 128;
+
 /// Bytes of actions in one command, about.
 pub(crate) const APPLY_COMMAND_BYTES: usize = 1024 * 1024;
 

@@ -20,17 +20,13 @@ use crate::auth::Caller;
 use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
-use crate::limits::{APPLY_ACTIONS_MAX, APPLY_COMMAND_BYTES};
+use crate::limits::{APPLY_ACTIONS_MAX, APPLY_COMMAND_ACTIONS_MAX, APPLY_COMMAND_BYTES};
 use crate::meta::wrong_reply;
 use crate::path::{name_fault, shown};
 use crate::sync::history::Guard;
 
 /// Bytes of an action but for names and targets, about.
 const ACTION_BYTES: usize = 128;
-
-/// Actions of one command: with targets as long as they may be, what these answer is half a mebibyte, which each
-/// replica remembers. Commands are made one after the other, so not fewer.
-const COMMAND_ACTIONS_MAX: usize = 128;
 
 /// An action, checked: what its messages speak of, and what it does.
 struct Wanted {
@@ -154,7 +150,7 @@ fn cut<'a>(all: impl IntoIterator<Item = &'a Wanted>) -> Vec<Vec<Vec<DataStep>>>
         let item = vec![wanted.step.clone()];
         match commands.last_mut() {
             Some(items)
-                if items.len() < COMMAND_ACTIONS_MAX && bytes + wanted.bytes <= APPLY_COMMAND_BYTES =>
+                if items.len() < APPLY_COMMAND_ACTIONS_MAX && bytes + wanted.bytes <= APPLY_COMMAND_BYTES =>
             {
                 bytes += wanted.bytes;
                 items.push(item);
@@ -222,8 +218,8 @@ mod tests {
     fn commands_have_few_actions_each_in_order() {
         let all: Vec<Wanted> = (0..1000).map(touch).collect();
         let commands = cut(&all);
-        assert!(commands.iter().all(|items| items.len() <= COMMAND_ACTIONS_MAX));
-        assert_eq!(commands.len(), all.len().div_ceil(COMMAND_ACTIONS_MAX));
+        assert!(commands.iter().all(|items| items.len() <= APPLY_COMMAND_ACTIONS_MAX));
+        assert_eq!(commands.len(), all.len().div_ceil(APPLY_COMMAND_ACTIONS_MAX));
         let expected: Vec<Vec<DataStep>> = all.iter().map(|wanted| vec![wanted.step.clone()]).collect();
         assert_eq!(commands.concat(), expected);
         assert!(cut(&[]).is_empty());

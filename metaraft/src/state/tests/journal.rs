@@ -35,7 +35,7 @@ fn delete_seen(row: &EntryRow, version: Option<VersionId>, unchanged_since: u64)
     }
 }
 
-fn folder_step(parent: EntryId, name: &str) -> DataStep {
+pub(super) fn folder_step(parent: EntryId, name: &str) -> DataStep {
     DataStep::EntryCreate {
         namespace: SPACE,
         parent,

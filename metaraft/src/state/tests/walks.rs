@@ -2,9 +2,10 @@
 
 use engine::ids::EntryId;
 
+use super::journal::folder_step;
 use super::{Harness, SPACE, entry};
 use crate::model::SEEN_COMMAND_ROWS_MAX;
-use crate::model::command::{DataStep, OnExisting, StepError};
+use crate::model::command::{DataStep, StepError};
 use crate::model::outcome::StepOutcome;
 use crate::model::query::{Query, Reply};
 use crate::model::row::{EntryKind, EntryRow, ROOT_ENTRY};
@@ -14,18 +15,6 @@ const CHAIN_FOLDERS: usize = 250;
 
 fn touch(entry: EntryId, mtime_ns: i64) -> DataStep {
     DataStep::EntrySetAttributes { namespace: SPACE, entry, mode: 0o700, mtime_ns }
-}
-
-fn folder_in(parent: EntryId, name: &str) -> DataStep {
-    DataStep::EntryCreate {
-        namespace: SPACE,
-        parent,
-        name: name.to_owned(),
-        kind: EntryKind::Folder,
-        mode: 0o755,
-        mtime_ns: 1,
-        existing: OnExisting::Refuse,
-    }
 }
 
 fn move_from(row: &EntryRow, from_name: &str, to_parent: EntryId, to_name: &str) -> DataStep {
@@ -122,10 +111,10 @@ fn what_a_command_learned_of_a_way_up_hides_no_later_change_of_its_own() {
     let results = each(
         &mut harness,
         vec![
-            vec![folder_in(last, "a")],
+            vec![folder_step(last, "a")],
             // Deeper than folders may be, by now.
             vec![move_to(&top, below)],
-            vec![folder_in(last, "b")],
+            vec![folder_step(last, "b")],
             // Into itself, by now.
             vec![move_to(&other, last)],
         ],
@@ -140,11 +129,11 @@ fn what_a_command_learned_of_a_way_up_hides_no_later_change_of_its_own() {
     let results = each(
         &mut harness,
         vec![
-            vec![touch(a_last, 2), touch(b_last, 2), folder_in(a_last, "x"), folder_in(b_last, "x")],
+            vec![touch(a_last, 2), touch(b_last, 2), folder_step(a_last, "x"), folder_step(b_last, "x")],
             vec![move_to(&a, b_last)],
             vec![move_to(&b, a_last)],
             // Now that the way up is known as well.
-            vec![folder_in(a_last, "y")],
+            vec![folder_step(a_last, "y")],
             vec![move_to(&b, a_last)],
         ],
     );
