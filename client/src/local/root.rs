@@ -82,8 +82,8 @@ pub enum RootError {
     #[error("{} is another folder than before: its marker has another id; nothing is deleted", .0.display())]
     OtherRoot(PathBuf),
     /// Nothing in it but the marker, though there were files.
-    #[error("{} is empty, and was not: nothing is deleted. If it is meant: keepstone sync confirm; \
-             to bring the files back: keepstone sync undelete", .0.display())]
+    #[error("{} is empty, and was not: nothing is deleted. If it is meant: keepstone sync confirm {path}; \
+             to bring the files back: keepstone sync undelete {path}", .0.display(), path = .0.display())]
     Empty(PathBuf),
     /// The same root, but not what is open: a disk that was taken out and is there again, or a copy. It is to be opened
     /// anew.

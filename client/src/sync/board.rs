@@ -389,7 +389,7 @@ fn phase_of(view: &View<'_>, offline: &str) -> (Phase, String) {
     }
     if view.step.deletes_to_confirm > 0 {
         let message = format!(
-            "{} files would be deleted, and with those of the last minutes that is many: let them go ahead with `keepstone sync confirm`, or bring the files back with `keepstone sync undelete`",
+            "{} files would be deleted, and with those of the last minutes that is many: let them go ahead with `keepstone sync confirm DIR`, or bring the files back with `keepstone sync undelete DIR`",
             view.step.deletes_to_confirm
         );
         return (Phase::Waiting, message);
