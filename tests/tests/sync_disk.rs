@@ -135,6 +135,40 @@ fn what_is_stored_through_a_mapping_arrives_while_it_is_held() -> Result<()> {
     Ok(())
 }
 
+/// The texts of what is in a device's own trash under that name.
+fn trashed(device: &Device, name: &str) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    for day in fs::read_dir(device.path(".keepstone/trash"))? {
+        texts.extend(fs::read_to_string(day?.path().join(name)).ok());
+    }
+    Ok(texts)
+}
+
+#[test]
+fn what_is_written_on_into_a_file_that_was_replaced_is_in_the_trash() -> Result<()> {
+    let group = Group::running("written-on", 2)?;
+    let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
+    a.write("log", "one")?;
+    a.write("closed", "one")?;
+    group.settle()?;
+    let mut log = fs::OpenOptions::new().append(true).open(a.path("log"))?;
+    log.write_all(b" two")?;
+    append(&a.path("closed"), " two")?;
+    wait_text(b, "log", "one two")?;
+    wait_text(b, "closed", "one two")?;
+    group.settle()?;
+    b.write("log", "another")?;
+    b.write("closed", "another")?;
+    wait_text(a, "log", "another")?;
+    wait_text(a, "closed", "another")?;
+    log.write_all(b" three")?;
+    ensure!(trashed(a, "log")? == ["one two three"], "what was written on is gone: {:?}", trashed(a, "log")?);
+    ensure!(trashed(a, "closed")?.is_empty(), "what the server has is kept for nobody");
+    drop(log);
+    group.finish()?;
+    Ok(())
+}
+
 /// An ACL as the kernel keeps it: the owner's rights, user 65534's, the group's, the mask, others'.
 fn acl(rights: [u16; 5]) -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();

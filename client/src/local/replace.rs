@@ -15,7 +15,8 @@
 //! server's of that name says nothing of the others.
 //!
 //! What stays possible: a program that has the old file open writes into it after the exchange. Those bytes are in the
-//! trash if [`Replaced::ToTrash`] was asked for, else gone with the file.
+//! trash if [`Replaced::ToTrash`] was asked for, as it is where the program was heard writing before; else they are gone
+//! with the file.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -25,6 +25,7 @@ mod moving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
@@ -240,6 +241,9 @@ pub struct Scan {
     /// To be looked at again soon (after a hundred milliseconds, say): files that are being written, and folders that
     /// changed during the scan.
     pub again: Vec<ScopeFolder>,
+    /// Files that had been written since they were last read, and since when they were read: to be told to
+    /// [`Writers::read`] once the updates are kept.
+    pub read: Vec<(Rel, Instant)>,
     /// How much was seen.
     pub counts: ScanCounts,
 }

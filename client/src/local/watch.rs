@@ -80,7 +80,6 @@ impl Unquiet {
 pub struct Watcher {
     notices: mpsc::Receiver<Notice>,
     unquiet: Unquiet,
-    writers: Writers,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -103,7 +102,7 @@ impl Watcher {
             return Err(WatchError::NotSupported);
         };
         #[cfg(target_os = "linux")]
-        Ok(Self { notices, unquiet, writers: writers.clone(), stop, thread: Some(thread) })
+        Ok(Self { notices, unquiet, stop, thread: Some(thread) })
     }
 
     /// The next hint; `None` once the watcher has ended. May be dropped at any time.
@@ -120,12 +119,6 @@ impl Watcher {
     #[must_use]
     pub fn unquiet(&self) -> Unquiet {
         self.unquiet.clone()
-    }
-
-    /// Which files may be written without a word: for the same.
-    #[must_use]
-    pub fn writers(&self) -> Writers {
-        self.writers.clone()
     }
 
     /// Ends it, and its thread.

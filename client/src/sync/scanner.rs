@@ -440,8 +440,12 @@ impl Scanner {
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
-                for path in applied.again {
-                    let folder = Rel::parse(&path).unwrap_or_default();
+                let again: Vec<Rel> =
+                    applied.again.iter().map(|path| Rel::parse(path).unwrap_or_default()).collect();
+                let is_kept =
+                    |read: &(Rel, std::time::Instant)| !read.0.parent().is_some_and(|it| again.contains(&it));
+                self.writers.read(found.read.into_iter().filter(is_kept));
+                for folder in again {
                     pending.add_later(ScopeFolder { folder, deep: false }, times, Instant::now());
                 }
                 let skipped = left_out(found.skipped, found.counts.skipped, &found.unread);

@@ -368,6 +368,7 @@ impl Keeper {
             down: Throttle::new(self.config.limits.down),
             counters: Arc::new(Counters::default()),
             parts: Parts::default(),
+            writers: Writers::default(),
             empty_confirmed: Arc::default(),
             stop: stop.child_token(),
         })
@@ -384,7 +385,7 @@ impl Keeper {
         let (checks, checks_asked) = mpsc::channel(EVENTS_MAX);
         let (scanner_events, scanner) = mpsc::channel(EVENTS_MAX);
         let (scans, scans_asked) = mpsc::channel(EVENTS_MAX);
-        let (watcher, unwatched) = self.watch(&mut board).await;
+        let (watcher, unwatched) = self.watch(&shared.writers, &mut board).await;
         let parts = [
             self.follow(&shared, follower_events, checks_asked, &stop),
             self.scan(&shared, (watcher, unwatched), scanner_events, scans_asked, &stop),
@@ -424,9 +425,9 @@ impl Keeper {
     }
 
     /// Watches the folder, so that a scan that begins then misses nothing.
-    async fn watch(&self, board: &mut Board) -> (Option<Watcher>, Option<String>) {
-        let root = self.root.clone();
-        let started = tokio::task::spawn_blocking(move || Watcher::start(&root, &Writers::default())).await;
+    async fn watch(&self, writers: &Writers, board: &mut Board) -> (Option<Watcher>, Option<String>) {
+        let (root, writers) = (self.root.clone(), writers.clone());
+        let started = tokio::task::spawn_blocking(move || Watcher::start(&root, &writers)).await;
         let trouble = match started {
             Ok(Ok(watcher)) => {
                 board.watching(true);
@@ -450,7 +451,7 @@ impl Keeper {
     ) -> JoinHandle<()> {
         let scanner = Scanner {
             root: self.root.clone(),
-            writers: watcher.as_ref().map(Watcher::writers).unwrap_or_default(),
+            writers: shared.writers.clone(),
             watcher,
             state: shared.state.clone(),
             effects: shared.effects.clone(),

@@ -15,6 +15,7 @@ use super::throttle::Throttle;
 use crate::connection::ApiClient;
 use crate::local::ignore_rules::IgnoreRules;
 use crate::local::root::Root;
+use crate::local::watch::Writers;
 use crate::planner::model::NodeId;
 use crate::state::reached::Reached;
 use crate::state::scan_index::ScanIndex;
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) down: Throttle,
     pub(crate) counters: Arc<Counters>,
     pub(crate) parts: Parts,
+    /// Who writes files of the folder just now, by the watcher's word.
+    pub(crate) writers: Writers,
     /// See the scanner's.
     pub(crate) empty_confirmed: Arc<AtomicBool>,
     /// Cancelled when what is under way is to be broken off: a pause, or the end.
@@ -79,6 +82,7 @@ impl Shared {
             down: Throttle::new(super::config::Rate::Unlimited),
             counters: Arc::default(),
             parts: Parts::default(),
+            writers: Writers::default(),
             empty_confirmed: Arc::default(),
             stop: CancellationToken::new(),
         }

@@ -69,7 +69,7 @@ pub(crate) struct DownloadTask {
     pub(crate) within: Option<Identity>,
     /// The local file that it replaces, as it was last seen.
     pub(crate) replaces: Option<LocalRecord>,
-    /// That one is kept in the trash: what the server has may be older.
+    /// That one is kept in the trash: what the server has may be older, or somebody writes into it.
     pub(crate) keeps_replaced: bool,
 }
 

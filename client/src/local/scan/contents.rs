@@ -33,6 +33,7 @@ struct Content {
     stamp: Stamp,
     /// Before the first byte was read.
     began_ns: i64,
+    began: Instant,
     /// Somebody stores into it just now: its time may not change with the next store.
     stored: bool,
     /// It signs a device in.
@@ -137,10 +138,10 @@ fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
         if unquiet.is_some_and(|unquiet| unquiet.contains(rel)) {
             return Err(HashError::StillChanging(rel.clone()));
         }
-        let began_ns = now_ns();
+        let (began_ns, began) = (now_ns(), Instant::now());
         let is_known_file = cutters[at].is_some() && found[at].previous.is_some();
         let may_store = match writers {
-            Some(writers) if is_known_file => writers.may_store(rel, Instant::now()),
+            Some(writers) if is_known_file => writers.may_store(rel, began),
             Some(writers) => writers.contains(rel),
             None => false,
         };
@@ -156,7 +157,7 @@ fn read_all(walk: &Walk<'_>, cutters: &[Option<Cutter>]) -> Vec<Read> {
             }
         };
         let stored = before.is_some_and(|before| before != stamp);
-        Ok(Content { kind, stamp, began_ns, stored, is_profile })
+        Ok(Content { kind, stamp, began_ns, began, stored, is_profile })
     };
     let work = || {
         let mut read = Vec::new();
@@ -201,7 +202,10 @@ pub(super) fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
 
 /// Makes an update of a file that was read; new files are put aside.
 fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<LocalRecord>) {
-    let Content { kind, stamp, began_ns, stored, is_profile: _ } = content;
+    let Content { kind, stamp, began_ns, began, stored, is_profile: _ } = content;
+    if walk.options.writers.as_ref().is_some_and(|writers| writers.is_unread(&file.rel)) {
+        walk.result.read.push((file.rel.clone(), began));
+    }
     walk.result.counts.hashed += 1;
     walk.result.counts.hashed_bytes += stamp.size;
     let takes_modes = walk.options.takes_modes;
@@ -215,7 +219,9 @@ fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<Loca
         Some(previous) if is_still(&previous, &record) => {
             record.node = previous.node;
             record.attributes = attributes_of(&stamp, &record.kind, Some(&previous), takes_modes);
-            walk.result.updates.push(LocalUpdate::Put(record));
+            if record != *previous {
+                walk.result.updates.push(LocalUpdate::Put(record));
+            }
         }
         Some(previous) => {
             // The inode number was given anew, after all.

@@ -4,6 +4,7 @@ mod ignored;
 mod links;
 mod names;
 mod random;
+mod written;
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -388,7 +389,7 @@ fn a_file_the_watcher_calls_unquiet_is_left_for_later() {
     runtime.block_on(async {
         let watcher = crate::local::watch::Watcher::start(root.root(), &Default::default()).unwrap();
         let options = ScanOptions { unquiet: Some(watcher.unquiet()), ..options() };
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         root.write("f", "being written");
         while !watcher.unquiet().contains(&rel("f")) {
             assert!(began.elapsed() < Duration::from_secs(10));

@@ -312,3 +312,21 @@ async fn a_new_folder_is_watched_though_the_one_around_it_moves_at_once() {
     }
     watcher.stop().await;
 }
+
+#[tokio::test]
+async fn what_was_written_counts_as_unread() {
+    let root = TestRoot::new();
+    for name in ["written", "made", "touched"] {
+        root.write(name, "old");
+    }
+    let writers = Writers::default();
+    let mut watcher = Watcher::start(root.root(), &writers).unwrap();
+    root.write("written", "new");
+    std::fs::rename(root.dir().join("made"), root.dir().join("moved")).unwrap();
+    until(&mut watcher, &[("", false)]).await;
+    assert_eq!(
+        ["written", "moved", "touched"].map(|name| writers.is_unread(&rel(name))),
+        [true, false, false]
+    );
+    watcher.stop().await;
+}

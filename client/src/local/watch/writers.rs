@@ -23,6 +23,9 @@ const WRITERS_MAX: usize = 1_000;
 const HEARD_FOR: Duration = Duration::from_secs(60);
 /// So many of them; when there are more, all count as heard of for that long.
 const HEARD_MAX: usize = 20_000;
+/// Files that were written and not read since are remembered up to so many; further ones are not, until some are read or
+/// were written [`HEARD_FOR`] ago.
+const UNREAD_MAX: usize = 20_000;
 /// A mapping may be left alone for a while and stored to again.
 const SUSPECT_FOR: Duration = Duration::from_secs(600);
 
@@ -44,6 +47,8 @@ struct Inner {
     writers: HashMap<Rel, Writer>,
     heard: HashMap<Rel, Instant>,
     all_heard_until: Option<Instant>,
+    /// When the last write was told of, of those that have not been read since.
+    unread: HashMap<Rel, Instant>,
 }
 
 impl Writers {
@@ -101,8 +106,31 @@ impl Writers {
     }
 
     /// Something was written to the file.
-    pub(super) fn written(&self, rel: &Rel, now: Instant) {
+    pub(in crate::local) fn written(&self, rel: &Rel, now: Instant) {
         self.note(rel, now, |writer| writer.open = true);
+        let unread = &mut self.inner().unread;
+        if unread.len() >= UNREAD_MAX && !unread.contains_key(rel) {
+            unread.retain(|_, told| *told + HEARD_FOR > now);
+        }
+        if unread.len() < UNREAD_MAX || unread.contains_key(rel) {
+            unread.insert(rel.clone(), now);
+        }
+    }
+
+    /// Whether a write was told of since the file was last read.
+    #[must_use]
+    pub fn is_unread(&self, rel: &Rel) -> bool {
+        self.inner().unread.contains_key(rel)
+    }
+
+    /// These were read, from the given times on, and what was found is kept.
+    pub fn read(&self, files: impl IntoIterator<Item = (Rel, Instant)>) {
+        let unread = &mut self.inner().unread;
+        for (rel, began) in files {
+            if unread.get(&rel).is_some_and(|told| *told < began) {
+                unread.remove(&rel);
+            }
+        }
     }
 
     /// It was closed by somebody who could write, or is gone from there.
@@ -178,6 +206,26 @@ mod tests {
         (0..=HEARD_MAX).for_each(|at| writers.heard(&rel(&format!("f{at}")), start));
         assert!(!writers.may_store(&unheard, start));
         assert!(writers.may_store(&unheard, start + HEARD_FOR));
+    }
+
+    #[test]
+    fn what_is_told_of_while_a_file_is_read_is_not_read() {
+        let (writers, start) = (Writers::default(), Instant::now());
+        let (file, later) = (rel("file"), start + Duration::from_millis(5));
+        writers.read([(file.clone(), start)]);
+        assert!(!writers.is_unread(&file));
+        writers.written(&file, later);
+        for (began, unread) in [(start, true), (later, true), (later + Duration::from_nanos(1), false)] {
+            writers.read([(file.clone(), began)]);
+            assert_eq!(writers.is_unread(&file), unread);
+        }
+        // More than are remembered: those that were written last are not, as long as the others are not old.
+        (0..=UNREAD_MAX).for_each(|at| writers.written(&rel(&format!("f{at}")), later));
+        let last = rel(&format!("f{UNREAD_MAX}"));
+        assert!(writers.is_unread(&rel("f0")) && !writers.is_unread(&last));
+        writers.written(&rel("f0"), later + HEARD_FOR);
+        writers.written(&last, later + HEARD_FOR);
+        assert!(writers.is_unread(&rel("f0")) && writers.is_unread(&last) && !writers.is_unread(&rel("f1")));
     }
 
     #[test]

@@ -170,7 +170,8 @@ async fn fetch(shared: &Shared, task: &DownloadTask, shown: &Shown) -> Result<En
         return Err(End::Stopped);
     }
     let effect = shared.effects.begin(vec![task.node], vec![task.place.clone()]);
-    let (root, here) = (shared.root.clone(), task.clone());
+    let (root, mut here) = (shared.root.clone(), task.clone());
+    here.keeps_replaced |= shared.writers.contains(&here.rel);
     let work = tokio::task::spawn_blocking(move || {
         temp.finish(here.attributes.mode, here.attributes.mtime_ns).map_err(|error| End::of_disk(&error))?;
         put_in_place(&root, temp, &here, Durability::Now)

@@ -70,6 +70,9 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<DownloadTask>) -> Vec<Ended>
     let nodes: Vec<NodeId> = received.iter().map(|(task, _bytes)| task.node).collect();
     let places = received.iter().map(|(task, _bytes)| task.place.clone()).collect();
     let effect = shared.effects.begin(nodes.clone(), places);
+    for (task, _bytes) in &mut received {
+        task.keeps_replaced |= shared.writers.contains(&task.rel);
+    }
     let root = shared.root.clone();
     let written = tokio::task::spawn_blocking(move || write_all(&root, received)).await;
     let Ok(written) = written else {
