@@ -497,6 +497,11 @@ impl Cluster {
     }
 }
 
+/// Whether what a test left behind is kept.
+pub(crate) fn is_kept() -> bool {
+    std::env::var_os("KEEPSTONE_KEEP").is_some()
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Err(error) = self.kill_all() {
@@ -505,7 +510,7 @@ impl Drop for Cluster {
         if !self.finished {
             self.show_logs();
         }
-        if std::env::var_os("KEEPSTONE_KEEP").is_some()
+        if is_kept()
             && let Some(scratch) = self.scratch.take()
         {
             eprintln!("kept: {}", scratch.keep().display());

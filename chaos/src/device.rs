@@ -4,6 +4,7 @@
 //! - Only processes that were started here are signalled, and none outlives its handle.
 //! - A device of a test that did not finish shows the end of its log.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -16,7 +17,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::client::{Client, Output, Running, binary};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, is_kept};
 use crate::process::ProcessRef;
 use crate::proxy::Proxy;
 use crate::snapshot::{OWN_FOLDER, Snapshot};
@@ -34,6 +35,8 @@ pub const ONCE_DEADLINE: Duration = Duration::from_secs(180);
 pub const SETTLE_DEADLINE: Duration = Duration::from_secs(90);
 /// How much of its log a failed test shows.
 const LOG_LINES_SHOWN_MAX: usize = 40;
+/// How much of it is about files that a test misses.
+const LOG_LINES_ABOUT_MAX: usize = 100;
 
 /// A device: a folder, a profile, and the process that keeps it in sync.
 #[derive(Debug)]
@@ -451,6 +454,23 @@ impl Device {
         &self.home
     }
 
+    /// For a failed test: where all of its log is if that is kept, else the last lines that have one of these names.
+    #[must_use]
+    pub fn log_about(&self, names: &BTreeSet<String>) -> String {
+        if is_kept() {
+            return format!("--- device {}: all of its log is {} ---", self.name, self.log.display());
+        }
+        let text = self.log_text();
+        let is_about = |line: &&str| names.iter().any(|name| has_name(line, name));
+        let lines: Vec<&str> = text.lines().filter(is_about).collect();
+        let shown = last(&lines, LOG_LINES_ABOUT_MAX).join("\n");
+        format!("--- device {}: the last of {} lines with {names:?} ---\n{shown}", self.name, lines.len())
+    }
+
+    fn log_text(&self) -> String {
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
     /// Declares the test's part with it well done.
     pub fn calm(&mut self) {
         self.calm = true;
@@ -463,11 +483,23 @@ impl Drop for Device {
             eprintln!("{} not ended: {error:#}", self.name);
         }
         if !self.calm {
-            let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-            let text = text.unwrap_or_default();
+            let text = self.log_text();
             let lines: Vec<&str> = text.lines().collect();
-            let shown = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN_MAX)..];
+            let shown = last(&lines, LOG_LINES_SHOWN_MAX);
             eprintln!("--- device {} ---\n{}", self.name, shown.join("\n"));
         }
     }
+}
+
+fn last<'a, 'b>(lines: &'a [&'b str], count_max: usize) -> &'a [&'b str] {
+    &lines[lines.len().saturating_sub(count_max)..]
+}
+
+/// Whether a name is in a line, and not just in the middle of a word.
+fn has_name(line: &str, name: &str) -> bool {
+    let ends_word = |beside: Option<char>| beside.is_none_or(|character| !character.is_alphanumeric());
+    line.match_indices(name).any(|(at, found)| {
+        let (before, after) = (&line[..at], &line[at + found.len()..]);
+        ends_word(before.chars().next_back()) && ends_word(after.chars().next())
+    })
 }

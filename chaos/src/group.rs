@@ -1,6 +1,7 @@
 //! Several devices of one account, and the two assertions of synchronisation: after quiet all of them and the server
 //! are the same, and what users saved and did not give up themselves is live on each ([`crate::contents`]).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::cluster::{Cluster, Options};
-use crate::contents::Contents;
+use crate::contents::{Contents, Missing};
 use crate::device::{Device, SETTLE_DEADLINE};
 use crate::snapshot::Snapshot;
 use crate::wait::wait_for;
@@ -215,15 +216,23 @@ impl Group {
     pub fn assert_nothing_lost(&self) -> anyhow::Result<()> {
         for device in &self.devices {
             let missing = self.contents.missing(&device.name, &self.snapshot(device)?);
+            if missing.is_empty() {
+                continue;
+            }
             let (count, total) = (missing.len(), self.contents.count());
-            let shown: Vec<&String> = missing.iter().take(LOST_SHOWN_MAX).collect();
-            ensure!(
-                missing.is_empty(),
-                "{count} of {total} files are not live on {}: {shown:?}",
-                device.name
-            );
+            let shown = &missing[..count.min(LOST_SHOWN_MAX)];
+            self.show_logs_about(shown);
+            let lines: Vec<String> = shown.iter().map(Missing::to_string).collect();
+            anyhow::bail!("{count} of {total} files are not live on {}:\n{}", device.name, lines.join("\n"));
         }
         Ok(())
+    }
+
+    fn show_logs_about(&self, missing: &[Missing]) {
+        let names: BTreeSet<String> = missing.iter().flat_map(|file| file.names.iter().cloned()).collect();
+        for device in &self.devices {
+            eprintln!("{}", device.log_about(&names));
+        }
     }
 
     /// A device's folder as a value, without what is ignored.

@@ -16,6 +16,7 @@ pub mod edits;
 pub mod faulty;
 pub mod gateway;
 pub mod group;
+mod history;
 pub mod ledger;
 pub mod netns;
 pub mod process;

@@ -4,10 +4,11 @@
 //! A run is a quarter of a minute of this. `KEEPSTONE_SIZE=full` makes 500 of them, `KEEPSTONE_RUNS` as many as it says.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use chaos::cluster::{Cluster, Options};
+use chaos::device::Device;
 use chaos::edits::{Editor, IGNORED_END, Kinds};
 use chaos::gateway::Gateway;
 use chaos::group::Group;
@@ -100,7 +101,7 @@ fn a_wrong_delete_is_found_though_trash_and_versions_have_it() -> Result<()> {
         let mut group = Group::new(&format!("wrong-{replace}"), 2)?;
         let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
         a.write("kept", "a user saved this")?;
-        group.contents.save(&a.path("kept"), "kept");
+        group.contents.save(&a.name, &a.path("kept"), "kept");
         a.write("stays", "a folder that is emptied is another case")?;
         a.once_agreed()?;
         b.once_agreed()?;
@@ -116,6 +117,45 @@ fn a_wrong_delete_is_found_though_trash_and_versions_have_it() -> Result<()> {
         group.end()?;
     }
     Ok(())
+}
+
+#[test]
+fn copies_that_became_one_file_are_given_up_together_and_a_wrong_delete_beside_them_is_found() -> Result<()> {
+    let mut group = Group::new("became-one", 2)?;
+    for device in &mut group.devices {
+        // Half of the files are deleted, and that is meant.
+        device.arguments = ["--deletes-percent-max", "100"].map(Into::into).to_vec();
+    }
+    let [a, b] = &group.devices[..] else { anyhow::bail!("two devices") };
+    for name in ["F", "kept", "stays"] {
+        a.write(name, format!("{name}, as a user saved it"))?;
+        group.contents.save(&a.name, &a.path(name), name);
+    }
+    a.once_agreed()?;
+    b.once_agreed()?;
+    for (device, second) in [(a, 1_000), (b, 2_000)] {
+        let path = device.path("Report.txt");
+        device.write("Report.txt", device.read("F").context("no F")?)?;
+        let file = std::fs::File::options().write(true).open(&path)?;
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(second))?;
+        group.contents.save(&device.name, &path, &format!("Report.txt of {}", device.name));
+    }
+    a.once_agreed()?;
+    b.once_agreed()?;
+    let time = |device: &Device| anyhow::Ok(std::fs::metadata(device.path("Report.txt"))?.modified()?);
+    ensure!(time(a)? == time(b)?, "they are two files: {:?} and {:?}", time(a)?, time(b)?);
+    for name in ["F", "Report.txt"] {
+        group.contents.give_up(&a.name, &a.root, &a.path(name), name);
+        std::fs::remove_file(a.path(name))?;
+    }
+    group.converge()?;
+    group.assert_nothing_lost()?;
+    std::fs::remove_file(group.devices[1].path("kept"))?;
+    group.converge()?;
+    let error = group.assert_nothing_lost().err().context("a wrong delete was not found")?;
+    let shown = error.to_string();
+    ensure!(shown.starts_with("1 of ") && shown.contains("kept"), "{error:#}");
+    group.end()
 }
 
 /// All users at work while this thread breaks things; gives how much they did.
