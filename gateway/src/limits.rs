@@ -19,9 +19,6 @@ pub(crate) const PUT_MESSAGE_BYTES_MAX: usize = 5 * 1024 * 1024;
 /// Chunks in one message.
 pub(crate) const PUT_MESSAGE_CHUNKS_MAX: usize = 1024;
 
-/// Sessions that one chunk may be for.
-pub(crate) const PUT_SESSIONS_MAX: usize = 64;
-
 /// Sessions that the chunks of one message may be for together. Keepstone's own client has 3 × 500 small files and 2
 /// large ones under way at once, all of which one message may name if they are much alike.
 pub(crate) const PUT_MESSAGE_SESSIONS_MAX: usize = 2048;
@@ -137,7 +134,7 @@ pub(crate) const REMOVED_VERSIONS_MAX: usize = 10_000;
 /// Entries in one page of a walk.
 pub(crate) const PAGE_ENTRIES: u32 = 1000;
 
-/// Passwords hashed at once (some 19 MiB each).
+/// Passwords hashed at once, on a machine with processors for it (some 19 MiB each).
 pub(crate) const PASSWORDS_AT_ONCE_MAX: usize = 2;
 
 /// Sign-ins that wait for it.

@@ -56,6 +56,9 @@ pub mod daemon {
 /// chunk list of a file of some 400 GB.
 pub const MESSAGE_BYTES_MAX: usize = 20 * 1024 * 1024;
 
+/// Upload sessions that one chunk may be sent for at once.
+pub const CHUNK_UPLOADS_MAX: usize = 64;
+
 /// Where a request's stable reason word travels, beside the gRPC status.
 pub const REASON_TRAILER: &str = "keepstone-reason";
 

@@ -62,12 +62,9 @@ impl PutFailure {
 pub(crate) struct OutgoingChunk {
     pub(crate) id: ChunkId,
     pub(crate) data: Bytes,
-    /// The sessions that it is for, at most [`CHUNK_UPLOADS_MAX`].
+    /// The sessions that it is for, at most [`proto::CHUNK_UPLOADS_MAX`]; for more it is sent again.
     pub(crate) upload_ids: Vec<Bytes>,
 }
-
-/// Sessions that a chunk may be sent for at once, by the gateway's word. It is sent again for more.
-pub(crate) const CHUNK_UPLOADS_MAX: usize = 64;
 
 struct Job {
     chunk: OutgoingChunk,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use engine::ids::ChunkId;
 use engine::manifest::ManifestEntry;
-use proto::v1;
+use proto::{CHUNK_UPLOADS_MAX, v1};
 
-use super::chunk_stream::{CHUNK_UPLOADS_MAX, OutgoingChunk, PutFailure, outcome};
+use super::chunk_stream::{OutgoingChunk, PutFailure, outcome};
 use super::read::{FileStamp, OpenFile, ReadFileError, cut_bytes};
 use super::remote::PlannedFile;
 use super::session::{Patience, Session, abort, choose_cutter, commit_all};

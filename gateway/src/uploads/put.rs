@@ -17,7 +17,7 @@ use engine::ids::{ChunkId, HolderId, UploadId};
 use engine::location::{ChunkKind, ChunkLocation};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use proto::v1;
+use proto::{CHUNK_UPLOADS_MAX, v1};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,8 +30,7 @@ use crate::core::{BUDGET_UNIT_BYTES, Core};
 use crate::door::shares::Share;
 use crate::failure::Failure;
 use crate::limits::{
-    PUT_MESSAGE_CHUNKS_MAX, PUT_MESSAGE_SESSIONS_MAX, PUT_MESSAGES_IN_FLIGHT_MAX, PUT_SESSIONS_MAX,
-    UPLOAD_STREAM_BYTES_MAX,
+    PUT_MESSAGE_CHUNKS_MAX, PUT_MESSAGE_SESSIONS_MAX, PUT_MESSAGES_IN_FLIGHT_MAX, UPLOAD_STREAM_BYTES_MAX,
 };
 use crate::sessions::{Session, session_gone};
 
@@ -242,8 +241,10 @@ async fn check(
 }
 
 fn parse(chunk: &v1::PutChunk) -> Result<(ChunkId, Vec<UploadId>), Failure> {
-    if chunk.upload_ids.is_empty() || chunk.upload_ids.len() > PUT_SESSIONS_MAX {
-        return Err(Failure::invalid(format!("a chunk is sent for 1 to {PUT_SESSIONS_MAX} upload sessions")));
+    if chunk.upload_ids.is_empty() || chunk.upload_ids.len() > CHUNK_UPLOADS_MAX {
+        return Err(Failure::invalid(format!(
+            "a chunk is sent for 1 to {CHUNK_UPLOADS_MAX} upload sessions"
+        )));
     }
     let uploads =
         chunk.upload_ids.iter().map(|upload| convert::upload_id(upload)).collect::<Result<_, _>>()?;

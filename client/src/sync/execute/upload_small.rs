@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use engine::ids::{ChunkId, ContentId};
 use engine::manifest::ManifestEntry;
-use proto::v1;
+use proto::{CHUNK_UPLOADS_MAX, v1};
 use tokio::sync::oneshot;
 
 use super::remote::{record, record_answered};
@@ -19,7 +19,7 @@ use crate::state::record::{Outcome, Part};
 use crate::sync::shared::Shared;
 use crate::sync::status::Done;
 use crate::sync::task::{Again, End, Ended, UploadTask};
-use crate::upload::chunk_stream::{CHUNK_UPLOADS_MAX, OutgoingChunk, PutOutcome, outcome};
+use crate::upload::chunk_stream::{OutgoingChunk, PutOutcome, outcome};
 use crate::upload::read::{ReadFileError, cut_bytes};
 use crate::upload::session::Patience;
 use crate::wire;
