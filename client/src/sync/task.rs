@@ -163,6 +163,12 @@ pub(crate) struct Ended {
     pub(crate) obstacle: Option<Obstacle>,
     /// For the log.
     pub(crate) line: Option<Line>,
+    pub(crate) after: After,
+}
+
+/// What is otherwise on the disk, beside the node itself, once a task is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct After {
     /// What is in it is not known yet: it was here before.
     pub(crate) look_below: bool,
     /// It is a folder, and is elsewhere on this device now.
@@ -261,7 +267,7 @@ impl Ended {
     }
 
     pub(crate) fn quietly(node: NodeId, end: End) -> Self {
-        Self { node, end, obstacle: None, line: None, look_below: false, moved: None, rules_left: None }
+        Self { node, end, obstacle: None, line: None, after: After::default() }
     }
 
     pub(crate) fn failed(node: NodeId, reason: impl Into<String>, again: Again) -> Self {

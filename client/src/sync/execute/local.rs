@@ -21,7 +21,7 @@ use crate::state::scan_index::ScanIndex;
 use crate::state::uploads::SplitIntent;
 use crate::sync::shared::Shared;
 use crate::sync::status::Done;
-use crate::sync::task::{Again, End, Ended, LocalTask, LocalWork, MovedFolder};
+use crate::sync::task::{After, Again, End, Ended, LocalTask, LocalWork, MovedFolder};
 use crate::upload::read::cut_file;
 
 /// Tasks carried out, and recorded, together.
@@ -35,10 +35,7 @@ struct Performed {
     detail: String,
     /// Whose entries are to be made durable.
     folders: Vec<Rel>,
-    /// See [`Ended`].
-    look_below: bool,
-    moved: Option<MovedFolder>,
-    rules_left: Option<NodeId>,
+    after: After,
 }
 
 /// Carries the tasks out and records what came of them.
@@ -78,8 +75,7 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<LocalTask>) -> Vec<Ended> {
         match result {
             Ok(performed) => {
                 let done = Ended::done(node, performed.what, &performed.path, performed.detail);
-                let Performed { look_below, moved, rules_left, .. } = performed;
-                ended.push(Ended { look_below, moved, rules_left, ..done });
+                ended.push(Ended { after: performed.after, ..done });
                 outcomes.push(performed.outcome);
             }
             Err(end) => ended.push(Ended::quietly(node, end)),
@@ -259,7 +255,7 @@ impl Disk<'_> {
         let attributes = Attributes { mode: stamp.mode, mtime_ns: stamp.mtime_ns };
         let record = LocalRecord { node, place: place.clone(), kind: Kind::Folder, attributes, stamp };
         let performed = local(record, Part::Whole, rel, rel.parent(), "was here already");
-        Ok(Performed { look_below: true, ..performed })
+        Ok(Performed { after: After { look_below: true, ..After::default() }, ..performed })
     }
 
     /// `to`: where, and in which folder.
@@ -284,7 +280,7 @@ impl Disk<'_> {
         });
         let performed = local(record, Part::Place, to, to.parent(), &format!("moved from {}", from.as_str()));
         let folders = performed.folders.into_iter().chain(from.parent()).collect();
-        Ok(Performed { folders, moved, rules_left, ..performed })
+        Ok(Performed { folders, after: After { moved, rules_left, ..After::default() }, ..performed })
     }
 
     /// Whether there are files with rules above a place, as far as that can be told.
@@ -314,9 +310,7 @@ impl Disk<'_> {
             path: rel.as_str().to_owned(),
             detail: trashed?,
             folders: rel.parent().into_iter().collect(),
-            look_below: false,
-            moved: None,
-            rules_left: None,
+            after: After::default(),
         })
     }
 
@@ -348,9 +342,7 @@ impl Disk<'_> {
             path: rel.as_str().to_owned(),
             detail: "read again to compare".to_owned(),
             folders: Vec::new(),
-            look_below: false,
-            moved: None,
-            rules_left: None,
+            after: After::default(),
         })
     }
 
@@ -384,9 +376,7 @@ impl Disk<'_> {
             path: at.as_str().to_owned(),
             detail: format!("{} was changed here and elsewhere; both are kept", rel.as_str()),
             folders: at.parent().into_iter().collect(),
-            look_below: false,
-            moved: None,
-            rules_left: None,
+            after: After::default(),
         })
     }
 }
@@ -406,9 +396,7 @@ fn local(record: LocalRecord, part: Part, rel: &Rel, folder: Option<Rel>, detail
         path: rel.as_str().to_owned(),
         detail: detail.to_owned(),
         folders: folder.into_iter().collect(),
-        look_below: false,
-        moved: None,
-        rules_left: None,
+        after: After::default(),
     }
 }
 

@@ -335,11 +335,11 @@ impl Run {
                 }
                 _ => {}
             }
-            if ended.look_below || ended.line.as_ref().is_some_and(is_about_rules) {
+            if ended.after.look_below || ended.line.as_ref().is_some_and(is_about_rules) {
                 look_below.push(ended.node);
             }
-            look_below.extend(ended.rules_left);
-            if let Some(folder) = &ended.moved {
+            look_below.extend(ended.after.rules_left);
+            if let Some(folder) = &ended.after.moved {
                 self.folder_moved(folder);
                 if folder.ruled { &mut look_below } else { &mut moved }.push(ended.node);
             }
