@@ -442,9 +442,7 @@ impl Scanner {
             Ok(applied) => {
                 let again: Vec<Rel> =
                     applied.again.iter().map(|path| Rel::parse(path).unwrap_or_default()).collect();
-                let is_kept =
-                    |read: &(Rel, std::time::Instant)| !read.0.parent().is_some_and(|it| again.contains(&it));
-                self.writers.read(found.read.into_iter().filter(is_kept));
+                self.note_read(found.read, &again);
                 for folder in again {
                     pending.add_later(ScopeFolder { folder, deep: false }, times, Instant::now());
                 }
@@ -457,6 +455,12 @@ impl Scanner {
             Err(error) => drop(self.events.send(ScanEvent::State(error)).await),
         }
         (Some(index), looked)
+    }
+
+    /// What was read is known, but for what is to be looked at again.
+    fn note_read(&self, read: Vec<(Rel, std::time::Instant)>, again: &[Rel]) {
+        let is_again = |rel: &Rel| rel.parent().is_some_and(|folder| again.contains(&folder));
+        self.writers.read(read.into_iter().filter(|(rel, _began)| !is_again(rel)));
     }
 
     /// A folder that could not be read could not be watched either: once it can be read, all is to be watched anew.
