@@ -35,8 +35,10 @@ use crate::args::{Arguments, Command, SyncCommand};
 use crate::logging::Speaks;
 use crate::output::Output;
 
-/// Threads that run async work. Few: memory is bounded, and the disk work has threads of its own.
-const ROLE_WORKERS: usize = 3;
+/// Threads that run async work: for a role as many as there are processors, within these bounds. More of them only wake one
+/// another; fewer than two would let one long step hold up all others. Few: memory is bounded, and the disk work has
+/// threads of its own.
+const ROLE_WORKERS: [usize; 2] = [2, 8];
 const CLIENT_WORKERS: usize = 2;
 
 fn main() -> ExitCode {
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
         return output.failed(&error);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(if is_role { ROLE_WORKERS } else { CLIENT_WORKERS })
+        .worker_threads(if is_role { role_workers() } else { CLIENT_WORKERS })
         .enable_all()
         .build();
     let runtime = match runtime {
@@ -73,6 +75,11 @@ fn main() -> ExitCode {
         Err(error) if error.is::<output::NobodyReads>() => ExitCode::SUCCESS,
         Err(error) => output.failed(&error),
     }
+}
+
+fn role_workers() -> usize {
+    let [least, most] = ROLE_WORKERS;
+    std::thread::available_parallelism().map_or(least, std::num::NonZero::get).clamp(least, most)
 }
 
 async fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Checking costs the same whether or not there is an account: an absent hash is replaced by one that nothing
 //!   matches.
-//! - At most [`PASSWORDS_AT_ONCE_MAX`] are hashed at once, each by a thread of its own, which gives way to those who
+//! - At most [`at_once`] are hashed at once, each by a thread of its own, which gives way to those who
 //!   serve: a flood of sign-ins takes the time that others leave. Who waits is bounded by who asks: sign-ins have turns,
 //!   other requests are bounded by account.
 //! - Each thread keeps its workspace of some 19 MiB and uses it again: freed, each thread that ever hashed would leave
@@ -25,6 +25,12 @@ pub(crate) const NO_PASSWORD: &str = "";
 /// Memory that one hash is made in.
 type Workspace = Vec<Block>;
 
+/// How many are hashed at once: with half of the processors, for a hash fills a processor's caches beside its time.
+pub(crate) fn at_once() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (processors / 2).clamp(1, PASSWORDS_AT_ONCE_MAX)
+}
+
 /// Hashes and checks passwords.
 #[derive(Clone)]
 pub(crate) struct Passwords {
@@ -41,9 +47,7 @@ impl Passwords {
     pub(crate) fn new() -> Result<Self, Failure> {
         let decoy = text_of(&salt()?, Output::new(&random::bytes::<{ Params::DEFAULT_OUTPUT_LEN }>()))?;
         Ok(Self {
-            workers: Arc::new(
-                Workers::start("password", PASSWORDS_AT_ONCE_MAX).map_err(|error| internal(&error))?,
-            ),
+            workers: Arc::new(Workers::start("password", at_once()).map_err(|error| internal(&error))?),
             decoy: decoy.into(),
         })
     }
@@ -188,7 +192,7 @@ mod tests {
         }
         let checks = (0..20).map(|_check| passwords.matches("battery".into(), None));
         assert!(join_all(checks).await.into_iter().all(|matches| !matches.unwrap()));
-        assert_eq!(passwords.workers.count(), PASSWORDS_AT_ONCE_MAX);
+        assert_eq!(passwords.workers.count(), at_once());
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{Semaphore, oneshot};
 
 /// How much less important this work is to the scheduler than serving.
-const NICE: i32 = 5;
+const NICE: i32 = 15;
 
 type Job<W> = Box<dyn FnOnce(&mut W) + Send>;
 

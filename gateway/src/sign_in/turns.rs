@@ -21,7 +21,8 @@ use crate::door::gate::Origin;
 use crate::door::meter::Meter;
 use crate::door::recent::Recent;
 use crate::failure::Failure;
-use crate::limits::{PASSWORDS_AT_ONCE_MAX, SIGN_INS_WAITING_MAX};
+use crate::limits::SIGN_INS_WAITING_MAX;
+use crate::password::at_once;
 
 /// How often it is looked whether one that waits may go on by now.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -61,6 +62,8 @@ pub(crate) struct Turns {
     state: Mutex<State>,
     hashes: RandomState,
     wait_max: Duration,
+    /// Turns at once.
+    at_once: usize,
 }
 
 /// Leave to check one password. Until it is said that it was right it counts as wrong.
@@ -86,7 +89,7 @@ impl Turns {
             right_here: Recent::default(),
         };
         let wait_max = Duration::from_secs(limits.sign_in_wait_seconds_max);
-        Arc::new(Self { state: Mutex::new(state), hashes: RandomState::new(), wait_max })
+        Arc::new(Self { state: Mutex::new(state), hashes: RandomState::new(), wait_max, at_once: at_once() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -100,11 +103,11 @@ impl Turns {
         {
             let mut state = self.lock();
             let state = &mut *state;
-            if state.running >= PASSWORDS_AT_ONCE_MAX {
+            if state.running >= self.at_once {
                 return;
             }
             state.drop_gone();
-            while state.running < PASSWORDS_AT_ONCE_MAX {
+            while state.running < self.at_once {
                 let (here, all, right) = (&state.guesses_here, &state.guesses, &state.right_here);
                 let next = state.waiting.pop(&mut |waiting| {
                     let keys = waiting.keys;
