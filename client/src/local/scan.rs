@@ -221,6 +221,17 @@ pub struct ScanCounts {
     pub skipped: u64,
 }
 
+/// A file of which a write had been told after it was last read ([`Writers`]), and that was read now.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Where it is.
+    pub rel: Rel,
+    /// What it was known as; nothing, if it was not.
+    pub node: Option<NodeId>,
+    /// Before the first byte was read.
+    pub began: Instant,
+}
+
 /// What a scan found.
 #[derive(Clone, Debug, Default)]
 pub struct Scan {
@@ -241,9 +252,8 @@ pub struct Scan {
     /// To be looked at again soon (after a hundred milliseconds, say): files that are being written, and folders that
     /// changed during the scan.
     pub again: Vec<ScopeFolder>,
-    /// Files that had been written since they were last read, and since when they were read: to be told to
-    /// [`Writers::read`] once the updates are kept.
-    pub read: Vec<(Rel, Instant)>,
+    /// Files that were stale: to be told to [`Writers::read`] once their updates are kept.
+    pub read: Vec<Reading>,
     /// How much was seen.
     pub counts: ScanCounts,
 }

@@ -28,6 +28,8 @@ pub struct LocalApplied {
     pub changed: Vec<NodeId>,
     /// Paths of folders to be looked at again: something in them was not believed. They need not be known yet.
     pub again: BTreeSet<String>,
+    /// Nodes of which the scan was not believed: they are known as they were.
+    pub refused: HashSet<NodeId>,
 }
 
 /// Rounds in which what was refused makes more be refused; after these, all is.
@@ -247,6 +249,7 @@ impl<'a> Batch<'a> {
         for folder in parents.chain(left).collect::<BTreeSet<_>>() {
             applied.again.insert(self.path(folder)?);
         }
+        applied.refused.clone_from(&self.refused);
         Ok(applied)
     }
 

@@ -27,7 +27,9 @@ use crate::local::ignore_rules::IgnoreRules;
 use crate::local::model::LocalUpdate;
 use crate::local::rel::Rel;
 use crate::local::root::{Root, RootError};
-use crate::local::scan::{Misnamed, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why, scan};
+use crate::local::scan::{
+    Misnamed, Reading, Scan, ScanError, ScanOptions, Scope, ScopeFolder, Skipped, Why, scan,
+};
 use crate::local::watch::{Notice, Watcher, Writers};
 use crate::planner::model::NodeId;
 use crate::state::error::StateError;
@@ -440,10 +442,9 @@ impl Scanner {
         let applied = self.apply(found.updates, under_way).await;
         match applied {
             Ok(applied) => {
-                let again: Vec<Rel> =
-                    applied.again.iter().map(|path| Rel::parse(path).unwrap_or_default()).collect();
-                self.note_read(found.read, &again);
-                for folder in again {
+                self.note_read(found.read, &applied.refused);
+                for path in applied.again {
+                    let folder = Rel::parse(&path).unwrap_or_default();
                     pending.add_later(ScopeFolder { folder, deep: false }, times, Instant::now());
                 }
                 let skipped = left_out(found.skipped, found.counts.skipped, &found.unread);
@@ -457,10 +458,10 @@ impl Scanner {
         (Some(index), looked)
     }
 
-    /// What was read is known, but for what is to be looked at again.
-    fn note_read(&self, read: Vec<(Rel, std::time::Instant)>, again: &[Rel]) {
-        let is_again = |rel: &Rel| rel.parent().is_some_and(|folder| again.contains(&folder));
-        self.writers.read(read.into_iter().filter(|(rel, _began)| !is_again(rel)));
+    /// Files that were read are known as they are, but for those of which the scan was not believed.
+    fn note_read(&self, read: Vec<Reading>, refused: &HashSet<NodeId>) {
+        let kept = read.into_iter().filter(|file| file.node.is_none_or(|node| !refused.contains(&node)));
+        self.writers.read(kept.map(|file| (file.rel, file.began)));
     }
 
     /// A folder that could not be read could not be watched either: once it can be read, all is to be watched anew.

@@ -10,7 +10,7 @@ use engine::ids::ContentId;
 use rustix::io::Errno;
 
 use super::folders::{Found, Listed, Walk, fingerprint};
-use super::{HASH_THREADS_MAX, Scan, ScanError, ScopeFolder, Why};
+use super::{HASH_THREADS_MAX, Reading, Scan, ScanError, ScopeFolder, Why};
 use crate::local::disk::{DiskError, ObjectKind};
 use crate::local::hash::HashError;
 use crate::local::list::list;
@@ -203,8 +203,9 @@ pub(super) fn is_fresh(stamp: &Stamp, now_ns: i64) -> bool {
 /// Makes an update of a file that was read; new files are put aside.
 fn accept(walk: &mut Walk<'_>, file: Found, content: Content, new: &mut Vec<LocalRecord>) {
     let Content { kind, stamp, began_ns, began, stored, is_profile: _ } = content;
-    if walk.options.writers.as_ref().is_some_and(|writers| writers.is_unread(&file.rel)) {
-        walk.result.read.push((file.rel.clone(), began));
+    if walk.options.writers.as_ref().is_some_and(|writers| writers.is_stale(&file.rel)) {
+        let node = file.previous.as_ref().map(|previous| previous.node);
+        walk.result.read.push(Reading { rel: file.rel.clone(), node, began });
     }
     walk.result.counts.hashed += 1;
     walk.result.counts.hashed_bytes += stamp.size;

@@ -453,9 +453,9 @@ impl<'a> Walk<'a> {
         let At { parent, rel, object, only_moved, .. } = at;
         self.hollow.holds(parent, rel.name());
         self.result.counts.files += 1;
-        let is_unread = self.options.writers.as_ref().is_some_and(|writers| writers.is_unread(&rel));
+        let is_stale = self.options.writers.as_ref().is_some_and(|writers| writers.is_stale(&rel));
         let is_same = |known: &LocalRecord| known.stamp == object.stamp && is_kind(known, object.kind);
-        if !is_unread && known.as_ref().is_some_and(is_same) {
+        if !is_stale && known.as_ref().is_some_and(is_same) {
             return;
         }
         let same = known.as_ref().is_some_and(|known| known.stamp.identity == object.stamp.identity);

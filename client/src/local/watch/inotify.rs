@@ -280,9 +280,13 @@ impl State {
         };
         self.writers.heard(&rel, now);
         if events.contains(ReadFlags::MODIFY) {
-            self.writers.written(&rel, now);
+            // Not before it was told of, however long this queue is: a reading may have begun in between.
+            self.writers.written(&rel, Instant::now());
         } else if events.intersects(ReadFlags::CLOSE_WRITE | ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
             self.writers.closed(&rel, now);
+        }
+        if events.contains(ReadFlags::DELETE) {
+            self.writers.deleted(&rel);
         }
         let is_folder = events.contains(ReadFlags::ISDIR);
         if is_folder && events.intersects(ReadFlags::CREATE | ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO) {
@@ -314,6 +318,7 @@ impl State {
         } else if is_folder {
             self.deep.insert(rel.clone(), ());
         }
+        self.writers.moved(from_rel.as_ref(), rel, is_folder);
         self.unquiet.with(|changes| match from_rel {
             Some(from_rel) => changes.join(from_rel, rel.clone(), now),
             None => changes.note(rel.clone(), now),

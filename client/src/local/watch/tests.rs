@@ -314,19 +314,25 @@ async fn a_new_folder_is_watched_though_the_one_around_it_moves_at_once() {
 }
 
 #[tokio::test]
-async fn what_was_written_counts_as_unread() {
+async fn what_was_written_is_stale_where_it_is_by_now() {
     let root = TestRoot::new();
-    for name in ["written", "made", "touched"] {
+    for name in ["written", "made", "touched", "folder/moved", "deleted"] {
+        std::fs::create_dir_all(root.dir().join("folder")).unwrap();
         root.write(name, "old");
     }
     let writers = Writers::default();
     let mut watcher = Watcher::start(root.root(), &writers).unwrap();
-    root.write("written", "new");
-    std::fs::rename(root.dir().join("made"), root.dir().join("moved")).unwrap();
-    until(&mut watcher, &[("", false)]).await;
-    assert_eq!(
-        ["written", "moved", "touched"].map(|name| writers.is_unread(&rel(name))),
-        [true, false, false]
-    );
+    for name in ["written", "folder/moved", "deleted"] {
+        root.write(name, "new");
+    }
+    let touched = std::fs::File::open(root.dir().join("touched")).unwrap();
+    touched.set_modified(std::time::UNIX_EPOCH).unwrap();
+    std::fs::remove_file(root.dir().join("deleted")).unwrap();
+    for (from, to) in [("made", "moved"), ("folder", "elsewhere")] {
+        std::fs::rename(root.dir().join(from), root.dir().join(to)).unwrap();
+    }
+    until(&mut watcher, &[("", false), ("elsewhere", false)]).await;
+    let all = ["written", "elsewhere/moved", "folder/moved", "moved", "touched", "deleted"];
+    assert_eq!(all.map(|name| writers.is_stale(&rel(name))), [true, true, false, false, false, false]);
     watcher.stop().await;
 }

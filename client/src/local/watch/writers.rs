@@ -9,6 +9,7 @@
 //! - A file is here from the first write that is told of until its closing is, or for [`SUSPECT_FOR`] after it was last
 //!   found changed without a word.
 //! - At most [`WRITERS_MAX`]; then the ones that were here longest go.
+//! - A file is stale from a write that is told of until a reading that began later is kept, wherever the file is moved.
 //! - What changed and was not heard of is treated like a writer's, whoever finds it.
 
 use std::collections::HashMap;
@@ -23,9 +24,11 @@ const WRITERS_MAX: usize = 1_000;
 const HEARD_FOR: Duration = Duration::from_secs(60);
 /// So many of them; when there are more, all count as heard of for that long.
 const HEARD_MAX: usize = 20_000;
-/// Files that were written and not read since are remembered up to so many; further ones are not, until some are read or
-/// were written [`HEARD_FOR`] ago.
-const UNREAD_MAX: usize = 20_000;
+/// Files that are stale. While there are more, further ones are not remembered, and those go that have been so for
+/// [`HEARD_FOR`]: nobody reads them, as those that are ignored.
+const STALE_MAX: usize = 20_000;
+/// How often those are looked for.
+const STALE_PRUNED_EVERY: Duration = Duration::from_secs(1);
 /// A mapping may be left alone for a while and stored to again.
 const SUSPECT_FOR: Duration = Duration::from_secs(600);
 
@@ -48,7 +51,8 @@ struct Inner {
     heard: HashMap<Rel, Instant>,
     all_heard_until: Option<Instant>,
     /// When the last write was told of, of those that have not been read since.
-    unread: HashMap<Rel, Instant>,
+    stale: HashMap<Rel, Instant>,
+    stale_pruned: Option<Instant>,
 }
 
 impl Writers {
@@ -108,29 +112,62 @@ impl Writers {
     /// Something was written to the file.
     pub(in crate::local) fn written(&self, rel: &Rel, now: Instant) {
         self.note(rel, now, |writer| writer.open = true);
-        let unread = &mut self.inner().unread;
-        if unread.len() >= UNREAD_MAX && !unread.contains_key(rel) {
-            unread.retain(|_, told| *told + HEARD_FOR > now);
+        let mut inner = self.inner();
+        let Inner { stale, stale_pruned, .. } = &mut *inner;
+        if stale.len() >= STALE_MAX && !stale.contains_key(rel) {
+            if stale_pruned.is_some_and(|last| last + STALE_PRUNED_EVERY > now) {
+                return;
+            }
+            *stale_pruned = Some(now);
+            stale.retain(|_, told| *told + HEARD_FOR > now);
         }
-        if unread.len() < UNREAD_MAX || unread.contains_key(rel) {
-            unread.insert(rel.clone(), now);
+        if stale.len() < STALE_MAX || stale.contains_key(rel) {
+            stale.insert(rel.clone(), now);
         }
     }
 
     /// Whether a write was told of since the file was last read.
     #[must_use]
-    pub fn is_unread(&self, rel: &Rel) -> bool {
-        self.inner().unread.contains_key(rel)
+    pub fn is_stale(&self, rel: &Rel) -> bool {
+        self.inner().stale.contains_key(rel)
     }
 
     /// These were read, from the given times on, and what was found is kept.
     pub fn read(&self, files: impl IntoIterator<Item = (Rel, Instant)>) {
-        let unread = &mut self.inner().unread;
+        let stale = &mut self.inner().stale;
         for (rel, began) in files {
-            if unread.get(&rel).is_some_and(|told| *told < began) {
-                unread.remove(&rel);
+            if stale.get(&rel).is_some_and(|told| *told < began) {
+                stale.remove(&rel);
             }
         }
+    }
+
+    /// Something came to a place, from another one of the root if that is known: what was there is not any more.
+    pub(super) fn moved(&self, from: Option<&Rel>, to: &Rel, is_folder: bool) {
+        let mut inner = self.inner();
+        inner.writers.remove(to);
+        let stale = &mut inner.stale;
+        stale.remove(to);
+        let Some(from) = from else { return };
+        if !is_folder {
+            if let Some(told) = stale.remove(from) {
+                stale.insert(to.clone(), told);
+            }
+            return;
+        }
+        let moved: Vec<Rel> = stale.keys().filter(|rel| rel.is_within(from)).cloned().collect();
+        for rel in moved {
+            let below = rel.as_str().strip_prefix(from.as_str()).unwrap_or_default();
+            let now = Rel::parse(&format!("{}{below}", to.as_str()));
+            if let (Some(told), Ok(now)) = (stale.remove(&rel), now) {
+                stale.insert(now, told);
+            }
+        }
+    }
+
+    /// A file is not there any more.
+    pub(super) fn deleted(&self, rel: &Rel) {
+        self.inner().stale.remove(rel);
     }
 
     /// It was closed by somebody who could write, or is gone from there.
@@ -213,19 +250,40 @@ mod tests {
         let (writers, start) = (Writers::default(), Instant::now());
         let (file, later) = (rel("file"), start + Duration::from_millis(5));
         writers.read([(file.clone(), start)]);
-        assert!(!writers.is_unread(&file));
+        assert!(!writers.is_stale(&file));
         writers.written(&file, later);
-        for (began, unread) in [(start, true), (later, true), (later + Duration::from_nanos(1), false)] {
+        for (began, stale) in [(start, true), (later, true), (later + Duration::from_nanos(1), false)] {
             writers.read([(file.clone(), began)]);
-            assert_eq!(writers.is_unread(&file), unread);
+            assert_eq!(writers.is_stale(&file), stale);
         }
-        // More than are remembered: those that were written last are not, as long as the others are not old.
-        (0..=UNREAD_MAX).for_each(|at| writers.written(&rel(&format!("f{at}")), later));
-        let last = rel(&format!("f{UNREAD_MAX}"));
-        assert!(writers.is_unread(&rel("f0")) && !writers.is_unread(&last));
-        writers.written(&rel("f0"), later + HEARD_FOR);
-        writers.written(&last, later + HEARD_FOR);
-        assert!(writers.is_unread(&rel("f0")) && writers.is_unread(&last) && !writers.is_unread(&rel("f1")));
+        writers.written(&file, later);
+        writers.deleted(&file);
+        assert!(!writers.is_stale(&file));
+    }
+
+    #[test]
+    fn a_file_stays_stale_wherever_it_is_moved() {
+        let (writers, now) = (Writers::default(), Instant::now());
+        for path in ["a/b/f", "a/bc", "g", "h"] {
+            writers.written(&rel(path), now);
+        }
+        writers.moved(Some(&rel("a/b")), &rel("z"), true);
+        writers.moved(Some(&rel("g")), &rel("h"), false);
+        writers.moved(None, &rel("a/bc"), false);
+        let all = ["a/b/f", "z/f", "a/bc", "g", "h"].map(|path| writers.is_stale(&rel(path)));
+        assert_eq!(all, [false, true, false, false, true]);
+        assert!(!writers.contains(&rel("h")), "another file is there now");
+    }
+
+    #[test]
+    fn stale_files_that_nobody_reads_make_room_after_a_while() {
+        let (writers, start) = (Writers::default(), Instant::now());
+        (0..=STALE_MAX).for_each(|at| writers.written(&rel(&format!("f{at}")), start));
+        let last = rel(&format!("f{STALE_MAX}"));
+        assert!(writers.is_stale(&rel("f0")) && !writers.is_stale(&last));
+        writers.written(&rel("f0"), start + HEARD_FOR);
+        writers.written(&last, start + HEARD_FOR);
+        assert!(writers.is_stale(&rel("f0")) && writers.is_stale(&last) && !writers.is_stale(&rel("f1")));
     }
 
     #[test]

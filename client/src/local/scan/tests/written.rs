@@ -28,6 +28,6 @@ fn what_was_written_while_it_was_read_is_read_again() {
     // Until that is kept it is to be read again, and not said again.
     let found = scanned(&mut index);
     assert_eq!((found.updates.len(), found.counts.hashed), (0, 1));
-    writers.read(found.read);
+    writers.read(found.read.into_iter().map(|file| (file.rel, file.began)));
     assert_eq!(scanned(&mut index).counts.hashed, 0);
 }
