@@ -94,34 +94,40 @@ impl History {
         self.open.len()
     }
 
-    /// What nobody gave up, if no file has these bytes any more.
+    /// What nobody gave up, if no file has these bytes any more, but for what may be gone all the same.
     pub(crate) fn lost(&self) -> impl Iterator<Item = &Save> {
-        self.open.values().skip(self.excused_count()).map(|index| &self.saves[*index])
-    }
-
-    /// How many of the open saves may be gone though no file of their time was given up.
-    fn excused_count(&self) -> usize {
+        let mut open: Vec<&Save> = self.open.values().map(|index| &self.saves[*index]).collect();
         let times: BTreeSet<i128> = self.saves.iter().map(|save| save.time_ns).collect();
-        if times.len() < 2 { 0 } else { self.unmatched.len() + self.merged_count_max() }
+        let mut unmatched = 0;
+        if times.len() > 1 {
+            let names: BTreeSet<&String> = self.saves.iter().flat_map(|save| &save.names).collect();
+            for name in names {
+                let mut excused = self.merged_count_max(name);
+                open.retain(|save| {
+                    let is_excused = excused > 0 && save.names.contains(name);
+                    excused -= usize::from(is_excused);
+                    !is_excused
+                });
+            }
+            unmatched = self.unmatched.len();
+        }
+        open.into_iter().skip(unmatched)
     }
 
-    /// How many saves may have gone with another one that was given up. What two devices put at one path before either
-    /// heard of the other becomes one file if it is the same, with the time of one of them. Each device has at most one
-    /// of its saves in such a file. Folders are moved as well, so a path is known by its name alone.
-    fn merged_count_max(&self) -> usize {
-        let names: BTreeSet<&String> = self.saves.iter().flat_map(|save| &save.names).collect();
-        let of_name = |name: &String| {
-            let called: Vec<&Save> = self.saves.iter().filter(|save| save.names.contains(name)).collect();
-            if !called.iter().any(|save| self.is_given_up(save.time_ns)) {
-                return 0;
-            }
-            let mut by_device: BTreeMap<&str, usize> = BTreeMap::new();
-            for save in &called {
-                *by_device.entry(&save.device).or_default() += 1;
-            }
-            called.len() - by_device.values().max().copied().unwrap_or_default()
-        };
-        names.into_iter().map(of_name).sum()
+    /// How many saves of that name may have gone with another one of it that was given up. What two devices put at one
+    /// path before either heard of the other becomes one file if it is the same, with the time of one of them. Each
+    /// device has at most one of its saves in such a file. Folders are moved as well, so a path is known by its name
+    /// alone.
+    fn merged_count_max(&self, name: &String) -> usize {
+        let called: Vec<&Save> = self.saves.iter().filter(|save| save.names.contains(name)).collect();
+        if !called.iter().any(|save| self.is_given_up(save.time_ns)) {
+            return 0;
+        }
+        let mut by_device: BTreeMap<&str, usize> = BTreeMap::new();
+        for save in &called {
+            *by_device.entry(&save.device).or_default() += 1;
+        }
+        called.len() - by_device.values().max().copied().unwrap_or_default()
     }
 
     fn is_given_up(&self, time_ns: i128) -> bool {
@@ -179,6 +185,17 @@ mod tests {
         give_up(&mut history, 2);
         give_up(&mut history, 3);
         assert_eq!(history.lost().count(), 0);
+    }
+
+    #[test]
+    fn what_was_given_up_under_one_name_excuses_nothing_under_another() {
+        let mut history = History::default();
+        for (device, name, second) in [("a", "n", 1), ("c", "n", 2), ("b", "m", 3)] {
+            save(&mut history, device, name, second);
+        }
+        give_up(&mut history, 1);
+        give_up(&mut history, 2);
+        assert_eq!(history.lost().map(Save::what).collect::<Vec<_>>(), ["m"]);
     }
 
     #[test]
