@@ -38,7 +38,8 @@ use crate::output::Output;
 /// Threads that run async work: for a role as many as there are processors, within these bounds. More of them only wake one
 /// another; fewer than two would let one long step hold up all others. Few: memory is bounded, and the disk work has
 /// threads of its own.
-const ROLE_WORKERS: [usize; 2] = [2, 8];
+const ROLE_WORKERS_MIN: usize = 2;
+const ROLE_WORKERS_MAX: usize = 8;
 const CLIENT_WORKERS: usize = 2;
 
 fn main() -> ExitCode {
@@ -78,8 +79,8 @@ fn main() -> ExitCode {
 }
 
 fn role_workers() -> usize {
-    let [least, most] = ROLE_WORKERS;
-    std::thread::available_parallelism().map_or(least, std::num::NonZero::get).clamp(least, most)
+    let processors = std::thread::available_parallelism().map_or(ROLE_WORKERS_MIN, std::num::NonZero::get);
+    processors.clamp(ROLE_WORKERS_MIN, ROLE_WORKERS_MAX)
 }
 
 async fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {

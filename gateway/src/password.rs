@@ -25,9 +25,16 @@ pub(crate) const NO_PASSWORD: &str = "";
 /// Memory that one hash is made in.
 type Workspace = Vec<Block>;
 
-/// How many are hashed at once: with half of the processors, for a hash fills a processor's caches beside its time.
+/// How much less important hashing is to the scheduler than serving.
+const NICE: i32 = 15;
+
+/// How many are hashed at once.
 pub(crate) fn at_once() -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    at_once_of(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+}
+
+/// Half of the processors, for a hash fills a processor's caches beside its time.
+fn at_once_of(processors: usize) -> usize {
     (processors / 2).clamp(1, PASSWORDS_AT_ONCE_MAX)
 }
 
@@ -47,7 +54,7 @@ impl Passwords {
     pub(crate) fn new() -> Result<Self, Failure> {
         let decoy = text_of(&salt()?, Output::new(&random::bytes::<{ Params::DEFAULT_OUTPUT_LEN }>()))?;
         Ok(Self {
-            workers: Arc::new(Workers::start("password", at_once()).map_err(|error| internal(&error))?),
+            workers: Arc::new(Workers::start("password", at_once(), NICE).map_err(|error| internal(&error))?),
             decoy: decoy.into(),
         })
     }
@@ -193,6 +200,7 @@ mod tests {
         let checks = (0..20).map(|_check| passwords.matches("battery".into(), None));
         assert!(join_all(checks).await.into_iter().all(|matches| !matches.unwrap()));
         assert_eq!(passwords.workers.count(), at_once());
+        assert_eq!([1, 2, 3, 4, 64].map(at_once_of), [1, 1, 1, 2, 2]);
     }
 
     #[tokio::test]

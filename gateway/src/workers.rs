@@ -13,9 +13,6 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Semaphore, oneshot};
 
-/// How much less important this work is to the scheduler than serving.
-const NICE: i32 = 15;
-
 type Job<W> = Box<dyn FnOnce(&mut W) + Send>;
 
 /// The work was not done.
@@ -31,17 +28,17 @@ pub(crate) struct Workers<W> {
 }
 
 impl<W: Default + 'static> Workers<W> {
-    /// Starts `count` threads.
+    /// Starts `count` threads, by `nice` less important to the scheduler than those that serve.
     ///
     /// # Errors
     /// If the machine gives no threads.
-    pub(crate) fn start(name: &str, count: usize) -> std::io::Result<Self> {
+    pub(crate) fn start(name: &str, count: usize, nice: i32) -> std::io::Result<Self> {
         // As many jobs as there are permits.
         let (jobs, taken) = sync_channel(count);
         let taken = Arc::new(Mutex::new(taken));
         let threads = (0..count).map(|number| {
             let taken = Arc::clone(&taken);
-            std::thread::Builder::new().name(format!("{name}-{number}")).spawn(move || work(&taken))
+            std::thread::Builder::new().name(format!("{name}-{number}")).spawn(move || work(nice, &taken))
         });
         let threads = threads.collect::<std::io::Result<_>>()?;
         Ok(Self { at_once: Arc::new(Semaphore::new(count)), jobs: Some(jobs), threads })
@@ -84,9 +81,9 @@ impl<W> Drop for Workers<W> {
 }
 
 /// Does jobs until there will be none.
-fn work<W: Default>(jobs: &Mutex<Receiver<Job<W>>>) {
+fn work<W: Default>(nice: i32, jobs: &Mutex<Receiver<Job<W>>>) {
     // On Linux this is the thread's alone.
-    if let Err(error) = rustix::process::nice(NICE) {
+    if let Err(error) = rustix::process::nice(nice) {
         tracing::debug!(error = %error, "a thread works at the priority of everything else");
     }
     let mut workspace = W::default();
@@ -116,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_gives_up_lets_no_more_begin_than_there_are_threads() {
-        let workers = Arc::new(Workers::<()>::start("test", 2).unwrap());
+        let workers = Arc::new(Workers::<()>::start("test", 2, 1).unwrap());
         let (begun, (hold, held)) = (Arc::new(AtomicUsize::new(0)), std::sync::mpsc::channel::<()>());
         let held = Arc::new(Mutex::new(held));
         for _gives_up in 0..10 {
@@ -136,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_panics_is_told_and_the_thread_goes_on() {
-        let workers = Workers::<()>::start("test", 1).unwrap();
+        let workers = Workers::<()>::start("test", 1, 1).unwrap();
         for number in 0..3 {
             let panics = || -> u32 { panic!("planted") };
             assert_eq!(workers.run(move |()| panics()).await, Err(Unfinished));
