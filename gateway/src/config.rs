@@ -115,6 +115,10 @@ limits! {
     account_refusals_burst = 4096;
     /// See `account_refusals_burst`.
     account_refusals_per_second = 64;
+    /// Entries of chunk lists that one account may begin uploads with at once, and a second after that.
+    account_list_entries_burst = 100_000;
+    /// See `account_list_entries_burst`.
+    account_list_entries_per_second = 20_000;
     /// Pages of lists (folders, changes, trash, versions, devices) that one account has asked for and that are being
     /// gathered.
     account_lists_max = 8;

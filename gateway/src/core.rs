@@ -21,6 +21,7 @@ use crate::chunks::prepare::Preparer;
 use crate::chunks::presence::{Presence, mark};
 use crate::chunks::reader::ChunkSource;
 use crate::chunks::writer::ChunkWriter;
+use crate::door::debts::Debts;
 use crate::door::refusals::Refusals;
 use crate::door::shares::Shares;
 use crate::failure::Failure;
@@ -70,6 +71,8 @@ pub(crate) struct Core {
     pub(crate) read_bytes: Shares<AccountId>,
     /// What accounts asked for in vain.
     pub(crate) refusals: Refusals,
+    /// Entries of chunk lists that uploads began with.
+    pub(crate) chunk_lists: Debts,
     /// Streams of chunks.
     pub(crate) put_streams: Shares<AccountId>,
     /// Downloads.

@@ -33,6 +33,7 @@ use crate::chunks::stripe::StripeSink;
 use crate::chunks::writer::ChunkWriter;
 use crate::config::GatewayConfig;
 use crate::core::{BUDGET_UNIT_BYTES, Core};
+use crate::door::debts::Debts;
 use crate::door::gate::Gate;
 use crate::door::listen::Door;
 use crate::door::refusals::Refusals;
@@ -52,7 +53,7 @@ use crate::sign_in::turns::Turns;
 use crate::suspects::{Suspects, WatchedStore, probe_hung};
 use crate::sync::waiters::DeviceWaiters;
 use crate::sync::watch::follow_groups;
-use crate::uploads::forget;
+use crate::uploads::{begin, forget};
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +188,11 @@ impl Gateway {
             lookups: Shares::new(limits.account_lookups_max, limits.lookups_max),
             read_bytes: bytes(limits.account_read_bytes_max, limits.read_bytes_max),
             refusals: Refusals::new(limits.account_refusals_burst, limits.account_refusals_per_second),
+            chunk_lists: Debts::new(
+                begin::CHUNK_LISTS,
+                limits.account_list_entries_burst,
+                limits.account_list_entries_per_second,
+            ),
             put_streams: Shares::new(limits.account_put_streams_max, limits.put_streams_max),
             downloads: Shares::new(limits.account_downloads_max, limits.downloads_max),
             live: Arc::default(),

@@ -3,28 +3,27 @@
 //!
 //! Invariants:
 //! - What is done is never counted, nor what fails because something is not there or the cluster does not answer.
-//! - At most [`DEBT_MAX`] is owed: whoever mends what was wrong goes on within that.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::ids::AccountId;
 use tonic::Code;
 
-use crate::door::meter::Meter;
+use crate::door::debts::{ANSWER_WAIT_MAX, Cause, Debts};
 use crate::failure::Failure;
 
-/// The longest that an answer is kept back; who owes more is not let in.
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
-/// The most that may be owed.
-const DEBT_MAX: Duration = Duration::from_secs(20);
 /// Chunks of a list that are as much work as an item.
 const CHUNKS_OF_ITEM: usize = 256;
 
 /// Counts them for each account.
 pub(crate) struct Refusals {
-    meter: Mutex<Meter<AccountId>>,
+    debts: Debts,
 }
+
+const CAUSE: Cause = Cause {
+    what: "nearly all that this account asked for lately was refused; mend what those answers name first",
+    limit: "account_refusals_per_second",
+};
 
 /// What kind of request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +50,7 @@ impl Asked {
 
 impl Refusals {
     pub(crate) fn new(burst: u64, per_second: u64) -> Self {
-        let period = Duration::from_secs(1) / u32::try_from(per_second.max(1)).unwrap_or(u32::MAX);
-        Self { meter: Mutex::new(Meter::new(burst, period)) }
+        Self { debts: Debts::new(CAUSE, burst, per_second) }
     }
 
     /// Answers a request for one thing: not at all to those who owe too much, and if it is refused once what is owed by
@@ -63,22 +61,15 @@ impl Refusals {
         asked: Asked,
         answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        self.check(account)?;
+        self.check(account).await?;
         let outcome = answer.await.map(|answer| vec![Ok(answer)]);
         self.settle(account, asked, &outcome).await;
         outcome?.pop().unwrap_or_else(|| Err(Failure::internal("request", &"no answer")))
     }
 
     /// Refuses those who owe too much.
-    pub(crate) fn check(&self, account: AccountId) -> Result<(), Failure> {
-        // Held for a look-up.
-        let owed = self.meter.lock().unwrap_or_else(PoisonError::into_inner).wait(account, Instant::now());
-        if owed <= ANSWER_WAIT_MAX {
-            return Ok(());
-        }
-        let what =
-            "nearly all that this account asked for lately was refused; mend what those answers name first";
-        Err(Failure::limit(what, "account_refusals_per_second", owed))
+    pub(crate) async fn check(&self, account: AccountId) -> Result<(), Failure> {
+        self.debts.check(account).await
     }
 
     /// Counts what was refused of a request, and waits as long as is owed by then.
@@ -107,10 +98,7 @@ impl Refusals {
             return Duration::ZERO;
         }
         let more = if let Asked::Uploads(chunks) = asked { chunks / CHUNKS_OF_ITEM } else { 0 };
-        let count = u32::try_from(items + more).unwrap_or(u32::MAX);
-        // Held for an insertion.
-        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
-        meter.owe(account, count, DEBT_MAX, Instant::now())
+        self.debts.owe(account, items + more)
     }
 }
 
@@ -132,24 +120,20 @@ mod tests {
         refusals.owed(AccountId::from_bytes([1; 16]), asked, &request(count, failure))
     }
 
-    #[test]
-    fn who_is_refused_again_and_again_waits_longer_and_longer_and_not_for_ever() {
+    #[tokio::test]
+    async fn who_is_refused_again_and_again_waits_longer_and_longer_and_not_for_ever() {
         let (refusals, account) = (Refusals::new(100, 10), AccountId::from_bytes([1; 16]));
         let quota = refused(Code::ResourceExhausted, "quota");
         assert_eq!(after(&refusals, Asked::Actions, 100, &quota), Duration::ZERO);
-        refusals.check(account).unwrap();
+        refusals.check(account).now_or_never().unwrap().unwrap();
         let owed = after(&refusals, Asked::Actions, 31, &quota);
         assert!(owed > Duration::from_secs(2) && owed < ANSWER_WAIT_MAX, "{owed:?}");
-        refusals.check(account).unwrap();
+        refusals.check(account).now_or_never().unwrap().unwrap();
         for _again in 0..5 {
             let owed = after(&refusals, Asked::Actions, 1000, &quota);
             assert!(owed > ANSWER_WAIT_MAX, "{owed:?}");
         }
-        let failure = refusals.check(account).unwrap_err();
-        assert_eq!((failure.code, failure.reason), (Code::ResourceExhausted, "busy"));
-        assert!(failure.message.contains("account_refusals_per_second"), "{failure}");
-        assert!(failure.retry_after.unwrap() <= DEBT_MAX);
-        refusals.check(AccountId::from_bytes([2; 16])).unwrap();
+        assert!(refusals.check(account).now_or_never().is_none(), "answered at once");
     }
 
     #[test]
@@ -174,7 +158,7 @@ mod tests {
     async fn one_thing_that_is_refused_counts_as_an_item_does() {
         let (refusals, account) = (Refusals::new(1, 1), AccountId::from_bytes([1; 16]));
         let ask = |answer: Result<u8, Failure>| refusals.counted(account, Asked::Entries, async { answer });
-        let owed = || refusals.meter.lock().unwrap().wait(account, Instant::now());
+        let owed = || refusals.debts.owed(account);
         for _again in 0..100 {
             assert_eq!(ask(Ok(7)).await.unwrap(), 7);
         }
@@ -186,7 +170,9 @@ mod tests {
         }
         assert!(owed() > Duration::from_secs(2), "{:?}", owed());
         after(&refusals, Asked::Entries, 1000, &exists);
-        assert_eq!(ask(Ok(7)).await.unwrap_err().reason, "busy", "whatever is asked for");
+        let failure = ask(Ok(7)).await.unwrap_err();
+        assert_eq!(failure.reason, "busy", "whatever is asked for");
+        assert!(failure.message.contains("account_refusals_per_second"), "{failure}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use futures_util::{Stream, StreamExt};
 use proto::v1;
 use proto::v1::files_server::Files;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -15,6 +16,7 @@ use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
 use crate::door::bodies::Beginning;
+use crate::door::debts::ANSWER_WAIT_MAX;
 use crate::door::refusals::Asked;
 use crate::door::shares::Share;
 use crate::downloads;
@@ -69,10 +71,13 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         convert::request_id(&message.request_id)?;
-        self.core.refusals.check(caller.account)?;
-        let asked = Asked::Uploads(uploads::begin::entries(&message.uploads));
+        self.core.refusals.check(caller.account).await?;
+        self.core.chunk_lists.check(caller.account).await?;
+        let entries = uploads::begin::entries(&message.uploads);
+        let after = Instant::now() + self.core.chunk_lists.owe(caller.account, entries).min(ANSWER_WAIT_MAX);
         let begun = uploads::begin::begin(&self.core, &caller, message.uploads).await;
-        self.core.refusals.settle(caller.account, asked, &begun).await;
+        self.core.refusals.settle(caller.account, Asked::Uploads(entries), &begun).await;
+        tokio::time::sleep_until(after).await;
         let uploads = begun?.into_iter().map(uploads::begin::begun_to_wire).collect();
         Ok(Response::new(v1::BeginUploadsResponse { uploads }))
     }
@@ -115,7 +120,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CommitUploadsResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        self.core.refusals.check(caller.account)?;
+        self.core.refusals.check(caller.account).await?;
         let request = convert::request_of(&caller, &message.request_id, "commit_uploads", &message)?;
         let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
         let request = uploads::commit::Request {
@@ -209,7 +214,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CreateEntriesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        self.core.refusals.check(caller.account)?;
+        self.core.refusals.check(caller.account).await?;
         let request = convert::request_of(&caller, &message.request_id, "create_entries", &message)?;
         let created = entries::create::create(&self.core, &caller, request, &message.entries).await;
         self.core.refusals.settle(caller.account, Asked::Entries, &created).await;
@@ -222,7 +227,7 @@ impl Files for FilesService {
     ) -> Result<Response<v1::SetAttributesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        self.core.refusals.check(caller.account)?;
+        self.core.refusals.check(caller.account).await?;
         let request = convert::request_of(&caller, &message.request_id, "set_attributes", &message)?;
         let set = entries::change::set_attributes(&self.core, &caller, request, &message.entries).await;
         self.core.refusals.settle(caller.account, Asked::Entries, &set).await;

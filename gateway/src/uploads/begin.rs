@@ -17,6 +17,7 @@ use proto::v1;
 use crate::auth::Caller;
 use crate::convert;
 use crate::core::Core;
+use crate::door::debts::Cause;
 use crate::failure::Failure;
 use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_UPLOADS_MAX};
 use crate::meta::wrong_reply;
@@ -27,6 +28,12 @@ use crate::uploads::{forget, look};
 
 /// Chunk list entries in one fused command.
 const COMMAND_ENTRIES_MAX: usize = 32 * 1024;
+
+/// What an account's lists are counted for.
+pub(crate) const CHUNK_LISTS: Cause = Cause {
+    what: "this account begins uploads faster than their chunks can be sent",
+    limit: "account_list_entries_per_second",
+};
 
 /// A file, as a client names it.
 #[derive(Clone, Debug)]

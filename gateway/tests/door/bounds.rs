@@ -1,6 +1,8 @@
 //! What one account may have the cluster keep and gather, in short; at the size at which it once worked, and beside an
 //! innocent account, these attacks are in `tests/tests/attacks`.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use engine::ids::ChunkId;
 use gateway::config::Limits;
@@ -31,7 +33,8 @@ async fn account(cluster: &Cluster, email: &str, quota_bytes: u64) -> Client {
     client.with_token(token)
 }
 
-/// Begins a session of `count` chunks of 64 KiB that nobody has; gives its id, or the reason of the refusal.
+/// Begins a session of `count` chunks of 64 KiB that nobody has; gives its id, or the reason of the refusal; of the
+/// whole request's, what it says.
 async fn begin(client: &Client, count: u32) -> Result<Bytes, String> {
     const CHUNK_BYTES: u32 = 64 << 10;
     let upload_id = Bytes::copy_from_slice(&random::<16>());
@@ -51,7 +54,7 @@ async fn begin(client: &Client, count: u32) -> Result<Bytes, String> {
     };
     let message = v1::BeginUploadsRequest { request_id: request_id(), uploads: vec![upload] };
     let answer = client.files().begin_uploads(client.request(message)).await;
-    match answer.unwrap().into_inner().uploads.remove(0).error {
+    match answer.map_err(|status| status.message().to_owned())?.into_inner().uploads.remove(0).error {
         None => Ok(upload_id),
         Some(error) => Err(error.reason),
     }
@@ -116,14 +119,14 @@ async fn uploads_under_way_are_bounded_without_a_quota() {
     admin.admin().set_setting(admin.request(message)).await.unwrap();
     let client = account(&cluster, "ada@x.org", 0).await;
     // Settings reach the gateway with its next look at them.
-    let deadline = std::time::Instant::now() + crate::cluster::PATIENCE;
+    let deadline = Instant::now() + crate::cluster::PATIENCE;
     let mut open = Vec::new();
     loop {
         match begin(&client, 1).await {
             Ok(upload) => open.push(upload),
             Err(reason) => break assert_eq!(reason, "limit"),
         }
-        assert!(std::time::Instant::now() < deadline, "{} uploads are under way", open.len());
+        assert!(Instant::now() < deadline, "{} uploads are under way", open.len());
     }
     assert!(open.len() >= 3, "{} uploads are under way", open.len());
     cluster.stop().await;
@@ -200,5 +203,30 @@ async fn a_request_id_is_its_senders_and_its_words() {
     assert!(there(&one, "/a").await && there(&other, "/b").await, "acknowledged and not there");
     assert!(!there(&one, "/c").await && !there(&other, "/a").await);
     assert!(get(&one, "/a").await.is_err(), "a folder");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_begins_long_lists_waits_and_nobody_else() {
+    let limits = Limits {
+        account_list_entries_burst: 1000,
+        account_list_entries_per_second: 1000,
+        ..Limits::default()
+    };
+    let cluster = Cluster::start_with(1, limits).await;
+    let hasty = account(&cluster, "hasty@x.org", 0).await;
+    let other = account(&cluster, "other@x.org", 0).await;
+    let begun = Instant::now();
+    begin(&hasty, 1000).await.unwrap();
+    let (first, ()) = tokio::join!(begin(&hasty, 2000), async {
+        begin(&other, 1000).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    });
+    first.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
+    begin(&hasty, 30_000).await.unwrap();
+    let refused = begin(&hasty, 1).await.unwrap_err();
+    assert!(refused.contains("account_list_entries_per_second"), "{refused}");
+    begin(&other, 1).await.unwrap();
     cluster.stop().await;
 }
