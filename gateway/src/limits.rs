@@ -134,7 +134,7 @@ pub(crate) const REMOVED_VERSIONS_MAX: usize = 10_000;
 /// Entries in one page of a walk.
 pub(crate) const PAGE_ENTRIES: u32 = 1000;
 
-/// Passwords hashed at once, on a machine with processors for it (some 19 MiB each).
+/// Passwords hashed at once, on a machine with processors for it (some 19 MiB each, twice where it is never idle).
 pub(crate) const PASSWORDS_AT_ONCE_MAX: usize = 2;
 
 /// Sign-ins that wait for it.

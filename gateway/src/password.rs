@@ -3,13 +3,15 @@
 //! Invariants:
 //! - Checking costs the same whether or not there is an account: an absent hash is replaced by one that nothing
 //!   matches.
-//! - At most [`at_once`] are hashed at once, each by a thread of its own, which gives way to those who
-//!   serve: a flood of sign-ins takes the time that others leave. Who waits is bounded by who asks: sign-ins have turns,
-//!   other requests are bounded by account.
+//! - At most [`at_once`] are hashed at once, each by a thread of its own, which runs when nobody who serves wants to: a
+//!   flood of sign-ins takes the time that others leave. Where they leave none, as many threads more do the same work
+//!   with a share of the time; the first answer is taken. Who waits is bounded by who asks: sign-ins have turns, other
+//!   requests are bounded by account.
 //! - Each thread keeps its workspace of some 19 MiB and uses it again: freed, each thread that ever hashed would leave
 //!   some of that with the allocator, for good.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use argon2::password_hash::{Output, ParamsString, PasswordHash, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
@@ -17,7 +19,7 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use crate::failure::Failure;
 use crate::limits::{PASSWORDS_AT_ONCE_MAX, TEXT_BYTES_MAX};
 use crate::random;
-use crate::workers::Workers;
+use crate::workers::{Importance, Unfinished, Workers};
 
 /// In place of a password hash: nothing matches it.
 pub(crate) const NO_PASSWORD: &str = "";
@@ -25,8 +27,10 @@ pub(crate) const NO_PASSWORD: &str = "";
 /// Memory that one hash is made in.
 type Workspace = Vec<Block>;
 
-/// How much less important hashing is to the scheduler than serving.
-const NICE: i32 = 15;
+/// The share of the time that hashing has where nothing is left to it.
+const SHARE: Importance = Importance::Nice(15);
+/// How long no password is hashed before that is so.
+const NOTHING_LEFT_AFTER: Duration = Duration::from_millis(250);
 
 /// How many are hashed at once.
 pub(crate) fn at_once() -> usize {
@@ -38,10 +42,42 @@ fn at_once_of(processors: usize) -> usize {
     (processors / 2).clamp(1, PASSWORDS_AT_ONCE_MAX)
 }
 
+/// Who hashes.
+struct Threads {
+    /// They take what others leave of the processors' time.
+    idle: Workers<Workspace>,
+    /// They have a share of it.
+    sharing: Workers<Workspace>,
+}
+
+impl Threads {
+    fn start() -> std::io::Result<Self> {
+        let idle = Workers::start("password", at_once(), Importance::Idle)?;
+        Ok(Self { idle, sharing: Workers::start("password-due", at_once(), SHARE)? })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut Workspace) -> T + Send + Sync + 'static,
+    ) -> Result<T, Unfinished> {
+        let work = Arc::new(work);
+        let again = Arc::clone(&work);
+        let mut done = std::pin::pin!(self.idle.run(move |workspace| work(workspace)));
+        tokio::select! {
+            done = &mut done => return done,
+            () = self.idle.stand_still(NOTHING_LEFT_AFTER) => {}
+        }
+        tokio::select! {
+            done = done => done,
+            done = self.sharing.run(move |workspace| again(workspace)) => done,
+        }
+    }
+}
+
 /// Hashes and checks passwords.
 #[derive(Clone)]
 pub(crate) struct Passwords {
-    workers: Arc<Workers<Workspace>>,
+    threads: Arc<Threads>,
     /// What looks like a hash, and is of nothing that anybody knows.
     decoy: Arc<str>,
 }
@@ -53,10 +89,8 @@ impl Passwords {
     /// If the machine gives no threads.
     pub(crate) fn new() -> Result<Self, Failure> {
         let decoy = text_of(&salt()?, Output::new(&random::bytes::<{ Params::DEFAULT_OUTPUT_LEN }>()))?;
-        Ok(Self {
-            workers: Arc::new(Workers::start("password", at_once(), NICE).map_err(|error| internal(&error))?),
-            decoy: decoy.into(),
-        })
+        let threads = Threads::start().map_err(|error| internal(&error))?;
+        Ok(Self { threads: Arc::new(threads), decoy: decoy.into() })
     }
 
     /// The PHC string of a new password.
@@ -86,9 +120,9 @@ impl Passwords {
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Workspace) -> T + Send + 'static,
+        work: impl Fn(&mut Workspace) -> T + Send + Sync + 'static,
     ) -> Result<T, Failure> {
-        self.workers.run(work).await.map_err(|error| internal(&error))
+        self.threads.run(work).await.map_err(|error| internal(&error))
     }
 }
 
@@ -195,12 +229,35 @@ mod tests {
         let passwords = Passwords::new().unwrap();
         for _gives_up in 0..20 {
             let given_up = passwords.matches("battery".into(), None);
-            drop(tokio::time::timeout(std::time::Duration::ZERO, given_up).await);
+            drop(tokio::time::timeout(Duration::ZERO, given_up).await);
         }
         let checks = (0..20).map(|_check| passwords.matches("battery".into(), None));
         assert!(join_all(checks).await.into_iter().all(|matches| !matches.unwrap()));
-        assert_eq!(passwords.workers.count(), at_once());
+        assert_eq!(passwords.threads.idle.count(), at_once());
         assert_eq!([1, 2, 3, 4, 64].map(at_once_of), [1, 1, 1, 2, 2]);
+    }
+
+    #[tokio::test]
+    async fn where_nothing_is_left_they_are_hashed_all_the_same() {
+        let passwords = Passwords::new().unwrap();
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(std::sync::Mutex::new(held));
+        let starve = || {
+            let held = Arc::clone(&held);
+            passwords.threads.idle.run(move |_workspace| held.lock().unwrap().recv().is_ok())
+        };
+        let starved = join_all((0..at_once()).map(|_thread| starve()));
+        let checks = async {
+            let hash = passwords.hash("correct horse".into()).await.unwrap();
+            let checks = ["correct horse", "battery"]
+                .map(|password| passwords.matches(password.into(), Some(hash.clone())));
+            let checks = join_all(checks).await;
+            drop(hold);
+            checks.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+        };
+        let both = async { tokio::join!(starved, checks) };
+        let (_starved, checked) = tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
+        assert_eq!(checked, [true, false]);
     }
 
     #[tokio::test]

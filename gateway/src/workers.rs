@@ -2,15 +2,18 @@
 //! which would wait for it.
 //!
 //! Invariants:
-//! - Work gives way to whoever serves: it takes the time that others leave.
+//! - Work gives way to whoever serves: see [`Importance`].
 //! - At most as many pieces of work as there are threads have begun or wait for a thread, with what they hold. Further ones
 //!   wait in their callers' futures, in the order of asking.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
 use tokio::sync::{Semaphore, oneshot};
 
 type Job<W> = Box<dyn FnOnce(&mut W) + Send>;
@@ -20,28 +23,42 @@ type Job<W> = Box<dyn FnOnce(&mut W) + Send>;
 #[error("a piece of work panicked, or its thread has ended")]
 pub(crate) struct Unfinished;
 
+/// How important a thread is to the scheduler, beside those that serve.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Importance {
+    /// By so many steps less: it has a share, if a small one, of a machine that is never idle.
+    Nice(i32),
+    /// Not at all: whoever else wakes runs at once in its place, and on a machine that is never idle it hardly runs.
+    Idle,
+}
+
 /// Some threads, each with a workspace that it keeps. They end, and are waited for, when this is dropped.
 pub(crate) struct Workers<W> {
     at_once: Arc<Semaphore>,
+    /// Pieces of work that are done.
+    finished: Arc<AtomicU64>,
     jobs: Option<SyncSender<Job<W>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl<W: Default + 'static> Workers<W> {
-    /// Starts `count` threads, by `nice` less important to the scheduler than those that serve.
+    /// Starts `count` threads.
     ///
     /// # Errors
     /// If the machine gives no threads.
-    pub(crate) fn start(name: &str, count: usize, nice: i32) -> std::io::Result<Self> {
+    pub(crate) fn start(name: &str, count: usize, importance: Importance) -> std::io::Result<Self> {
         // As many jobs as there are permits.
         let (jobs, taken) = sync_channel(count);
         let taken = Arc::new(Mutex::new(taken));
         let threads = (0..count).map(|number| {
             let taken = Arc::clone(&taken);
-            std::thread::Builder::new().name(format!("{name}-{number}")).spawn(move || work(nice, &taken))
+            std::thread::Builder::new()
+                .name(format!("{name}-{number}"))
+                .spawn(move || work(importance, &taken))
         });
         let threads = threads.collect::<std::io::Result<_>>()?;
-        Ok(Self { at_once: Arc::new(Semaphore::new(count)), jobs: Some(jobs), threads })
+        let (at_once, finished) = (Arc::new(Semaphore::new(count)), Arc::default());
+        Ok(Self { at_once, finished, jobs: Some(jobs), threads })
     }
 
     /// Has a piece of work done. Cancel safe: what has begun is finished for nobody.
@@ -51,15 +68,30 @@ impl<W: Default + 'static> Workers<W> {
     ) -> Result<T, Unfinished> {
         let turn = Arc::clone(&self.at_once).acquire_owned().await.map_err(|_closed| Unfinished)?;
         let (answer, result) = oneshot::channel();
+        let finished = Arc::clone(&self.finished);
         // The permit goes with the work: a caller that is dropped does not let more of it start.
         let job: Job<W> = Box::new(move |workspace| {
             let result = work(workspace);
+            finished.fetch_add(1, Ordering::Relaxed);
             drop(turn);
             // The caller may be gone.
             answer.send(result).ok();
         });
         self.jobs.as_ref().ok_or(Unfinished)?.try_send(job).map_err(|_ended| Unfinished)?;
         result.await.map_err(|_ended| Unfinished)
+    }
+
+    /// Waits until nothing was finished for so long.
+    pub(crate) async fn stand_still(&self, period: Duration) {
+        let mut before = self.finished.load(Ordering::Relaxed);
+        loop {
+            tokio::time::sleep(period).await;
+            let now = self.finished.load(Ordering::Relaxed);
+            if now == before {
+                return;
+            }
+            before = now;
+        }
     }
 
     /// How many there are.
@@ -80,12 +112,26 @@ impl<W> Drop for Workers<W> {
     }
 }
 
-/// Does jobs until there will be none.
-fn work<W: Default>(nice: i32, jobs: &Mutex<Receiver<Job<W>>>) {
-    // On Linux this is the thread's alone.
-    if let Err(error) = rustix::process::nice(nice) {
-        tracing::debug!(error = %error, "a thread works at the priority of everything else");
+/// Makes this thread so important.
+fn set(importance: Importance) {
+    let outcome = match importance {
+        // On Linux this is the thread's alone.
+        Importance::Nice(nice) => rustix::process::nice(nice).map(drop).map_err(|error| error.to_string()),
+        Importance::Idle => {
+            let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+            let thread = thread_priority::thread_native_id();
+            thread_priority::set_thread_priority_and_policy(thread, ThreadPriority::Min, policy)
+                .map_err(|error| error.to_string())
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(error, ?importance, "a thread is more important than it should be");
     }
+}
+
+/// Does jobs until there will be none.
+fn work<W: Default>(importance: Importance, jobs: &Mutex<Receiver<Job<W>>>) {
+    set(importance);
     let mut workspace = W::default();
     loop {
         // Held while this thread waits: the others wait behind it.
@@ -113,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_gives_up_lets_no_more_begin_than_there_are_threads() {
-        let workers = Arc::new(Workers::<()>::start("test", 2, 1).unwrap());
+        let workers = Arc::new(Workers::<()>::start("test", 2, Importance::Nice(1)).unwrap());
         let (begun, (hold, held)) = (Arc::new(AtomicUsize::new(0)), std::sync::mpsc::channel::<()>());
         let held = Arc::new(Mutex::new(held));
         for _gives_up in 0..10 {
@@ -133,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_panics_is_told_and_the_thread_goes_on() {
-        let workers = Workers::<()>::start("test", 1, 1).unwrap();
+        let workers = Workers::<()>::start("test", 1, Importance::Nice(1)).unwrap();
         for number in 0..3 {
             let panics = || -> u32 { panic!("planted") };
             assert_eq!(workers.run(move |()| panics()).await, Err(Unfinished));

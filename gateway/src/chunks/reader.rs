@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::meta::Meta;
 use crate::random::TokioTimer;
 use crate::suspects::Suspects;
-use crate::workers::Workers;
+use crate::workers::{Importance, Workers};
 
 /// After this time a read of some chunks fails.
 const READ_DEADLINE: Duration = Duration::from_secs(20);
@@ -39,8 +39,8 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(300);
 
 /// More threads that decode would only take memory.
 const DECODERS_MAX: usize = 8;
-/// How much less important decoding is to the scheduler than serving.
-const DECODERS_NICE: i32 = 5;
+/// Decoding is less important to the scheduler than serving.
+const DECODERS_IMPORTANCE: Importance = Importance::Nice(5);
 
 /// Decodes beside the async workers.
 struct Decoders(Workers<()>);
@@ -110,7 +110,7 @@ impl ChunkSource {
     /// If the machine gives no threads.
     pub(crate) fn new(meta: Meta, suspects: Arc<Suspects>, store: Arc<Store>) -> Result<Self, Failure> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let decoders = Workers::start("decode", processors.min(DECODERS_MAX), DECODERS_NICE);
+        let decoders = Workers::start("decode", processors.min(DECODERS_MAX), DECODERS_IMPORTANCE);
         let decoders = Decoders(decoders.map_err(|error| Failure::internal("decode", &error))?);
         let reader = ChunkReader::new(store, Arc::new(TokioTimer), Arc::new(decoders));
         Ok(Self { meta, suspects, reader, lists: Arc::default() })
