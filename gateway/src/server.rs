@@ -33,7 +33,6 @@ use crate::chunks::stripe::StripeSink;
 use crate::chunks::writer::ChunkWriter;
 use crate::config::GatewayConfig;
 use crate::core::{BUDGET_UNIT_BYTES, Core};
-use crate::door::debts::Debts;
 use crate::door::gate::Gate;
 use crate::door::listen::Door;
 use crate::door::refusals::Refusals;
@@ -188,11 +187,7 @@ impl Gateway {
             lookups: Shares::new(limits.account_lookups_max, limits.lookups_max),
             read_bytes: bytes(limits.account_read_bytes_max, limits.read_bytes_max),
             refusals: Refusals::new(limits.account_refusals_burst, limits.account_refusals_per_second),
-            chunk_lists: Debts::new(
-                begin::CHUNK_LISTS,
-                limits.account_list_entries_burst,
-                limits.account_list_entries_per_second,
-            ),
+            chunk_lists: begin::debts(limits),
             put_streams: Shares::new(limits.account_put_streams_max, limits.put_streams_max),
             downloads: Shares::new(limits.account_downloads_max, limits.downloads_max),
             live: Arc::default(),
@@ -205,12 +200,9 @@ impl Gateway {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
-        core.tasks.spawn(follow_groups(Arc::clone(&core)));
         core.tasks.spawn(forget::run(Arc::clone(&core), forgotten));
-        let (meta, source) = (core.meta.clone(), core.source.clone());
-        core.tasks.spawn(retry_set_aside(meta, source, core.stopping.clone()));
-        core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));
         core.tasks.spawn(probe_hung(core.meta.clone(), suspects, store, core.stopping.clone()));
+        spawn_followers(&core);
         let packer = tokio::spawn(pack);
         let stop_serving = CancellationToken::new();
         let gate = Gate::new(routes(&core).await, Arc::clone(&core), limits);
@@ -260,6 +252,14 @@ fn public_tls(config: &GatewayConfig) -> Result<TlsAcceptor, StartError> {
         .map_err(|source| StartError::PublicTls { source })?;
     tls.alpn_protocols.push(b"h2".to_vec());
     Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+/// Starts what follows the cluster for as long as the gateway runs.
+fn spawn_followers(core: &Arc<Core>) {
+    core.tasks.spawn(follow_groups(Arc::clone(core)));
+    let (meta, source) = (core.meta.clone(), core.source.clone());
+    core.tasks.spawn(retry_set_aside(meta, source, core.stopping.clone()));
+    core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));
 }
 
 async fn routes(core: &Arc<Core>) -> Routes {

@@ -15,9 +15,10 @@ use metaraft::model::outcome::StepOutcome;
 use proto::v1;
 
 use crate::auth::Caller;
+use crate::config::Limits;
 use crate::convert;
 use crate::core::Core;
-use crate::door::debts::Cause;
+use crate::door::debts::{Cause, Debts};
 use crate::failure::Failure;
 use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_UPLOADS_MAX};
 use crate::meta::wrong_reply;
@@ -29,8 +30,7 @@ use crate::uploads::{forget, look};
 /// Chunk list entries in one fused command.
 const COMMAND_ENTRIES_MAX: usize = 32 * 1024;
 
-/// What an account's lists are counted for.
-pub(crate) const CHUNK_LISTS: Cause = Cause {
+const CHUNK_LISTS: Cause = Cause {
     what: "this account begins uploads faster than their chunks can be sent",
     limit: "account_list_entries_per_second",
 };
@@ -110,6 +110,13 @@ pub(crate) fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunU
         }
         Err(failure) => v1::BegunUpload { error: Some(failure.into_item()), ..Default::default() },
     }
+}
+
+/// What accounts owe for the lists that they begin with.
+pub(crate) fn debts(limits: &Limits) -> Debts {
+    let Limits { account_list_entries_burst: burst, account_list_entries_per_second: per_second, .. } =
+        *limits;
+    Debts::new(CHUNK_LISTS, burst, per_second)
 }
 
 /// Entries of all lists together.
