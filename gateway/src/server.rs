@@ -31,7 +31,7 @@ use crate::chunks::presence::Presence;
 use crate::chunks::reader::ChunkSource;
 use crate::chunks::stripe::StripeSink;
 use crate::chunks::writer::ChunkWriter;
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, Limits};
 use crate::core::{BUDGET_UNIT_BYTES, Core};
 use crate::door::gate::Gate;
 use crate::door::listen::Door;
@@ -166,7 +166,7 @@ impl Gateway {
         let packing = CancellationToken::new();
         let (writer, pack) = ChunkWriter::new(depositor, packing.clone());
         let limits = &config.limits;
-        let (forgetting, forgotten) = forget::queue();
+        let ((forgetting, forgotten), stopping) = (forget::queue(), CancellationToken::new());
         let core = Arc::new(Core {
             node: config.node,
             address: address.to_string(),
@@ -186,8 +186,8 @@ impl Gateway {
             download_bytes: bytes(limits.account_download_bytes_max, limits.download_bytes_max),
             lookups: Shares::new(limits.account_lookups_max, limits.lookups_max),
             read_bytes: bytes(limits.account_read_bytes_max, limits.read_bytes_max),
-            refusals: Refusals::new(limits.account_refusals_burst, limits.account_refusals_per_second),
-            chunk_lists: begin::debts(limits),
+            refusals: refusals(limits, stopping.clone()),
+            chunk_lists: begin::debts(limits, stopping.clone()),
             put_streams: Shares::new(limits.account_put_streams_max, limits.put_streams_max),
             downloads: Shares::new(limits.account_downloads_max, limits.downloads_max),
             live: Arc::default(),
@@ -198,7 +198,7 @@ impl Gateway {
             watches: Arc::default(),
             sealer: OnceCell::new(),
             tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
+            stopping,
         });
         core.tasks.spawn(forget::run(Arc::clone(&core), forgotten));
         core.tasks.spawn(probe_hung(core.meta.clone(), suspects, store, core.stopping.clone()));
@@ -252,6 +252,10 @@ fn public_tls(config: &GatewayConfig) -> Result<TlsAcceptor, StartError> {
         .map_err(|source| StartError::PublicTls { source })?;
     tls.alpn_protocols.push(b"h2".to_vec());
     Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+fn refusals(limits: &Limits, stopping: CancellationToken) -> Refusals {
+    Refusals::new(limits.account_refusals_burst, limits.account_refusals_per_second, stopping)
 }
 
 /// Starts what follows the cluster for as long as the gateway runs.

@@ -2,13 +2,14 @@
 //!
 //! Invariants:
 //! - At most [`DEBT_MAX`] is owed: whoever stops goes on within that.
-//! - Who is not let in has waited as long as any answer is kept back: to ask again at once is of no use, and costs the
-//!   gateway little.
+//! - Who is not let in has waited as long as any answer is kept back: to ask again at once is of no use.
+//! - Nobody is kept any longer once the gateway stops.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::ids::AccountId;
+use tokio_util::sync::CancellationToken;
 
 use crate::door::meter::Meter;
 use crate::failure::Failure;
@@ -29,13 +30,14 @@ pub(crate) struct Cause {
 /// Counts it for each account.
 pub(crate) struct Debts {
     cause: Cause,
+    stopping: CancellationToken,
     meter: Mutex<Meter<AccountId>>,
 }
 
 impl Debts {
-    pub(crate) fn new(cause: Cause, burst: u64, per_second: u64) -> Self {
+    pub(crate) fn new(cause: Cause, burst: u64, per_second: u64, stopping: CancellationToken) -> Self {
         let period = Duration::from_secs(1) / u32::try_from(per_second.max(1)).unwrap_or(u32::MAX);
-        Self { cause, meter: Mutex::new(Meter::new(burst, period)) }
+        Self { cause, stopping, meter: Mutex::new(Meter::new(burst, period)) }
     }
 
     fn meter(&self) -> MutexGuard<'_, Meter<AccountId>> {
@@ -43,19 +45,27 @@ impl Debts {
         self.meter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps those who owe too much for a while, and refuses them if they then still do.
+    /// Keeps those who owe too much for a while, and refuses them if they then still do. Cancel safe: it counts nothing.
     pub(crate) async fn check(&self, account: AccountId) -> Result<(), Failure> {
         if self.let_in(account).is_err() {
-            tokio::time::sleep(ANSWER_WAIT_MAX).await;
+            self.keep(ANSWER_WAIT_MAX).await;
         }
         self.let_in(account)
+    }
+
+    /// Keeps an answer back for what is owed, but not for ever. Cancel safe: it counts nothing.
+    pub(crate) async fn keep(&self, owed: Duration) {
+        tokio::select! {
+            () = self.stopping.cancelled() => {}
+            () = tokio::time::sleep(owed.min(ANSWER_WAIT_MAX)) => {}
+        }
     }
 
     /// Refuses those who owe too much now.
     fn let_in(&self, account: AccountId) -> Result<(), Failure> {
         match self.owed(account) {
             owed if owed <= ANSWER_WAIT_MAX => Ok(()),
-            owed => Err(Failure::limit(self.cause.what, self.cause.limit, owed)),
+            owed => Err(Failure::limit(self.cause.what, self.cause.limit, owed - ANSWER_WAIT_MAX)),
         }
     }
 
@@ -69,6 +79,11 @@ impl Debts {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.meter().owe(account, count, DEBT_MAX, Instant::now())
     }
+
+    /// Counts `count` less.
+    pub(crate) fn forgive(&self, account: AccountId, count: usize) {
+        self.meter().give_back(account, u32::try_from(count).unwrap_or(u32::MAX));
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +96,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_owes_too_much_is_kept_and_refused() {
-        let (debts, account) = (Debts::new(CAUSE, 100, 10), AccountId::from_bytes([1; 16]));
+        let (debts, account) =
+            (Debts::new(CAUSE, 100, 10, CancellationToken::new()), AccountId::from_bytes([1; 16]));
         assert_eq!(debts.owe(account, 99), Duration::ZERO);
         debts.check(account).now_or_never().unwrap().unwrap();
         for _again in 0..5 {
@@ -92,13 +108,24 @@ mod tests {
         assert_eq!(failure.reason, "busy");
         assert!(failure.message.contains("so_much_per_second"), "{failure}");
         let after = failure.retry_after.unwrap();
-        assert!(after > ANSWER_WAIT_MAX && after <= DEBT_MAX, "{after:?}");
+        assert!(!after.is_zero() && after <= DEBT_MAX - ANSWER_WAIT_MAX, "{after:?}");
         debts.check(AccountId::from_bytes([2; 16])).now_or_never().unwrap().unwrap();
+        debts.forgive(account, 300);
+        debts.check(account).now_or_never().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_is_kept_once_the_gateway_stops() {
+        let stopping = CancellationToken::new();
+        let debts = Debts::new(CAUSE, 100, 10, stopping.clone());
+        stopping.cancel();
+        debts.keep(DEBT_MAX).now_or_never().unwrap();
     }
 
     #[tokio::test]
     async fn who_owes_little_more_than_it_may_is_let_in_after_a_while() {
-        let (debts, account) = (Debts::new(CAUSE, 1, 1000), AccountId::from_bytes([1; 16]));
+        let (debts, account) =
+            (Debts::new(CAUSE, 1, 1000, CancellationToken::new()), AccountId::from_bytes([1; 16]));
         assert!(debts.owe(account, 5500) > ANSWER_WAIT_MAX);
         debts.check(account).await.unwrap();
     }

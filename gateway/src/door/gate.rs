@@ -58,6 +58,8 @@ enum Kind {
     Get,
     /// Asks for a page of a list, which may be a large answer to a small question.
     List,
+    /// Begins uploads, with long lists of chunks maybe: not read while too many were sent lately.
+    Begin,
     /// Of an administrator.
     Admin,
     /// Anything else of an account.
@@ -70,6 +72,7 @@ impl Kind {
             "/keepstone.v1.Accounts/SignIn" => Self::SignIn,
             "/keepstone.v1.Sync/Watch" | "/keepstone.v1.Sync/WaitForChange" => Self::Wait,
             "/keepstone.v1.Files/PutChunks" => Self::Put,
+            "/keepstone.v1.Files/BeginUploads" => Self::Begin,
             "/keepstone.v1.Files/Download"
             | "/keepstone.v1.Files/DownloadMany"
             | "/keepstone.v1.Sync/GetManifest" => Self::Get,
@@ -135,6 +138,10 @@ struct Admitted {
     ending_after: Option<Duration>,
 }
 
+fn known(account: Option<AccountId>) -> Result<AccountId, Failure> {
+    account.ok_or_else(|| Failure::internal("gate", &"a request came by without a caller"))
+}
+
 impl Gate {
     pub(crate) fn new(routes: Routes, core: Arc<Core>, limits: &Limits) -> Self {
         let units = |bytes: u64| bytes.div_ceil(UNIT_BYTES);
@@ -196,6 +203,10 @@ impl Gate {
                 Ok(_turn) => self.routes.call(request).await,
                 Err(failure) => Ok(Status::from(failure).into_http()),
             },
+            (Kind::Begin, _) => match self.may_begin(account).await {
+                Ok(()) => self.routes.call(request).await,
+                Err(failure) => Ok(Status::from(failure).into_http()),
+            },
             _ => self.routes.call(request).await,
         };
         let response = match response {
@@ -209,11 +220,14 @@ impl Gate {
         })
     }
 
+    /// Keeps an account that began with too many chunks lately, and refuses it if that is still so.
+    async fn may_begin(&self, account: Option<AccountId>) -> Result<(), Failure> {
+        self.core.chunk_lists.check(known(account)?).await
+    }
+
     /// Waits until another page of a list may be asked for by an account.
     async fn turn_to_list(&self, account: Option<AccountId>) -> Result<Share, Failure> {
-        let Some(account) = account else {
-            return Err(Failure::internal("list", &"a request came by the gate without a caller"));
-        };
+        let account = known(account)?;
         tokio::time::timeout(LIST_WAIT_MAX, self.taken.lists.take(account, 1)).await.map_err(|_elapsed| {
             Failure::limit("too many lists are asked for at once", "account_lists_max", LIST_RETRY_AFTER)
         })
@@ -311,7 +325,7 @@ impl Gate {
         self.take_token_try(connection.address).await?;
         let checked = auth::check(&self.core.meta, token).await;
         if !matches!(&checked, Err(failure) if failure.code == Code::Unauthenticated) {
-            self.tokens().give_back(connection.address);
+            self.tokens().give_back(connection.address, 1);
         }
         if checked.is_ok() {
             lock().insert(hash);

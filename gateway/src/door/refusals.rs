@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use engine::ids::AccountId;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::door::debts::{ANSWER_WAIT_MAX, Cause, Debts};
+use crate::door::debts::{Cause, Debts};
 use crate::failure::Failure;
 
 /// Chunks of a list that are as much work as an item.
@@ -49,12 +50,12 @@ impl Asked {
 }
 
 impl Refusals {
-    pub(crate) fn new(burst: u64, per_second: u64) -> Self {
-        Self { debts: Debts::new(CAUSE, burst, per_second) }
+    pub(crate) fn new(burst: u64, per_second: u64, stopping: CancellationToken) -> Self {
+        Self { debts: Debts::new(CAUSE, burst, per_second, stopping) }
     }
 
-    /// Answers a request for one thing: not at all to those who owe too much, and if it is refused once what is owed by
-    /// then was waited for.
+    /// Answers a request for one thing: those who owe too much are kept and refused, and if it is refused itself, what is
+    /// owed by then is waited for.
     pub(crate) async fn counted<T>(
         &self,
         account: AccountId,
@@ -67,7 +68,7 @@ impl Refusals {
         outcome?.pop().unwrap_or_else(|| Err(Failure::internal("request", &"no answer")))
     }
 
-    /// Refuses those who owe too much.
+    /// Keeps those who owe too much for a while, and refuses them if they then still do.
     pub(crate) async fn check(&self, account: AccountId) -> Result<(), Failure> {
         self.debts.check(account).await
     }
@@ -79,7 +80,7 @@ impl Refusals {
         asked: Asked,
         outcome: &Result<Vec<Result<T, Failure>>, Failure>,
     ) {
-        tokio::time::sleep(self.owed(account, asked, outcome).min(ANSWER_WAIT_MAX)).await;
+        self.debts.keep(self.owed(account, asked, outcome)).await;
     }
 
     /// What is owed once what was refused of a request is counted; nothing if nothing was.
@@ -107,6 +108,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::door::debts::ANSWER_WAIT_MAX;
 
     fn refused(code: Code, reason: &'static str) -> Failure {
         Failure::new(code, reason, "refused")
@@ -122,7 +124,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_refused_again_and_again_waits_longer_and_longer_and_not_for_ever() {
-        let (refusals, account) = (Refusals::new(100, 10), AccountId::from_bytes([1; 16]));
+        let (refusals, account) =
+            (Refusals::new(100, 10, CancellationToken::new()), AccountId::from_bytes([1; 16]));
         let quota = refused(Code::ResourceExhausted, "quota");
         assert_eq!(after(&refusals, Asked::Actions, 100, &quota), Duration::ZERO);
         refusals.check(account).now_or_never().unwrap().unwrap();
@@ -138,7 +141,7 @@ mod tests {
 
     #[test]
     fn what_is_done_or_not_there_or_taken_by_another_device_is_not_counted() {
-        let refusals = Refusals::new(1, 1);
+        let refusals = Refusals::new(1, 1, CancellationToken::new());
         let elsewhere = [
             refused(Code::NotFound, "not-found"),
             refused(Code::Unavailable, "unavailable"),
@@ -156,7 +159,8 @@ mod tests {
 
     #[tokio::test]
     async fn one_thing_that_is_refused_counts_as_an_item_does() {
-        let (refusals, account) = (Refusals::new(1, 1), AccountId::from_bytes([1; 16]));
+        let (refusals, account) =
+            (Refusals::new(1, 1, CancellationToken::new()), AccountId::from_bytes([1; 16]));
         let ask = |answer: Result<u8, Failure>| refusals.counted(account, Asked::Entries, async { answer });
         let owed = || refusals.debts.owed(account);
         for _again in 0..100 {
@@ -177,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_long_list_is_more_than_an_item() {
-        let refusals = Refusals::new(100, 10);
+        let refusals = Refusals::new(100, 10, CancellationToken::new());
         let invalid = refused(Code::InvalidArgument, "invalid");
         assert_eq!(after(&refusals, Asked::Uploads(1000), 2, &invalid), Duration::ZERO);
         let owed = after(&refusals, Asked::Uploads(130_000), 2, &invalid);

@@ -2,13 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt};
 use proto::v1;
 use proto::v1::files_server::Files;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -16,7 +15,6 @@ use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
 use crate::door::bodies::Beginning;
-use crate::door::debts::ANSWER_WAIT_MAX;
 use crate::door::refusals::Asked;
 use crate::door::shares::Share;
 use crate::downloads;
@@ -72,12 +70,17 @@ impl Files for FilesService {
         let message = request.into_inner();
         convert::request_id(&message.request_id)?;
         self.core.refusals.check(caller.account).await?;
-        self.core.chunk_lists.check(caller.account).await?;
         let entries = uploads::begin::entries(&message.uploads);
-        let after = Instant::now() + self.core.chunk_lists.owe(caller.account, entries).min(ANSWER_WAIT_MAX);
+        let owed = self.core.chunk_lists.owe(caller.account, entries);
+        let paid = Instant::now() + owed;
         let begun = uploads::begin::begin(&self.core, &caller, message.uploads).await;
         self.core.refusals.settle(caller.account, Asked::Uploads(entries), &begun).await;
-        tokio::time::sleep_until(after).await;
+        if uploads::begin::is_unavailable(&begun) {
+            // Nothing was begun, and it was not the caller's fault.
+            self.core.chunk_lists.forgive(caller.account, entries);
+        } else {
+            self.core.chunk_lists.keep(paid.saturating_duration_since(Instant::now())).await;
+        }
         let uploads = begun?.into_iter().map(uploads::begin::begun_to_wire).collect();
         Ok(Response::new(v1::BeginUploadsResponse { uploads }))
     }

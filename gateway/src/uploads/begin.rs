@@ -7,12 +7,14 @@
 
 use std::sync::Arc;
 
-use engine::ids::{ContentId, EntryId, HolderId, UploadId};
+use engine::ids::{ChunkId, ContentId, EntryId, HolderId, UploadId};
 use engine::manifest::ManifestEntry;
 use futures_util::future::join_all;
 use metaraft::model::command::{DataStep, OpenUploadsMax, StepError};
 use metaraft::model::outcome::StepOutcome;
 use proto::v1;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use crate::auth::Caller;
 use crate::config::Limits;
@@ -113,15 +115,25 @@ pub(crate) fn begun_to_wire(result: Result<Arc<Session>, Failure>) -> v1::BegunU
 }
 
 /// What accounts owe for the lists that they begin with.
-pub(crate) fn debts(limits: &Limits) -> Debts {
+pub(crate) fn debts(limits: &Limits, stopping: CancellationToken) -> Debts {
     let Limits { account_list_entries_burst: burst, account_list_entries_per_second: per_second, .. } =
         *limits;
-    Debts::new(CHUNK_LISTS, burst, per_second)
+    Debts::new(CHUNK_LISTS, burst, per_second, stopping)
 }
 
-/// Entries of all lists together.
+/// Whether none began, for the cluster does not answer.
+pub(crate) fn is_unavailable<T>(begun: &Result<Vec<Result<T, Failure>>, Failure>) -> bool {
+    let unavailable = |failure: &Failure| failure.code == Code::Unavailable;
+    match begun {
+        Ok(items) => items.iter().all(|item| item.as_ref().is_err_and(unavailable)),
+        Err(failure) => unavailable(failure),
+    }
+}
+
+/// Entries of all lists together, also of those that are not well made.
 pub(crate) fn entries(uploads: &[v1::BeginUpload]) -> usize {
-    uploads.iter().filter_map(|upload| upload.chunks.as_ref()).map(|chunks| chunks.sizes.len()).sum()
+    let of_list = |chunks: &v1::ChunkList| chunks.sizes.len().max(chunks.ids.len().div_ceil(ChunkId::LENGTH));
+    uploads.iter().filter_map(|upload| upload.chunks.as_ref()).map(of_list).sum()
 }
 
 fn check_batch(uploads: &[v1::BeginUpload]) -> Result<(), Failure> {
