@@ -3,9 +3,9 @@
 //! Invariants:
 //! - Checking costs the same whether or not there is an account: an absent hash is replaced by one that nothing
 //!   matches.
-//! - At most [`at_once`] are hashed at once, each by a thread of its own, which runs when nobody who serves wants to: a
-//!   flood of sign-ins takes the time that others leave. Where they leave none, as many threads more do the same work
-//!   with a share of the time; the first answer is taken. Who waits is bounded by who asks: sign-ins have turns, other
+//! - [`at_once`] are hashed at once, each by a thread of its own, which runs when nobody who serves wants to: a flood of
+//!   sign-ins takes the time that others leave. Where they leave none, as many threads more do the same work with a
+//!   share of the time, and the first answer is taken. Who waits is bounded by who asks: sign-ins have turns, other
 //!   requests are bounded by account.
 //! - Each thread keeps its workspace of some 19 MiB and uses it again: freed, each thread that ever hashed would leave
 //!   some of that with the allocator, for good.
@@ -64,10 +64,12 @@ impl Threads {
         let again = Arc::clone(&work);
         let mut done = std::pin::pin!(self.idle.run(move |workspace| work(workspace)));
         tokio::select! {
+            biased;
             done = &mut done => return done,
             () = self.idle.stand_still(NOTHING_LEFT_AFTER) => {}
         }
         tokio::select! {
+            biased;
             done = done => done,
             done = self.sharing.run(move |workspace| again(workspace)) => done,
         }

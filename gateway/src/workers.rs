@@ -7,14 +7,13 @@
 //!   wait in their callers' futures, in the order of asking.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 type Job<W> = Box<dyn FnOnce(&mut W) + Send>;
 
@@ -32,11 +31,65 @@ pub(crate) enum Importance {
     Idle,
 }
 
-/// Some threads, each with a workspace that it keeps. They end, and are waited for, when this is dropped.
+/// What of the work is under way.
+struct Progress {
+    taken: usize,
+    /// When the first of it was taken, or some was finished last.
+    since: Instant,
+}
+
+impl Progress {
+    fn take(&mut self) {
+        if self.taken == 0 {
+            self.since = Instant::now();
+        }
+        self.taken += 1;
+    }
+
+    fn finish(&mut self) {
+        self.taken -= 1;
+        self.since = Instant::now();
+    }
+
+    /// When it will be that nothing was finished for so long.
+    fn stands_still_at(&self, period: Duration, now: Instant) -> Instant {
+        if self.taken == 0 { now + period } else { self.since + period }
+    }
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    // Held for an addition.
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A piece of work's place among those under way, until it is finished, given up, or has panicked.
+struct Turn {
+    progress: Arc<Mutex<Progress>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Turn {
+    fn taken(progress: &Arc<Mutex<Progress>>, permit: OwnedSemaphorePermit) -> Self {
+        lock(progress).take();
+        Self { progress: Arc::clone(progress), _permit: permit }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.progress).finish();
+    }
+}
+
+/// Where no thread may be idle.
+const NICE_INSTEAD: i32 = 15;
+
+/// Some threads, each with a workspace that it keeps. They end when this is dropped, and are waited for but for idle ones:
+/// those may take long to end, and hold nothing.
 pub(crate) struct Workers<W> {
+    importance: Importance,
     at_once: Arc<Semaphore>,
-    /// Pieces of work that are done.
-    finished: Arc<AtomicU64>,
+    progress: Arc<Mutex<Progress>>,
     jobs: Option<SyncSender<Job<W>>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -57,40 +110,41 @@ impl<W: Default + 'static> Workers<W> {
                 .spawn(move || work(importance, &taken))
         });
         let threads = threads.collect::<std::io::Result<_>>()?;
-        let (at_once, finished) = (Arc::new(Semaphore::new(count)), Arc::default());
-        Ok(Self { at_once, finished, jobs: Some(jobs), threads })
+        let at_once = Arc::new(Semaphore::new(count));
+        let progress = Arc::new(Mutex::new(Progress { taken: 0, since: Instant::now() }));
+        Ok(Self { importance, at_once, progress, jobs: Some(jobs), threads })
     }
 
-    /// Has a piece of work done. Cancel safe: what has begun is finished for nobody.
+    /// Has a piece of work done. Cancel safe: what has begun is finished for nobody, and nothing else begins.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut W) -> T + Send + 'static,
     ) -> Result<T, Unfinished> {
-        let turn = Arc::clone(&self.at_once).acquire_owned().await.map_err(|_closed| Unfinished)?;
+        let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(|_closed| Unfinished)?;
         let (answer, result) = oneshot::channel();
-        let finished = Arc::clone(&self.finished);
+        let turn = Turn::taken(&self.progress, permit);
         // The permit goes with the work: a caller that is dropped does not let more of it start.
         let job: Job<W> = Box::new(move |workspace| {
-            let result = work(workspace);
-            finished.fetch_add(1, Ordering::Relaxed);
+            if !answer.is_closed() {
+                // The caller may be gone by then.
+                answer.send(work(workspace)).ok();
+            }
+            // Not before the answer: it makes others run, in this thread's place maybe.
             drop(turn);
-            // The caller may be gone.
-            answer.send(result).ok();
         });
         self.jobs.as_ref().ok_or(Unfinished)?.try_send(job).map_err(|_ended| Unfinished)?;
         result.await.map_err(|_ended| Unfinished)
     }
 
-    /// Waits until nothing was finished for so long.
+    /// Waits until nothing of the work that was taken has been finished for so long. Cancel safe: it only looks.
     pub(crate) async fn stand_still(&self, period: Duration) {
-        let mut before = self.finished.load(Ordering::Relaxed);
         loop {
-            tokio::time::sleep(period).await;
-            let now = self.finished.load(Ordering::Relaxed);
-            if now == before {
+            let now = Instant::now();
+            let until = lock(&self.progress).stands_still_at(period, now);
+            if until <= now {
                 return;
             }
-            before = now;
+            tokio::time::sleep_until(until.into()).await;
         }
     }
 
@@ -104,6 +158,9 @@ impl<W: Default + 'static> Workers<W> {
 impl<W> Drop for Workers<W> {
     fn drop(&mut self) {
         self.jobs = None;
+        if matches!(self.importance, Importance::Idle) {
+            return;
+        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread that does a processor's work had panicked");
@@ -114,18 +171,22 @@ impl<W> Drop for Workers<W> {
 
 /// Makes this thread so important.
 fn set(importance: Importance) {
-    let outcome = match importance {
-        // On Linux this is the thread's alone.
-        Importance::Nice(nice) => rustix::process::nice(nice).map(drop).map_err(|error| error.to_string()),
-        Importance::Idle => {
-            let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-            let thread = thread_priority::thread_native_id();
-            thread_priority::set_thread_priority_and_policy(thread, ThreadPriority::Min, policy)
-                .map_err(|error| error.to_string())
-        }
+    let nice = match importance {
+        Importance::Nice(nice) => nice,
+        Importance::Idle => NICE_INSTEAD,
     };
-    if let Err(error) = outcome {
-        tracing::debug!(error, ?importance, "a thread is more important than it should be");
+    // On Linux this is the thread's alone.
+    if let Err(error) = rustix::process::nice(nice) {
+        tracing::warn!(error = %error, "a thread works at the priority of everything else");
+    }
+    if matches!(importance, Importance::Idle) {
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        let thread = thread_priority::thread_native_id();
+        let set = thread_priority::set_thread_priority_and_policy(thread, ThreadPriority::Min, idle);
+        // It sets the niceness too, which means nothing then, and may not be allowed to.
+        if thread_priority::thread_schedule_policy() != Ok(idle) {
+            tracing::warn!(error = ?set.err(), "a thread that should only run when no other wants to is just less important");
+        }
     }
 }
 
@@ -153,6 +214,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use futures_util::FutureExt;
     use futures_util::future::join_all;
 
     use super::*;
@@ -175,6 +237,48 @@ mod tests {
         let sums = join_all((0..20).map(|number| workers.run(move |()| number + 1))).await;
         assert_eq!(sums.into_iter().map(Result::unwrap).sum::<i32>(), 210);
         assert!(begun.load(Ordering::SeqCst) <= 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_before_it_began_never_begins() {
+        let workers = Workers::<()>::start("test", 1, Importance::Idle).unwrap();
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let first = workers.run(move |()| held.recv().is_ok());
+        let mut first = std::pin::pin!(first);
+        assert!(first.as_mut().now_or_never().is_none());
+        for _gives_up in 0..10 {
+            let begun = Arc::clone(&begun);
+            let second = workers.run(move |()| begun.fetch_add(1, Ordering::SeqCst));
+            assert!(second.now_or_never().is_none());
+        }
+        drop(hold);
+        first.await.unwrap();
+        assert_eq!(workers.run(|()| 7).await, Ok(7));
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn an_idle_thread_is_one_to_the_scheduler() {
+        let workers = Workers::<()>::start("test", 1, Importance::Idle).unwrap();
+        let policy = workers.run(|()| thread_priority::thread_schedule_policy()).await.unwrap();
+        assert_eq!(policy, Ok(ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle)));
+    }
+
+    #[test]
+    fn work_stands_still_from_when_some_was_finished_last() {
+        const PERIOD: Duration = Duration::from_millis(100);
+        let begun = Instant::now();
+        let long_ago = begun.checked_sub(PERIOD * 10).unwrap();
+        let mut progress = Progress { taken: 0, since: long_ago };
+        assert_eq!(progress.stands_still_at(PERIOD, begun), begun + PERIOD, "nothing is to be done");
+        progress.take();
+        assert!(progress.stands_still_at(PERIOD, begun) >= begun + PERIOD, "it was taken just now");
+        progress.since = long_ago;
+        progress.take();
+        assert!(progress.stands_still_at(PERIOD, begun) < begun, "more work is no progress");
+        progress.finish();
+        assert!(progress.stands_still_at(PERIOD, begun) >= begun + PERIOD);
     }
 
     #[tokio::test]
