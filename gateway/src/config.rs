@@ -112,13 +112,13 @@ limits! {
     requests_max = 2048;
     /// Items that one account may ask for in vain at once, for it has as much as it may have or they are not valid; and a
     /// second after that.
-    account_refusals_burst = 4096;
+    account_refusals_burst = 1024;
     /// See `account_refusals_burst`.
     account_refusals_per_second = 64;
-    /// Entries of chunk lists that one account may begin uploads with at once, and a second after that.
+    /// Entries of long chunk lists that one account may begin uploads with at once, and a second after that.
     account_list_entries_burst = 100_000;
     /// See `account_list_entries_burst`.
-    account_list_entries_per_second = 20_000;
+    account_list_entries_per_second = 10_000;
     /// Pages of lists (folders, changes, trash, versions, devices) that one account has asked for and that are being
     /// gathered.
     account_lists_max = 8;

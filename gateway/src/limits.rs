@@ -7,6 +7,9 @@
 
 use std::time::Duration;
 
+/// Entries of chunk lists in one request that are no burden to others: they are worked on in between theirs.
+pub(crate) const LIST_ENTRIES_FREE: usize = 8192;
+
 /// Items in one batch (uploads, entries, paths).
 pub(crate) const BATCH_ITEMS_MAX: usize = 1024;
 

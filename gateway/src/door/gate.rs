@@ -58,7 +58,9 @@ enum Kind {
     Get,
     /// Asks for a page of a list, which may be a large answer to a small question.
     List,
-    /// Begins uploads, with long lists of chunks maybe: not read while too many were sent lately.
+    /// Changes something, if it is not refused: not read while too much was refused lately.
+    Change,
+    /// The same, with long lists of chunks maybe: not read while too many were sent lately.
     Begin,
     /// Of an administrator.
     Admin,
@@ -82,6 +84,14 @@ impl Kind {
             | "/keepstone.v1.Sync/Changes"
             | "/keepstone.v1.Sync/ListBelow"
             | "/keepstone.v1.Accounts/ListDevices" => Self::List,
+            "/keepstone.v1.Files/CommitUploads"
+            | "/keepstone.v1.Files/CreateEntries"
+            | "/keepstone.v1.Files/SetAttributes"
+            | "/keepstone.v1.Files/MoveEntry"
+            | "/keepstone.v1.Files/CopyEntry"
+            | "/keepstone.v1.Files/DeleteEntry"
+            | "/keepstone.v1.Files/RestoreVersion"
+            | "/keepstone.v1.Sync/Apply" => Self::Change,
             _ if path.starts_with("/keepstone.v1.Admin/") => Self::Admin,
             _ if path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.") => {
                 Self::Open
@@ -203,7 +213,7 @@ impl Gate {
                 Ok(_turn) => self.routes.call(request).await,
                 Err(failure) => Ok(Status::from(failure).into_http()),
             },
-            (Kind::Begin, _) => match self.may_begin(account).await {
+            (Kind::Change | Kind::Begin, _) => match self.may_change(kind, account).await {
                 Ok(()) => self.routes.call(request).await,
                 Err(failure) => Ok(Status::from(failure).into_http()),
             },
@@ -220,9 +230,14 @@ impl Gate {
         })
     }
 
-    /// Keeps an account that began with too many chunks lately, and refuses it if that is still so.
-    async fn may_begin(&self, account: Option<AccountId>) -> Result<(), Failure> {
-        self.core.chunk_lists.check(known(account)?).await
+    /// Keeps an account that owes too much, and refuses it if that is still so.
+    async fn may_change(&self, kind: Kind, account: Option<AccountId>) -> Result<(), Failure> {
+        let account = known(account)?;
+        self.core.refusals.check(account).await?;
+        match kind {
+            Kind::Begin => self.core.chunk_lists.check(account).await,
+            _ => Ok(()),
+        }
     }
 
     /// Waits until another page of a list may be asked for by an account.
@@ -369,7 +384,7 @@ mod tests {
     fn only_what_everybody_may_know_needs_no_token() {
         let open = ["/keepstone.v1.Accounts/SignIn", "/grpc.health.v1.Health/Check"];
         assert_eq!(open.map(Kind::of), [Kind::SignIn, Kind::Open]);
-        for closed in ["/keepstone.v1.Accounts/WhoAmI", "/keepstone.v1.Files/BeginUploads", "/", "", "/x/y"] {
+        for closed in ["/keepstone.v1.Accounts/WhoAmI", "/keepstone.v1.Files/UploadStatus", "/", "", "/x/y"] {
             assert_eq!(Kind::of(closed), Kind::Other, "{closed}");
         }
         assert_eq!(Kind::of("/keepstone.v1.Admin/Status"), Kind::Admin);

@@ -54,15 +54,13 @@ impl Refusals {
         Self { debts: Debts::new(CAUSE, burst, per_second, stopping) }
     }
 
-    /// Answers a request for one thing: those who owe too much are kept and refused, and if it is refused itself, what is
-    /// owed by then is waited for.
+    /// Answers a request for one thing: if it is refused, once what is owed by then was waited for.
     pub(crate) async fn counted<T>(
         &self,
         account: AccountId,
         asked: Asked,
         answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        self.check(account).await?;
         let outcome = answer.await.map(|answer| vec![Ok(answer)]);
         self.settle(account, asked, &outcome).await;
         outcome?.pop().unwrap_or_else(|| Err(Failure::internal("request", &"no answer")))
@@ -174,8 +172,8 @@ mod tests {
         }
         assert!(owed() > Duration::from_secs(2), "{:?}", owed());
         after(&refusals, Asked::Entries, 1000, &exists);
-        let failure = ask(Ok(7)).await.unwrap_err();
-        assert_eq!(failure.reason, "busy", "whatever is asked for");
+        let failure = refusals.check(account).await.unwrap_err();
+        assert_eq!(failure.reason, "busy");
         assert!(failure.message.contains("account_refusals_per_second"), "{failure}");
     }
 

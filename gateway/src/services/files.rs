@@ -21,6 +21,7 @@ use crate::downloads;
 use crate::downloads::outbox::outbox;
 use crate::entries;
 use crate::failure::Failure;
+use crate::limits::LIST_ENTRIES_FREE;
 use crate::sync::history::{Guard, Reached};
 use crate::uploads;
 
@@ -69,15 +70,15 @@ impl Files for FilesService {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         convert::request_id(&message.request_id)?;
-        self.core.refusals.check(caller.account).await?;
         let entries = uploads::begin::entries(&message.uploads);
-        let owed = self.core.chunk_lists.owe(caller.account, entries);
+        let long = entries.saturating_sub(LIST_ENTRIES_FREE);
+        let owed = self.core.chunk_lists.owe(caller.account, long);
         let paid = Instant::now() + owed;
         let begun = uploads::begin::begin(&self.core, &caller, message.uploads).await;
         self.core.refusals.settle(caller.account, Asked::Uploads(entries), &begun).await;
         if uploads::begin::is_unavailable(&begun) {
             // Nothing was begun, and it was not the caller's fault.
-            self.core.chunk_lists.forgive(caller.account, entries);
+            self.core.chunk_lists.forgive(caller.account, long);
         } else {
             self.core.chunk_lists.keep(paid.saturating_duration_since(Instant::now())).await;
         }
@@ -123,7 +124,6 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CommitUploadsResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        self.core.refusals.check(caller.account).await?;
         let request = convert::request_of(&caller, &message.request_id, "commit_uploads", &message)?;
         let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
         let request = uploads::commit::Request {
@@ -217,7 +217,6 @@ impl Files for FilesService {
     ) -> Result<Response<v1::CreateEntriesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        self.core.refusals.check(caller.account).await?;
         let request = convert::request_of(&caller, &message.request_id, "create_entries", &message)?;
         let created = entries::create::create(&self.core, &caller, request, &message.entries).await;
         self.core.refusals.settle(caller.account, Asked::Entries, &created).await;
@@ -230,7 +229,6 @@ impl Files for FilesService {
     ) -> Result<Response<v1::SetAttributesResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        self.core.refusals.check(caller.account).await?;
         let request = convert::request_of(&caller, &message.request_id, "set_attributes", &message)?;
         let set = entries::change::set_attributes(&self.core, &caller, request, &message.entries).await;
         self.core.refusals.settle(caller.account, Asked::Entries, &set).await;

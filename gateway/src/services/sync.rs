@@ -79,7 +79,6 @@ impl SyncApi for SyncService {
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        self.core.refusals.check(caller.account).await?;
         let request = convert::request_of(&caller, &message.request_id, "apply", &message)?;
         let guard = Guard::of(&self.core, &caller, &message.cursor).await?;
         let applied = sync::apply::apply(&self.core, &caller, request, guard.as_ref(), message.actions).await;
