@@ -7,8 +7,9 @@
 //!   wait in their callers' futures, in the order of asking.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,53 +32,62 @@ pub(crate) enum Importance {
     Idle,
 }
 
-/// What of the work is under way.
+/// What of the work is under way. Without a lock: an idle thread that holds one may not run for long.
 struct Progress {
-    taken: usize,
-    /// When the first of it was taken, or some was finished last.
-    since: Instant,
+    begun: Instant,
+    taken: AtomicUsize,
+    /// When the first of it was taken, or some was finished last; since `begun`.
+    since_ms: AtomicU64,
 }
 
 impl Progress {
-    fn take(&mut self) {
-        if self.taken == 0 {
-            self.since = Instant::now();
-        }
-        self.taken += 1;
+    fn new(begun: Instant) -> Self {
+        Self { begun, taken: AtomicUsize::new(0), since_ms: AtomicU64::new(0) }
     }
 
-    fn finish(&mut self) {
-        self.taken -= 1;
-        self.since = Instant::now();
+    fn note(&self, now: Instant) {
+        let since = u64::try_from((now - self.begun).as_millis()).unwrap_or(u64::MAX);
+        self.since_ms.store(since, Ordering::SeqCst);
+    }
+
+    fn take(&self, now: Instant) {
+        if self.taken.load(Ordering::SeqCst) == 0 {
+            // Before it is counted: nobody is to see the work with the time of what came before it.
+            self.note(now);
+        }
+        self.taken.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn finish(&self, now: Instant) {
+        self.note(now);
+        self.taken.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// When it will be that nothing was finished for so long.
     fn stands_still_at(&self, period: Duration, now: Instant) -> Instant {
-        if self.taken == 0 { now + period } else { self.since + period }
+        if self.taken.load(Ordering::SeqCst) == 0 {
+            return now + period;
+        }
+        self.begun + Duration::from_millis(self.since_ms.load(Ordering::SeqCst)) + period
     }
-}
-
-fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
-    // Held for an addition.
-    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A piece of work's place among those under way, until it is finished, given up, or has panicked.
 struct Turn {
-    progress: Arc<Mutex<Progress>>,
+    progress: Arc<Progress>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Turn {
-    fn taken(progress: &Arc<Mutex<Progress>>, permit: OwnedSemaphorePermit) -> Self {
-        lock(progress).take();
+    fn taken(progress: &Arc<Progress>, permit: OwnedSemaphorePermit) -> Self {
+        progress.take(Instant::now());
         Self { progress: Arc::clone(progress), _permit: permit }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        lock(&self.progress).finish();
+        self.progress.finish(Instant::now());
     }
 }
 
@@ -89,7 +99,7 @@ const NICE_INSTEAD: i32 = 15;
 pub(crate) struct Workers<W> {
     importance: Importance,
     at_once: Arc<Semaphore>,
-    progress: Arc<Mutex<Progress>>,
+    progress: Arc<Progress>,
     jobs: Option<SyncSender<Job<W>>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -111,7 +121,7 @@ impl<W: Default + 'static> Workers<W> {
         });
         let threads = threads.collect::<std::io::Result<_>>()?;
         let at_once = Arc::new(Semaphore::new(count));
-        let progress = Arc::new(Mutex::new(Progress { taken: 0, since: Instant::now() }));
+        let progress = Arc::new(Progress::new(Instant::now()));
         Ok(Self { importance, at_once, progress, jobs: Some(jobs), threads })
     }
 
@@ -140,7 +150,7 @@ impl<W: Default + 'static> Workers<W> {
     pub(crate) async fn stand_still(&self, period: Duration) {
         loop {
             let now = Instant::now();
-            let until = lock(&self.progress).stands_still_at(period, now);
+            let until = self.progress.stands_still_at(period, now);
             if until <= now {
                 return;
             }
@@ -211,9 +221,6 @@ fn work<W: Default>(importance: Importance, jobs: &Mutex<Receiver<Job<W>>>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
     use futures_util::FutureExt;
     use futures_util::future::join_all;
 
@@ -269,16 +276,14 @@ mod tests {
     fn work_stands_still_from_when_some_was_finished_last() {
         const PERIOD: Duration = Duration::from_millis(100);
         let begun = Instant::now();
-        let long_ago = begun.checked_sub(PERIOD * 10).unwrap();
-        let mut progress = Progress { taken: 0, since: long_ago };
-        assert_eq!(progress.stands_still_at(PERIOD, begun), begun + PERIOD, "nothing is to be done");
-        progress.take();
-        assert!(progress.stands_still_at(PERIOD, begun) >= begun + PERIOD, "it was taken just now");
-        progress.since = long_ago;
-        progress.take();
-        assert!(progress.stands_still_at(PERIOD, begun) < begun, "more work is no progress");
-        progress.finish();
-        assert!(progress.stands_still_at(PERIOD, begun) >= begun + PERIOD);
+        let after = |periods: u32| begun + PERIOD * periods;
+        let progress = Progress::new(begun);
+        assert_eq!(progress.stands_still_at(PERIOD, after(9)), after(10), "nothing is to be done");
+        progress.take(after(10));
+        progress.take(after(12));
+        assert_eq!(progress.stands_still_at(PERIOD, after(13)), after(11), "more work is no progress");
+        progress.finish(after(14));
+        assert_eq!(progress.stands_still_at(PERIOD, after(14)), after(15));
     }
 
     #[tokio::test]
