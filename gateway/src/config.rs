@@ -115,7 +115,8 @@ limits! {
     account_refusals_burst = 1024;
     /// See `account_refusals_burst`.
     account_refusals_per_second = 64;
-    /// Entries of long chunk lists that one account may begin uploads with at once, and a second after that.
+    /// Entries of chunk lists that one account may begin uploads with at once, and a second after that; of each request's
+    /// first 8,192 sixteen count as one.
     account_list_entries_burst = 100_000;
     /// See `account_list_entries_burst`.
     account_list_entries_per_second = 10_000;

@@ -7,8 +7,11 @@
 
 use std::time::Duration;
 
-/// Entries of chunk lists in one request that are no burden to others: they are worked on in between theirs.
-pub(crate) const LIST_ENTRIES_FREE: usize = 8192;
+/// Entries of chunk lists in one request that are worked on in between others' requests.
+pub(crate) const SHORT_LISTS_ENTRIES_MAX: usize = 8192;
+
+/// So many of them count as one.
+pub(crate) const SHORT_LISTS_DISCOUNT: usize = 16;
 
 /// Items in one batch (uploads, entries, paths).
 pub(crate) const BATCH_ITEMS_MAX: usize = 1024;

@@ -79,11 +79,6 @@ impl Debts {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.meter().owe(account, count, DEBT_MAX, Instant::now())
     }
-
-    /// Counts `count` less.
-    pub(crate) fn forgive(&self, account: AccountId, count: usize) {
-        self.meter().give_back(account, u32::try_from(count).unwrap_or(u32::MAX));
-    }
 }
 
 #[cfg(test)]
@@ -110,8 +105,6 @@ mod tests {
         let after = failure.retry_after.unwrap();
         assert!(!after.is_zero() && after <= DEBT_MAX - ANSWER_WAIT_MAX, "{after:?}");
         debts.check(AccountId::from_bytes([2; 16])).now_or_never().unwrap().unwrap();
-        debts.forgive(account, 300);
-        debts.check(account).now_or_never().unwrap().unwrap();
     }
 
     #[tokio::test]

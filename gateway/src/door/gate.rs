@@ -4,6 +4,7 @@
 //! Invariants:
 //! - Only [`Kind::SignIn`] and [`Kind::Open`] are served without a right token, within the bounds for strangers.
 //! - What a request takes is counted to its account (to its address, for strangers) first, and to all second.
+//! - Who owes too much waits, and is refused, before a byte of what it wants changed is read.
 //! - A wrong token costs its address some of its tries; a token that was right before costs none, so nobody is hindered
 //!   by who else comes from the same address.
 
@@ -58,7 +59,8 @@ enum Kind {
     Get,
     /// Asks for a page of a list, which may be a large answer to a small question.
     List,
-    /// Changes something, if it is not refused: not read while too much was refused lately.
+    /// Makes or changes something, if it is not refused: not read while too much was refused lately. Deleting is none: it
+    /// may be what the refusals ask for.
     Change,
     /// The same, with long lists of chunks maybe: not read while too many were sent lately.
     Begin,
@@ -89,7 +91,6 @@ impl Kind {
             | "/keepstone.v1.Files/SetAttributes"
             | "/keepstone.v1.Files/MoveEntry"
             | "/keepstone.v1.Files/CopyEntry"
-            | "/keepstone.v1.Files/DeleteEntry"
             | "/keepstone.v1.Files/RestoreVersion"
             | "/keepstone.v1.Sync/Apply" => Self::Change,
             _ if path.starts_with("/keepstone.v1.Admin/") => Self::Admin,
@@ -148,8 +149,10 @@ struct Admitted {
     ending_after: Option<Duration>,
 }
 
-fn known(account: Option<AccountId>) -> Result<AccountId, Failure> {
-    account.ok_or_else(|| Failure::internal("gate", &"a request came by without a caller"))
+/// The answer to a request that is not let in. Its body is dropped unread, which resets its stream.
+fn unread(failure: Failure, stream: OpenStream) -> Response<ResponseBody<Guards>> {
+    let guards = (stream, None, Held::default(), None);
+    Status::from(failure).into_http::<Body>().map(|body| ResponseBody::new(body, None, guards))
 }
 
 impl Gate {
@@ -187,18 +190,18 @@ impl Gate {
         };
         let Admitted { share, held, rules, caller, live, counting, ending_after } = match admitted {
             Ok(admitted) => admitted,
-            Err(failure) => {
-                // The body is dropped unread, which resets its stream.
-                let response = Status::from(failure).into_http::<Body>();
-                let guards = (stream, None, Held::default(), None);
-                return response.map(|body| ResponseBody::new(body, None, guards));
-            }
+            Err(failure) => return unread(failure, stream),
+        };
+        let account = caller.as_ref().map(|caller| caller.account);
+        // What is waited for here is no time of the body's.
+        let _turn = match self.turn(kind, account).await {
+            Ok(turn) => turn,
+            Err(failure) => return unread(failure, stream),
         };
         let mut request = request.map(|body| Body::new(RequestBody::new(body, rules)));
         request
             .extensions_mut()
             .insert(Origin { address: connection.address, connection: connection.number });
-        let account = caller.as_ref().map(|caller| caller.account);
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
@@ -208,14 +211,6 @@ impl Gate {
             (Kind::Wait | Kind::Get | Kind::Put, Some(ended)) => tokio::select! {
                 response = self.routes.call(request) => response,
                 failure = ended.wait() => Ok(Status::from(failure).into_http()),
-            },
-            (Kind::List, _) => match self.turn_to_list(account).await {
-                Ok(_turn) => self.routes.call(request).await,
-                Err(failure) => Ok(Status::from(failure).into_http()),
-            },
-            (Kind::Change | Kind::Begin, _) => match self.may_change(kind, account).await {
-                Ok(()) => self.routes.call(request).await,
-                Err(failure) => Ok(Status::from(failure).into_http()),
             },
             _ => self.routes.call(request).await,
         };
@@ -230,19 +225,24 @@ impl Gate {
         })
     }
 
-    /// Keeps an account that owes too much, and refuses it if that is still so.
-    async fn may_change(&self, kind: Kind, account: Option<AccountId>) -> Result<(), Failure> {
-        let account = known(account)?;
-        self.core.refusals.check(account).await?;
+    /// Waits until such a request may be served, and gives what it takes for as long; refuses who waited for too long.
+    async fn turn(&self, kind: Kind, account: Option<AccountId>) -> Result<Option<Share>, Failure> {
+        let Some(account) = account else { return Ok(None) };
         match kind {
-            Kind::Begin => self.core.chunk_lists.check(account).await,
-            _ => Ok(()),
+            Kind::List => self.turn_to_list(account).await.map(Some),
+            Kind::Change => self.core.refusals.check(account).await.map(|()| None),
+            Kind::Begin => {
+                self.core.refusals.check(account).await?;
+                self.core.chunk_lists.check(account).await.map(|()| None)
+            }
+            Kind::SignIn | Kind::Open | Kind::Wait | Kind::Put | Kind::Get | Kind::Admin | Kind::Other => {
+                Ok(None)
+            }
         }
     }
 
     /// Waits until another page of a list may be asked for by an account.
-    async fn turn_to_list(&self, account: Option<AccountId>) -> Result<Share, Failure> {
-        let account = known(account)?;
+    async fn turn_to_list(&self, account: AccountId) -> Result<Share, Failure> {
         tokio::time::timeout(LIST_WAIT_MAX, self.taken.lists.take(account, 1)).await.map_err(|_elapsed| {
             Failure::limit("too many lists are asked for at once", "account_lists_max", LIST_RETRY_AFTER)
         })
@@ -340,7 +340,7 @@ impl Gate {
         self.take_token_try(connection.address).await?;
         let checked = auth::check(&self.core.meta, token).await;
         if !matches!(&checked, Err(failure) if failure.code == Code::Unauthenticated) {
-            self.tokens().give_back(connection.address, 1);
+            self.tokens().give_back(connection.address);
         }
         if checked.is_ok() {
             lock().insert(hash);
@@ -388,5 +388,20 @@ mod tests {
             assert_eq!(Kind::of(closed), Kind::Other, "{closed}");
         }
         assert_eq!(Kind::of("/keepstone.v1.Admin/Status"), Kind::Admin);
+    }
+
+    #[test]
+    fn whoever_owes_may_still_read_and_delete() {
+        let of = |name: &str| Kind::of(&format!("/keepstone.v1.{name}"));
+        assert_eq!(of("Files/BeginUploads"), Kind::Begin);
+        let changes =
+            ["CommitUploads", "CreateEntries", "SetAttributes", "MoveEntry", "CopyEntry", "RestoreVersion"];
+        for name in changes {
+            assert_eq!(of(&format!("Files/{name}")), Kind::Change, "{name}");
+        }
+        assert_eq!(of("Sync/Apply"), Kind::Change);
+        for name in ["DeleteEntry", "RemoveVersions", "PurgeTrash", "AbortUpload", "GetEntry"] {
+            assert_eq!(of(&format!("Files/{name}")), Kind::Other, "{name}");
+        }
     }
 }

@@ -70,10 +70,10 @@ impl<K: Eq + Hash + Copy> Meter<K> {
         self.wait(key, now)
     }
 
-    /// Takes `count` back: it was right that `key` did it.
-    pub(crate) fn give_back(&mut self, key: K, count: u32) {
+    /// Takes one back: it was right that `key` did it.
+    pub(crate) fn give_back(&mut self, key: K) {
         if let Some(whole_again) = self.whole_again.get_mut(&key)
-            && let Some(earlier) = whole_again.checked_sub(self.period.saturating_mul(count))
+            && let Some(earlier) = whole_again.checked_sub(self.period)
         {
             *whole_again = earlier;
         }
@@ -106,7 +106,7 @@ mod tests {
         let mut meter = Meter::new(1, Duration::from_secs(60));
         for _again in 0..100 {
             meter.take(1, now).unwrap();
-            meter.give_back(1, 1);
+            meter.give_back(1);
         }
         meter.take(1, now).unwrap();
         assert!(meter.take(1, now).is_err());

@@ -15,13 +15,13 @@ use crate::auth::{self, Caller};
 use crate::convert;
 use crate::core::Core;
 use crate::door::bodies::Beginning;
+use crate::door::debts::ANSWER_WAIT_MAX;
 use crate::door::refusals::Asked;
 use crate::door::shares::Share;
 use crate::downloads;
 use crate::downloads::outbox::outbox;
 use crate::entries;
 use crate::failure::Failure;
-use crate::limits::LIST_ENTRIES_FREE;
 use crate::sync::history::{Guard, Reached};
 use crate::uploads;
 
@@ -69,19 +69,15 @@ impl Files for FilesService {
     ) -> Result<Response<v1::BeginUploadsResponse>, Status> {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
-        convert::request_id(&message.request_id)?;
         let entries = uploads::begin::entries(&message.uploads);
-        let long = entries.saturating_sub(LIST_ENTRIES_FREE);
-        let owed = self.core.chunk_lists.owe(caller.account, long);
-        let paid = Instant::now() + owed;
-        let begun = uploads::begin::begin(&self.core, &caller, message.uploads).await;
+        let owed = self.core.chunk_lists.owe(caller.account, uploads::begin::burden(entries));
+        let paid = Instant::now() + owed.min(ANSWER_WAIT_MAX);
+        let begun = match convert::request_id(&message.request_id) {
+            Ok(_id) => uploads::begin::begin(&self.core, &caller, message.uploads).await,
+            Err(failure) => Err(failure),
+        };
         self.core.refusals.settle(caller.account, Asked::Uploads(entries), &begun).await;
-        if uploads::begin::is_unavailable(&begun) {
-            // Nothing was begun, and it was not the caller's fault.
-            self.core.chunk_lists.forgive(caller.account, long);
-        } else {
-            self.core.chunk_lists.keep(paid.saturating_duration_since(Instant::now())).await;
-        }
+        self.core.chunk_lists.keep(paid.saturating_duration_since(Instant::now())).await;
         let uploads = begun?.into_iter().map(uploads::begin::begun_to_wire).collect();
         Ok(Response::new(v1::BeginUploadsResponse { uploads }))
     }

@@ -207,9 +207,9 @@ impl Turn {
 
     fn give_back(&self, was_right: bool) {
         let mut state = self.turns.lock();
-        state.guesses_here.give_back(self.keys.here, 1);
+        state.guesses_here.give_back(self.keys.here);
         if self.counted {
-            state.guesses.give_back(self.keys.account, 1);
+            state.guesses.give_back(self.keys.account);
         }
         if was_right {
             state.right_here.insert(self.keys.here);

@@ -14,7 +14,6 @@ use metaraft::model::command::{DataStep, OpenUploadsMax, StepError};
 use metaraft::model::outcome::StepOutcome;
 use proto::v1;
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 
 use crate::auth::Caller;
 use crate::config::Limits;
@@ -22,7 +21,9 @@ use crate::convert;
 use crate::core::Core;
 use crate::door::debts::{Cause, Debts};
 use crate::failure::Failure;
-use crate::limits::{BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_UPLOADS_MAX};
+use crate::limits::{
+    BATCH_ENTRIES_MAX, BATCH_ITEMS_MAX, COMMAND_UPLOADS_MAX, SHORT_LISTS_DISCOUNT, SHORT_LISTS_ENTRIES_MAX,
+};
 use crate::meta::wrong_reply;
 use crate::path::{RemotePath, shown};
 use crate::random;
@@ -121,13 +122,10 @@ pub(crate) fn debts(limits: &Limits, stopping: CancellationToken) -> Debts {
     Debts::new(CHUNK_LISTS, burst, per_second, stopping)
 }
 
-/// Whether none began, for the cluster does not answer.
-pub(crate) fn is_unavailable<T>(begun: &Result<Vec<Result<T, Failure>>, Failure>) -> bool {
-    let unavailable = |failure: &Failure| failure.code == Code::Unavailable;
-    match begun {
-        Ok(items) => items.iter().all(|item| item.as_ref().is_err_and(unavailable)),
-        Err(failure) => unavailable(failure),
-    }
+/// What a request with so many entries is counted as: they wait in others' way where they are many together.
+pub(crate) fn burden(entries: usize) -> usize {
+    entries.saturating_sub(SHORT_LISTS_ENTRIES_MAX)
+        + entries.min(SHORT_LISTS_ENTRIES_MAX) / SHORT_LISTS_DISCOUNT
 }
 
 /// Entries of all lists together, also of those that are not well made.
@@ -220,5 +218,25 @@ async fn commit_some(
         Err(error) => {
             sessions.iter().map(|session| Err(Failure::from_meta(&error, &session.subject))).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_short_lists_are_less_of_a_burden_than_a_long_one_and_some() {
+        assert_eq!([0, 160, 8192, 8192 + 6000].map(burden), [0, 10, 512, 6512]);
+    }
+
+    #[test]
+    fn lists_count_by_what_they_hold_whichever_half_is_missing() {
+        let upload = |ids: usize, sizes: usize| v1::BeginUpload {
+            chunks: Some(v1::ChunkList { ids: vec![0; ids].into(), sizes: vec![1; sizes] }),
+            ..v1::BeginUpload::default()
+        };
+        let none = v1::BeginUpload::default();
+        assert_eq!(entries(&[upload(64, 2), upload(65, 0), upload(0, 7), none]), 2 + 3 + 7);
     }
 }
