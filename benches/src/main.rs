@@ -1,8 +1,9 @@
 //! `keepstone-bench`: puts and gets through the whole stack of a real cluster, beside what the machine gives by itself
-//! in the same minute, and the ratios.
+//! in the same minute, and the ratios; beside another build, and all roles in one process, where they are asked for.
 //!
-//! Rounds alternate over all measurements, so that a busy neighbour hits them alike; a figure is the median of its
-//! rounds, with the range. Wall-clock figures of a shared machine are floors: compare ratios.
+//! Rounds alternate over all measurements and clusters, in turn from the first and from the last, so that a busy
+//! neighbour hits them alike; a figure is the median of its rounds, with the range. Wall-clock figures of a shared
+//! machine are floors: compare ratios. The client is this build's, whatever it speaks to.
 
 mod figure;
 mod raw;
@@ -15,7 +16,7 @@ use chaos::cluster::{Cluster, Options};
 use clap::Parser;
 use serde_json::json;
 
-use crate::figure::{Figures, short};
+use crate::figure::{Figures, compared, short};
 use crate::stack::Stack;
 
 /// Measures puts and gets through a whole cluster on this machine.
@@ -33,6 +34,12 @@ struct Arguments {
     /// Where the cluster and the files live; a fresh directory below it is used.
     #[arg(long)]
     directory: Option<PathBuf>,
+    /// Another build's `keepstone`, measured in turn with this one: the ratios are to it.
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
+    /// Measures a cluster in one process as well.
+    #[arg(long)]
+    one_process: bool,
     /// Passed on to `keepstone up`, for example --up --data-groups --up 3.
     #[arg(long, allow_hyphen_values = true)]
     up: Vec<String>,
@@ -50,40 +57,93 @@ const RATIOS: [(&str, &str, &str); 8] = [
     ("put 4 KiB, 64 in flight / fdatasyncs", "put 4 KiB, 64 in flight", "4 KiB writes, fdatasync each"),
 ];
 
+/// One of the clusters that are measured in turn.
+struct Contender {
+    name: &'static str,
+    cluster: Cluster,
+    stack: Stack,
+    figures: Figures,
+}
+
+impl Contender {
+    async fn start(
+        name: &'static str,
+        scratch: &Path,
+        arguments: &Arguments,
+        options: Options,
+    ) -> anyhow::Result<Self> {
+        let place = scratch.join(name.replace(' ', "-"));
+        let options =
+            Options { arguments: arguments.up.clone(), directory: Some(place.join("cluster")), ..options };
+        let cluster = Cluster::start(&options).with_context(|| format!("start {name}"))?;
+        let stack = Stack::connect(&cluster, &place.join("files")).await?;
+        Ok(Self { name, cluster, stack, figures: Figures::default() })
+    }
+}
+
+const THIS: &str = "this build";
+
+async fn start_all(scratch: &Path, arguments: &Arguments) -> anyhow::Result<Vec<Contender>> {
+    let mut all = Vec::new();
+    if let Some(path) = &arguments.against {
+        let binary = path.canonicalize().with_context(|| format!("--against {}", path.display()))?;
+        let options = Options { binary: Some(binary), ..Options::default() };
+        all.push(Contender::start("the other", scratch, arguments, options).await?);
+    }
+    all.push(Contender::start(THIS, scratch, arguments, Options::default()).await?);
+    if arguments.one_process {
+        let options = Options { one_process: true, ..Options::default() };
+        all.push(Contender::start("one process", scratch, arguments, options).await?);
+    }
+    Ok(all)
+}
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let parent = arguments.directory.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = tempfile::Builder::new().prefix("keepstone-bench-").tempdir_in(parent)?;
-    let options = Options {
-        arguments: arguments.up.clone(),
-        directory: Some(scratch.path().join("cluster")),
-        ..Options::default()
-    };
-    let cluster = Cluster::start(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let stack = runtime.block_on(Stack::connect(&cluster, &scratch.path().join("files")))?;
-    let mut figures = Figures::default();
+    let mut contenders = runtime.block_on(start_all(scratch.path(), &arguments))?;
+    let mut raw = Figures::default();
     for round in 0..arguments.rounds {
         eprintln!("round {} of {} ...", round + 1, arguments.rounds);
-        raw::measure(scratch.path())?.into_iter().for_each(|figure| figures.add(figure));
-        runtime.block_on(stack.measure(round, arguments.reads, &mut figures))?;
+        raw::measure(scratch.path())?.into_iter().for_each(|figure| raw.add(figure));
+        for contender in &mut contenders {
+            let Contender { stack, figures, .. } = contender;
+            runtime.block_on(stack.measure(round, arguments.reads, figures))?;
+        }
+        contenders.reverse();
     }
-    report(&figures, &arguments)?;
-    drop(stack);
-    cluster.finish()
+    if !arguments.rounds.is_multiple_of(2) {
+        contenders.reverse();
+    }
+    report(&raw, &contenders, &arguments)?;
+    for contender in contenders {
+        drop(contender.stack);
+        contender.cluster.finish()?;
+    }
+    Ok(())
 }
 
-fn report(figures: &Figures, arguments: &Arguments) -> anyhow::Result<()> {
-    let mut text = figures.table();
+fn report(raw: &Figures, contenders: &[Contender], arguments: &Arguments) -> anyhow::Result<()> {
+    let columns: Vec<_> = contenders.iter().map(|one| (one.name, &one.figures)).collect();
+    let mut text = raw.table();
+    text.push('\n');
+    text.push_str(&compared(&columns));
     let mut ratios = Vec::new();
-    text.push_str("\nratios of medians\n");
+    let this = columns.iter().find(|(name, _)| *name == THIS).map(|(_, figures)| *figures);
+    text.push_str("\nratios of medians to the machine\n");
     for (name, part, whole) in RATIOS {
-        if let (Some(part), Some(whole)) = (figures.median(part), figures.median(whole)) {
+        let part = this.and_then(|figures| figures.median(part));
+        if let (Some(part), Some(whole)) = (part, raw.median(whole)) {
             text.push_str(&format!("{name:<46} {:>10}\n", short(part / whole)));
             ratios.push(json!({ "name": name, "value": part / whole }));
         }
     }
-    let document = json!({ "rounds": arguments.rounds, "figures": figures.json(), "ratios": ratios });
+    let builds: serde_json::Map<_, _> =
+        columns.iter().map(|(name, figures)| ((*name).to_owned(), figures.json())).collect();
+    let document =
+        json!({ "rounds": arguments.rounds, "raw": raw.json(), "clusters": builds, "ratios": ratios });
     write(&arguments.out, &serde_json::to_vec_pretty(&document)?)?;
     text.push_str(&format!("\nall measurements: {}\n", arguments.out.display()));
     print(&text)

@@ -3,6 +3,7 @@
 //! A put is one file by the client library, as `keepstone put` does it: look up, begin, send, commit. A get reads one
 //! file's stream to its end, without writing it to a disk of the client.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,12 +45,15 @@ const LOADS: [Load; 5] = [
     Load { bytes: 4 * KIB, count: 1600, in_flight: 64 },
 ];
 
+const ROLES: [&str; 3] = ["gateway", "meta", "storage"];
+
 /// A cluster and a connection to it.
 pub(crate) struct Stack {
     api: ApiClient,
     files: FilesClient<Channel>,
     token: MetadataValue<Ascii>,
-    processes: Vec<(String, ProcessRef)>,
+    /// Each once, by role.
+    processes: Vec<(&'static str, ProcessRef)>,
     folder: PathBuf,
 }
 
@@ -70,13 +74,11 @@ impl Stack {
             .await?;
         let files = FilesClient::new(channel).max_decoding_message_size(proto::MESSAGE_BYTES_MAX);
         let token = options.token.context("the profile has no token")?;
-        let processes =
-            cluster.processes().into_iter().map(|(role, process)| (role.role.clone(), process)).collect();
         Ok(Self {
             api,
             files,
             token: format!("Bearer {token}").parse()?,
-            processes,
+            processes: processes(cluster)?,
             folder: folder.to_owned(),
         })
     }
@@ -134,13 +136,20 @@ impl Stack {
         self.processes.iter().map(|(_, process)| process.cpu_seconds().unwrap_or_default()).collect()
     }
 
-    /// CPU time of the cluster's processes since `before`, by role.
+    /// CPU time since `before` by role, the client's included, and of all together.
     fn cpu_since(&self, before: &[f64]) -> Vec<(&'static str, f64)> {
-        let spent = |wanted: &str| -> f64 {
-            let all = self.processes.iter().zip(self.cpu_seconds()).zip(before);
-            all.filter(|(((role, _), _), _)| role == wanted).map(|((_, now), before)| now - before).sum()
-        };
-        ["gateway", "meta", "storage"].map(|role| (role, spent(role))).to_vec()
+        let mut by_role: Vec<(&'static str, f64)> = Vec::new();
+        let spent = self.cpu_seconds().into_iter().zip(before).map(|(now, before)| now - before);
+        let mut all = 0.0;
+        for ((role, _process), seconds) in self.processes.iter().zip(spent) {
+            all += seconds;
+            match by_role.iter_mut().find(|(known, _)| known == role) {
+                Some((_role, sum)) => *sum += seconds,
+                None => by_role.push((role, seconds)),
+            }
+        }
+        by_role.push(("all", all));
+        by_role
     }
 
     fn record(&self, verb: &str, load: &Load, run: &Run, figures: &mut Figures) {
@@ -169,6 +178,25 @@ impl Stack {
             }
         }
     }
+}
+
+/// The processes that work: those of the cluster, and this one.
+fn processes(cluster: &Cluster) -> anyhow::Result<Vec<(&'static str, ProcessRef)>> {
+    let own = ProcessRef::observe(std::process::id()).context("this process is not to be seen")?;
+    let served = cluster.processes();
+    let pids: BTreeSet<u32> = served.iter().map(|(_, process)| process.pid).collect();
+    let mut all = vec![("client", own)];
+    if let [(_, only), _, ..] = served.as_slice()
+        && pids.len() == 1
+    {
+        all.push(("one process", *only));
+        return Ok(all);
+    }
+    for (info, process) in served {
+        let role = ROLES.into_iter().find(|role| *role == info.role).context("an unknown role")?;
+        all.push((role, process));
+    }
+    Ok(all)
 }
 
 #[derive(Clone, Copy)]

@@ -75,6 +75,10 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// Where its gateway listens; loopback if absent.
     pub host: Option<String>,
+    /// All roles in one process, the default of `keepstone up`, instead of one each.
+    pub one_process: bool,
+    /// What is run; the binary of this build if absent.
+    pub binary: Option<PathBuf>,
 }
 
 impl Options {
@@ -90,8 +94,9 @@ impl Options {
 pub struct Cluster {
     scratch: Option<TempDir>,
     directory: PathBuf,
-    /// How it is run, besides where: not remembered by the cluster itself.
-    mode: &'static [&'static str],
+    binary: PathBuf,
+    /// Not remembered by the cluster itself.
+    one_process: bool,
     up: Option<Child>,
     roles: Vec<Role>,
     finished: bool,
@@ -115,8 +120,23 @@ impl Cluster {
                 (Some(scratch), directory)
             }
         };
+        let binary = options.binary.clone().map_or_else(binary, Ok)?;
+        let mut cluster = Self {
+            scratch,
+            directory,
+            binary,
+            one_process: options.one_process,
+            up: None,
+            roles: Vec::new(),
+            finished: false,
+            ready_after: Duration::ZERO,
+            endpoint: String::new(),
+        };
         let host = options.host.as_deref().unwrap_or(LOOPBACK);
-        Self::start_in(scratch, directory, &["--processes"], host, &options.arguments)
+        let listen = ["--listen".to_owned(), format!("{host}:0")];
+        let all: Vec<String> = listen.into_iter().chain(options.arguments.iter().cloned()).collect();
+        cluster.launch(&all)?;
+        Ok(cluster)
     }
 
     /// Starts a new cluster whose roles all run in one process, the default of `keepstone up`.
@@ -124,32 +144,7 @@ impl Cluster {
     /// # Errors
     /// If it does not get ready.
     pub fn start_in_one_process() -> anyhow::Result<Self> {
-        let scratch = tempfile::Builder::new().prefix("keepstone-test-").tempdir()?;
-        let directory = scratch.path().join("cluster");
-        Self::start_in(Some(scratch), directory, &[], LOOPBACK, &[])
-    }
-
-    fn start_in(
-        scratch: Option<TempDir>,
-        directory: PathBuf,
-        mode: &'static [&'static str],
-        host: &str,
-        arguments: &[String],
-    ) -> anyhow::Result<Self> {
-        let mut cluster = Self {
-            scratch,
-            directory,
-            mode,
-            up: None,
-            roles: Vec::new(),
-            finished: false,
-            ready_after: Duration::ZERO,
-            endpoint: String::new(),
-        };
-        let listen = ["--listen".to_owned(), format!("{host}:0")];
-        let all: Vec<String> = listen.into_iter().chain(arguments.iter().cloned()).collect();
-        cluster.launch(&all)?;
-        Ok(cluster)
+        Self::start(&Options { one_process: true, ..Options::default() })
     }
 
     /// Starts it again where it is, as an operator would: in the same mode, all else as it was.
@@ -166,11 +161,12 @@ impl Cluster {
         let started = Instant::now();
         fs::create_dir_all(&self.directory)?;
         let log = fs::File::options().create(true).append(true).open(self.up_log())?;
-        let mut child = Command::new(binary()?)
+        let mode: &[&str] = if self.one_process { &[] } else { &["--processes"] };
+        let mut child = Command::new(&self.binary)
             .arg("up")
             .arg("--data")
             .arg(&self.directory)
-            .args(self.mode)
+            .args(mode)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
