@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Only the writer thread appends, and only to the one extent it created since the node started.
 //! - An extent file takes what was written to it: nothing is allocated ahead.
+//! - Appends, and reads of large ranges, go past the page cache where the file system can do so.
 //! - A file is at most [`EXTENT_BYTES_MAX`] long; it never shrinks.
 //! - An extent that is appended to no more is sealed: the seal, in its first boundary behind the header, says how far
 //!   it is known to be whole. What does not verify before that is damage; behind it, and in an extent without a seal,
@@ -10,15 +11,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, pread};
 
+use crate::aligned::Pool;
+use crate::appender::{Appender, is_unfit, open_direct};
 use crate::files;
 use crate::locks::locked;
 use crate::record::{
@@ -30,6 +35,9 @@ pub(crate) const EXTENT_BYTES_MAX: u64 = 1 << 30;
 
 /// Bytes of an extent's own header: one boundary.
 pub(crate) const EXTENT_HEADER_BYTES: u64 = BOUNDARY_BYTES;
+
+/// A range from this size on is read past the page cache.
+const DIRECT_BYTES_MIN: usize = 128 * 1024;
 
 /// Extent files kept open per disk.
 const FILES_OPEN_MAX: usize = 128;
@@ -73,7 +81,7 @@ pub(crate) fn decode_seal(owner: Owner, extent: ExtentNumber, first_boundary: &[
 }
 
 /// The header of extent `extent`: whose it is, and the salt from which its keys will come.
-fn encode_header(owner: Owner, extent: ExtentNumber, salt: &[u8; SALT_BYTES]) -> Vec<u8> {
+fn encode_header(owner: Owner, extent: ExtentNumber, salt: &[u8; SALT_BYTES]) -> [u8; BOUNDARY] {
     let mut bytes = Vec::with_capacity(FIELDS_BYTES + 4);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&FORMAT.to_le_bytes());
@@ -85,8 +93,9 @@ fn encode_header(owner: Owner, extent: ExtentNumber, salt: &[u8; SALT_BYTES]) ->
     bytes.extend_from_slice(salt);
     let checksum = crc32fast::hash(&bytes);
     bytes.extend_from_slice(&checksum.to_le_bytes());
-    bytes.resize(usize::try_from(EXTENT_HEADER_BYTES).unwrap_or(usize::MAX), 0);
-    bytes
+    let mut boundary = [0; BOUNDARY];
+    boundary[..bytes.len()].copy_from_slice(&bytes);
+    boundary
 }
 
 /// Whether `bytes` begin an extent file of `owner` with that number.
@@ -111,12 +120,18 @@ fn parse_file_name(name: &str) -> Option<ExtentNumber> {
     (file_name(number) == name).then_some(number)
 }
 
+/// Files that are open, by extent and by whether they are so for direct reads and writes.
+type OpenFiles = BTreeMap<(ExtentNumber, bool), Arc<File>>;
+
 /// The extents of one disk.
-#[derive(Debug)]
 pub(crate) struct Extents {
     directory: PathBuf,
     owner: Owner,
-    open: Mutex<BTreeMap<ExtentNumber, Arc<File>>>,
+    open: Mutex<OpenFiles>,
+    /// Whether the file system is known to have no direct reads or writes.
+    buffered: AtomicBool,
+    /// For direct reads.
+    memory: Arc<Pool>,
 }
 
 impl Extents {
@@ -124,7 +139,13 @@ impl Extents {
     pub(crate) fn open(disk_directory: &Path, owner: Owner) -> io::Result<Self> {
         let directory = disk_directory.join("extents");
         files::create_directory_durably(&directory)?;
-        Ok(Self { directory, owner, open: Mutex::default() })
+        Ok(Self {
+            directory,
+            owner,
+            open: Mutex::default(),
+            buffered: AtomicBool::new(false),
+            memory: Arc::default(),
+        })
     }
 
     pub(crate) fn owner(&self) -> Owner {
@@ -147,35 +168,91 @@ impl Extents {
 
     /// The file of an extent, for reading and writing in place.
     pub(crate) fn file(&self, extent: ExtentNumber) -> io::Result<Arc<File>> {
-        if let Some(file) = locked(&self.open).get(&extent) {
+        if let Some(file) = locked(&self.open).get(&(extent, false)) {
             return Ok(Arc::clone(file));
         }
         let file = Arc::new(OpenOptions::new().read(true).write(true).open(self.path(extent))?);
-        self.remember(extent, &file);
+        self.remember(extent, false, &file);
         Ok(file)
     }
 
-    fn remember(&self, extent: ExtentNumber, file: &Arc<File>) {
+    /// The same, for direct reads and writes; `None` if the file system has none.
+    fn direct(&self, extent: ExtentNumber) -> io::Result<Option<Arc<File>>> {
+        if self.buffered.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if let Some(file) = locked(&self.open).get(&(extent, true)) {
+            return Ok(Some(Arc::clone(file)));
+        }
+        let Some(file) = open_direct(&self.path(extent))? else {
+            self.go_buffered();
+            return Ok(None);
+        };
+        let file = Arc::new(file);
+        self.remember(extent, true, &file);
+        Ok(Some(file))
+    }
+
+    fn go_buffered(&self) {
+        if !self.buffered.swap(true, Ordering::Relaxed) {
+            let disk = self.owner.disk;
+            tracing::info!(%disk, "its file system has no direct reads and writes: they go through the page cache");
+        }
+    }
+
+    fn remember(&self, extent: ExtentNumber, direct: bool, file: &Arc<File>) {
         let mut open = locked(&self.open);
         if open.len() >= FILES_OPEN_MAX {
             // The oldest extent is the least likely to be asked for.
             open.pop_first();
         }
-        open.insert(extent, Arc::clone(file));
+        open.insert((extent, direct), Arc::clone(file));
+    }
+
+    /// Reads up to `length` bytes of an extent from `offset`: fewer only at the end of its file. Large ranges are read
+    /// past the page cache: what is asked for often is kept by who asks.
+    pub(crate) fn read(&self, extent: ExtentNumber, offset: u64, length: usize) -> io::Result<Bytes> {
+        if length >= DIRECT_BYTES_MIN
+            && let Some(file) = self.direct(extent)?
+        {
+            match read_direct(&file, &self.memory, offset, length) {
+                Err(error) if is_unfit(&error) => self.go_buffered(),
+                read => return read,
+            }
+        }
+        let file = self.file(extent)?;
+        Ok(read_vec(&file, length, offset)?.into())
     }
 
     /// Makes an extent with its header. Not durable yet: the caller syncs the file and [`Self::sync_directory`].
-    pub(crate) fn create(&self, extent: ExtentNumber) -> io::Result<Arc<File>> {
+    pub(crate) fn create(&self, extent: ExtentNumber) -> io::Result<Appender> {
         let mut salt = [0; SALT_BYTES];
         getrandom::fill(&mut salt).map_err(|error| io::Error::other(error.to_string()))?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.path(extent))?;
-        if let Err(error) = file.write_all_at(&encode_header(self.owner, extent, &salt), 0) {
-            std::fs::remove_file(self.path(extent))?;
-            return Err(error);
+        let path = self.path(extent);
+        let file = Arc::new(OpenOptions::new().read(true).write(true).create_new(true).open(&path)?);
+        let first = encode_header(self.owner, extent, &salt);
+        let begun = self.direct(extent).and_then(|direct| {
+            let appender = Appender::begin(&file, direct, &first)?;
+            if !appender.is_direct() {
+                self.go_buffered();
+            }
+            Ok(appender)
+        });
+        match begun {
+            Ok(appender) => {
+                self.remember(extent, false, &file);
+                Ok(appender)
+            }
+            Err(error) => {
+                self.forget(extent);
+                std::fs::remove_file(&path)?;
+                Err(error)
+            }
         }
-        let file = Arc::new(file);
-        self.remember(extent, &file);
-        Ok(file)
+    }
+
+    fn forget(&self, extent: ExtentNumber) {
+        locked(&self.open).retain(|(known, _direct), _file| *known != extent);
     }
 
     /// Makes created and removed extents durable.
@@ -185,7 +262,7 @@ impl Extents {
 
     /// Removes an extent in which nothing lives. If that is undone by a crash, a rebuild finds only holes in it.
     pub(crate) fn remove(&self, extent: ExtentNumber) -> io::Result<()> {
-        locked(&self.open).remove(&extent);
+        self.forget(extent);
         match std::fs::remove_file(self.path(extent)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _gone => Ok(()),
@@ -226,25 +303,6 @@ impl Extents {
     }
 }
 
-/// Writes all of `parts`, one after the other, from `offset`.
-pub(crate) fn write_parts(file: &File, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-    let mut rest = slices.as_mut_slice();
-    IoSlice::advance_slices(&mut rest, 0);
-    while !rest.is_empty() {
-        match rustix::io::pwritev(file, rest, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                IoSlice::advance_slices(&mut rest, written);
-                offset += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
 /// Gives a range back to the file system, where it can be; the range then reads as zeros.
 pub(crate) fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
     fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)?;
@@ -272,6 +330,16 @@ pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Res
         }
     }
     Ok(filled)
+}
+
+/// As [`read_vec`], past the page cache: whole boundaries around the range.
+fn read_direct(file: &File, memory: &Arc<Pool>, offset: u64, length: usize) -> io::Result<Bytes> {
+    let begin = offset / BOUNDARY_BYTES * BOUNDARY_BYTES;
+    let before = usize::try_from(offset - begin).map_err(io::Error::other)?;
+    let whole = (before + length).next_multiple_of(BOUNDARY);
+    let mut lent = memory.lend(whole);
+    let filled = read_up_to(file, &mut lent.bytes_mut()[..whole], begin)?;
+    Ok(lent.freeze(before.min(filled)..(before + length).min(filled)))
 }
 
 /// Reads up to `length` bytes from `offset` into memory that nothing has to clear first: fewer only at the end of the
@@ -325,7 +393,7 @@ mod tests {
         let other = Owner { disk: DiskId::from_bytes([9; 16]), ..owner() };
         assert!(!header_is_sound(other, ExtentNumber(3), &bytes));
         for byte in 0..FIELDS_BYTES + 4 {
-            let mut damaged = bytes.clone();
+            let mut damaged = bytes;
             damaged[byte] ^= 0x10;
             assert!(!header_is_sound(owner(), ExtentNumber(3), &damaged) || (10..16).contains(&byte));
         }
@@ -337,7 +405,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let extents = Extents::open(scratch.path(), owner()).unwrap();
         let (extent, seal) = (ExtentNumber(3), Seal { end: 1 << 20, sequence: 77 });
-        let file = extents.create(extent).unwrap();
+        let file = Arc::clone(extents.create(extent).unwrap().file());
         let mut boundary = [0; BOUNDARY];
         read_up_to(&file, &mut boundary, 0).unwrap();
         assert_eq!(decode_seal(owner(), extent, &boundary), None);
@@ -351,11 +419,27 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_written_one_after_the_other() {
-        let file = tempfile::tempfile().unwrap();
-        write_parts(&file, &[b"ab", b"", b"cde"], 3).unwrap();
-        let mut read = [9; 10];
-        assert_eq!(read_up_to(&file, &mut read, 0).unwrap(), 8);
-        assert_eq!(&read[..8], b"\0\0\0abcde");
+    fn past_the_page_cache_reads_what_is_there() {
+        let scratch = tempfile::tempdir().unwrap();
+        let extents = Extents::open(scratch.path(), owner()).unwrap();
+        let extent = ExtentNumber(3);
+        let mut appender = extents.create(extent).unwrap();
+        let bytes: Vec<u8> = (0..100 * BOUNDARY).map(|at| u8::try_from(at / 7 % 251).unwrap()).collect();
+        appender.push(&[&bytes]).unwrap();
+        appender.flush().unwrap();
+        let min = DIRECT_BYTES_MIN;
+        let ranges =
+            [(4096, min), (4097, min), (5000, min + 1), (8191, 300_000), (200_000, 300_000), (500_000, min)];
+        for buffered in [false, true] {
+            extents.buffered.store(buffered, Ordering::Relaxed);
+            for (offset, length) in ranges {
+                let begin = (offset - BOUNDARY).min(bytes.len());
+                let expected = &bytes[begin..(begin + length).min(bytes.len())];
+                let read = extents.read(extent, offset as u64, length).unwrap();
+                assert!(read == expected, "buffered={buffered} offset={offset} length={length}");
+            }
+        }
+        extents.remove(extent).unwrap();
+        assert_eq!(extents.read(extent, 0, min).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

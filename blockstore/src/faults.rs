@@ -1,4 +1,5 @@
-//! Faults that unit tests inject where the disk is read and synced: places that give EIO, and syncs that fail.
+//! Faults that unit tests inject where the disk is read, written and synced: places that give EIO,
+//! space that ends, and syncs that fail.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,6 +15,8 @@ use crate::locks::locked;
 struct Faults {
     unreadable: Vec<Range<u64>>,
     sync_fails: bool,
+    /// Nothing can be written from here on.
+    full_from: Option<u64>,
 }
 
 /// By device and inode: a test's files are its own.
@@ -38,6 +41,11 @@ pub(crate) fn fail_syncs(path: &Path) {
     change(path, |faults| faults.sync_fails = true);
 }
 
+/// From now on there is no space in `path` behind `offset`.
+pub(crate) fn fill_up(path: &Path, offset: u64) {
+    change(path, |faults| faults.full_from = Some(offset));
+}
+
 /// Everything works again.
 pub(crate) fn heal(path: &Path) {
     change(path, |faults| *faults = Faults::default());
@@ -51,6 +59,12 @@ fn check(file: &File, fails: impl FnOnce(&Faults) -> bool) -> io::Result<()> {
     let metadata = file.metadata()?;
     let hit = faults.get(&(metadata.dev(), metadata.ino())).is_some_and(fails);
     if hit { Err(eio()) } else { Ok(()) }
+}
+
+pub(crate) fn write(file: &File, offset: u64, length: usize) -> io::Result<()> {
+    let end = offset + length as u64;
+    check(file, |faults| faults.full_from.is_some_and(|from| from < end))
+        .map_err(|_eio| io::ErrorKind::StorageFull.into())
 }
 
 pub(crate) fn read(file: &File, offset: u64, length: usize) -> io::Result<()> {

@@ -3,6 +3,8 @@
 //! It knows no users, files or names. A disk is a directory; [`disk::Disk`] is one that serves, [`node::StorageNode`]
 //! the process around several, and [`client::StorageClient`] how others reach it.
 
+mod aligned;
+mod appender;
 mod attest;
 mod channels;
 pub mod client;

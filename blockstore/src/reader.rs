@@ -110,21 +110,20 @@ impl Front {
 }
 
 fn open(extents: &Extents, place: Place) -> Result<std::sync::Arc<File>, ReadFault> {
-    extents.file(place.extent).map_err(|error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            ReadFault::Damaged(format!("extent {} is missing", place.extent))
-        } else {
-            ReadFault::Io(error)
-        }
-    })
+    extents.file(place.extent).map_err(|error| fault(place, error))
 }
 
-fn read_exactly(file: &File, offset: u64, length: u64) -> Result<Vec<u8>, ReadFault> {
-    let bytes = read_vec(file, size(length), offset)?;
-    if bytes.len() < size(length) {
-        return Err(truncated());
+fn fault(place: Place, error: io::Error) -> ReadFault {
+    if error.kind() == io::ErrorKind::NotFound {
+        ReadFault::Damaged(format!("extent {} is missing", place.extent))
+    } else {
+        ReadFault::Io(error)
     }
-    Ok(bytes)
+}
+
+/// As [`Extents::read`]; an extent that is not there is damage.
+fn read_at(extents: &Extents, place: Place, behind: u64, length: u64) -> Result<Bytes, ReadFault> {
+    extents.read(place.extent, place.offset + behind, size(length)).map_err(|error| fault(place, error))
 }
 
 /// Reads `length` bytes of the shard from `offset`. The caller has checked that they lie within it.
@@ -136,31 +135,27 @@ pub(crate) fn read_range(
     length: u32,
 ) -> Result<Bytes, ReadFault> {
     let (owner, place) = (extents.owner(), row.place);
-    let file = open(extents, place)?;
     let start = payload_start(row.payload_length);
     let first = offset / BLOCK_BYTES;
-    let blocks_begin = first * BLOCK_BYTES;
+    let blocks_begin = u64::from(first * BLOCK_BYTES);
     let end = u64::from(offset) + u64::from(length);
     let blocks_end = end.next_multiple_of(u64::from(BLOCK_BYTES)).min(u64::from(row.payload_length));
-    let within = size(u64::from(offset - blocks_begin));
 
-    if u64::from(blocks_begin) <= TOGETHER_BYTES {
-        let wanted = size(start + blocks_end);
-        let buffer = read_vec(&file, wanted, place.offset)?;
-        let front = parse_front(owner, place, name, row.payload_length, &buffer)?;
-        if buffer.len() < wanted {
-            return Err(truncated());
-        }
-        let from = size(start + u64::from(blocks_begin));
-        front.verify(owner, place, first, &buffer[from..])?;
-        return Ok(Bytes::from(buffer).slice(from + within..from + within + length as usize));
+    let (front, blocks) = if blocks_begin <= TOGETHER_BYTES {
+        let whole = read_at(extents, place, 0, start + blocks_end)?;
+        let front = parse_front(owner, place, name, row.payload_length, &whole)?;
+        (front, whole.slice(whole.len().min(size(start + blocks_begin))..))
+    } else {
+        let head = read_at(extents, place, 0, start)?;
+        let front = parse_front(owner, place, name, row.payload_length, &head)?;
+        (front, read_at(extents, place, start + blocks_begin, blocks_end - blocks_begin)?)
+    };
+    if (blocks.len() as u64) < blocks_end - blocks_begin {
+        return Err(truncated());
     }
-    let head = read_vec(&file, size(start), place.offset)?;
-    let front = parse_front(owner, place, name, row.payload_length, &head)?;
-    let at = place.offset + start + u64::from(blocks_begin);
-    let blocks = read_exactly(&file, at, blocks_end - u64::from(blocks_begin))?;
     front.verify(owner, place, first, &blocks)?;
-    Ok(Bytes::from(blocks).slice(within..within + length as usize))
+    let within = size(u64::from(offset) - blocks_begin);
+    Ok(blocks.slice(within..within + length as usize))
 }
 
 /// Verifies all of a record, its padding included, as the medium has it: what the page cache holds is dropped first.

@@ -1,7 +1,7 @@
 //! The writer of a disk: one thread that makes every change to its extents and its index.
 //!
-//! Group commit: the puts that wait are written one after the other, made durable by one fdatasync, indexed in one
-//! batch, and then answered. What is on disk after a crash, step by step:
+//! Group commit: the puts that wait are gathered and written one after the other, made durable by one fdatasync,
+//! indexed in one batch, and then answered. What is on disk after a crash, step by step:
 //!
 //! 1. records written, not synced: perhaps torn ones at the end of the newest extent. None was acknowledged; a scan
 //!    takes those that verify and syncs them before anything is served.
@@ -31,7 +31,6 @@ mod offer;
 mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,8 +39,9 @@ use bytes::Bytes;
 use engine::ids::{Epoch, VolumeId};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::appender::Appender;
 use crate::disk_core::Core;
-use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, Seal, punch_hole, sync, write_parts};
+use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, Seal, punch_hole, sync};
 use crate::files::is_out_of_space;
 use crate::index::{ExtentFigures, IndexBatch, IndexError, Row, ScrubCursor, Totals};
 use crate::locks::locked;
@@ -138,7 +138,8 @@ pub(crate) enum DeleteRefused {
 /// The extent that is appended to.
 struct Active {
     extent: ExtentNumber,
-    file: Arc<File>,
+    appender: Appender,
+    /// Where the next record goes, behind those that wait to be flushed.
     end: u64,
     /// What of it has been synced.
     durable_bytes: u64,
@@ -360,6 +361,15 @@ impl Writer {
                 None => written.push(self.written(&put, replaced, answer)),
             }
         }
+        failed = failed.or_else(|| self.flush().err());
+        if let Some(reason) = &failed {
+            for put in self.cut_off(&mut written) {
+                drop(put.answer.send(PutOutcome::Refused(reason.clone())));
+            }
+        }
+        if let Some(last) = written.last() {
+            self.last = Some(last.row.place);
+        }
         let outcome = match self.make_durable(&written, bytes) {
             Ok(()) => PutOutcome::Stored,
             Err(reason) => PutOutcome::Refused(reason),
@@ -396,11 +406,11 @@ impl Writer {
             return Err("the disk has used up its extent numbers".to_owned());
         };
         self.totals.extent_next = ExtentNumber(following);
-        let file = self.core.extents.create(extent).map_err(|error| self.write_failed(&error))?;
+        let appender = self.core.extents.create(extent).map_err(|error| self.write_failed(&error))?;
         // From now on the newest extent is the one whose growth is watched.
         self.core.measure_extent(extent);
         let end = EXTENT_HEADER_BYTES;
-        self.active = Some(Active { extent, file, end, durable_bytes: end, named: false });
+        self.active = Some(Active { extent, appender, end, durable_bytes: end, named: false });
         Ok(())
     }
 
@@ -414,7 +424,7 @@ impl Writer {
         let seal = Seal { end: active.durable_bytes, sequence: self.totals.sequence };
         self.core
             .extents
-            .write_seal(&active.file, active.extent, seal)
+            .write_seal(active.appender.file(), active.extent, seal)
             .map_err(|error| self.write_failed(&error))
     }
 
@@ -427,31 +437,41 @@ impl Writer {
         format!("a write failed: {error}")
     }
 
-    /// Writes one record behind the last.
+    /// Takes one record behind the last, to be flushed.
     fn append(&mut self, put: &Put) -> Result<(), String> {
         let Some(active) = &mut self.active else { return Err("no extent to write to".to_owned()) };
         let place = Place { extent: active.extent, offset: active.end };
-        let stamp = Stamp { sequence: self.totals.sequence + 1, durable_bytes: active.durable_bytes };
+        // A number is not given twice, whatever becomes of the record.
+        self.totals.sequence += 1;
+        let stamp = Stamp { sequence: self.totals.sequence, durable_bytes: active.durable_bytes };
         let front = encode_front(self.core.extents.owner(), place, stamp, &put.header, &put.payload);
         let bytes = record_bytes(put.header.payload_length);
         let padding = bytes - front.len() as u64 - u64::from(put.header.payload_length);
         let padding = &ZEROS[..usize::try_from(padding).unwrap_or(0)];
-        match write_parts(&active.file, &[&front, &put.payload, padding], active.end) {
-            Ok(()) => {
-                active.end += bytes;
-                // A number is not given twice, whatever becomes of the record.
-                self.totals.sequence += 1;
-                self.last = Some(place);
-                Ok(())
-            }
-            Err(error) => {
-                if is_out_of_space(&error) {
-                    // Gives back what the short write took; if that fails it stays as dead space.
-                    drop(punch_hole(&active.file, place.offset, bytes));
-                }
-                Err(self.write_failed(&error))
-            }
+        active.end += bytes;
+        let pushed = active.appender.push(&[&front, &put.payload, padding]);
+        pushed.map_err(|error| self.write_failed(&error))
+    }
+
+    /// Writes the records that were taken.
+    fn flush(&mut self) -> Result<(), String> {
+        let Some(active) = &mut self.active else { return Err("no extent to write to".to_owned()) };
+        active.appender.flush().map_err(|error| self.write_failed(&error))
+    }
+
+    /// After a failed write: takes those out of `taken` whose records are not all there, and gives their space back.
+    fn cut_off(&mut self, taken: &mut Vec<Written>) -> Vec<Written> {
+        let Some(active) = &mut self.active else { return std::mem::take(taken) };
+        let end_of = |put: &Written| put.row.place.offset + record_bytes(put.row.payload_length);
+        let whole = taken.partition_point(|put| end_of(put) <= active.appender.written());
+        let cut = taken.split_off(whole);
+        let end = taken.last().map_or(active.durable_bytes, end_of);
+        if !self.core.is_fenced() && active.end > end {
+            // What the failed write left behind: if it cannot be given back it stays as dead space.
+            drop(punch_hole(active.appender.file(), end, active.end - end));
         }
+        active.end = end;
+        cut
     }
 
     fn written(&self, put: &Put, replaced: Option<Row>, answer: oneshot::Sender<PutOutcome>) -> Written {
@@ -469,7 +489,7 @@ impl Writer {
         if written.is_empty() {
             return Ok(());
         }
-        let synced = sync(&active.file)
+        let synced = sync(active.appender.file())
             .and_then(|()| if active.named { Ok(()) } else { self.core.extents.sync_directory() });
         if let Err(error) = synced {
             self.core.fence(&format!("a sync failed: {error}"));

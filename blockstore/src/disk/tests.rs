@@ -297,6 +297,42 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_deleting() {
 }
 
 #[tokio::test]
+async fn of_a_batch_that_runs_out_of_space_what_is_whole_is_stored() {
+    let mut random = seeded("of_a_batch_that_runs_out_of_space_what_is_whole_is_stored");
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("disk");
+    let disk = new_disk(&path);
+    let mut model = Model::new();
+    put_random(&disk, &mut model, &mut random, 1).await;
+    let extent = extent_files(&path).remove(0);
+    crate::faults::fill_up(&extent, random.random_range(3..9) << 20);
+    let shards: Model = (0..12).map(|number| (name(5, number, 0), payload(&mut random, 1_200_000))).collect();
+    let all = shards.iter().map(|(name, bytes)| put(&disk, *name, bytes));
+    let outcomes = futures_util::future::join_all(all).await;
+    let mut refused = Model::new();
+    for ((name, bytes), outcome) in shards.into_iter().zip(outcomes) {
+        match outcome {
+            PutOutcome::Stored => drop(model.insert(name, bytes)),
+            PutOutcome::Refused(_) => drop(refused.insert(name, bytes)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!refused.is_empty(), "there was no space for all");
+    crate::faults::heal(&extent);
+    assert_holds(&disk, &model).await;
+    for (name, bytes) in refused {
+        assert_eq!(put(&disk, name, &bytes).await, PutOutcome::Stored, "another extent has space");
+        model.insert(name, bytes);
+    }
+    assert_holds(&disk, &model).await;
+    stop(disk).await;
+    std::fs::remove_dir_all(path.join("index")).unwrap();
+    let disk = open_disk(&path);
+    assert_holds(&disk, &model).await;
+    stop(disk).await;
+}
+
+#[tokio::test]
 async fn deletions_of_an_older_history_or_epoch_change_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("disk");

@@ -12,6 +12,7 @@ use engine::store::ShardLoss;
 use rand::Rng;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 #[tokio::test]
 async fn a_deleted_index_is_rebuilt_alike() {
@@ -252,7 +253,7 @@ async fn a_scan_finds_what_lies_behind_damage() {
     let scratch = tempfile::tempdir().unwrap();
     let extents = Extents::open(scratch.path(), OWNER).unwrap();
     let extent = ExtentNumber(1);
-    let file = extents.create(extent).unwrap();
+    let file = Arc::clone(extents.create(extent).unwrap().file());
     let mut places = Vec::new();
     let mut offset = crate::extent::EXTENT_HEADER_BYTES;
     for number in 0..20 {
@@ -260,7 +261,7 @@ async fn a_scan_finds_what_lies_behind_damage() {
         let place = Place { extent, offset };
         let header: ShardHeader = put_of(name(1, number, 0), 1, &bytes).header;
         let front = encode_front(OWNER, place, Stamp::default(), &header, &bytes);
-        crate::extent::write_parts(&file, &[&front, &bytes], offset).unwrap();
+        file.write_all_at(&[&front[..], &bytes].concat(), offset).unwrap();
         places.push(place);
         offset += record_bytes(header.payload_length);
     }
@@ -412,14 +413,14 @@ async fn a_tombstone_outweighs_what_was_appended_before_it() {
     crate::superblock::format(scratch.path(), OWNER).unwrap();
     let extents = Extents::open(scratch.path(), OWNER).unwrap();
     let extent = ExtentNumber(1);
-    let file = extents.create(extent).unwrap();
+    let file = Arc::clone(extents.create(extent).unwrap().file());
     let bytes = payload(&mut random, 5000);
     let header: ShardHeader = put_of(name(1, 1, 0), 1, &bytes).header;
     let places = [4096, 4096 + record_bytes(5000)].map(|offset| Place { extent, offset });
     for (place, sequence) in places.into_iter().zip(1..) {
         let stamp = Stamp { sequence, durable_bytes: place.offset };
         let front = encode_front(OWNER, place, stamp, &header, &bytes);
-        crate::extent::write_parts(&file, &[&front, &bytes], place.offset).unwrap();
+        file.write_all_at(&[&front[..], &bytes].concat(), place.offset).unwrap();
     }
     file.set_len(4096 + 2 * record_bytes(5000)).unwrap();
     let stamp = Stamp { sequence: 2, durable_bytes: 0 };
@@ -436,7 +437,7 @@ async fn a_failed_sync_fences_the_disk_until_its_records_were_verified() {
     let (path, node) = (scratch.path().join("disk"), scratch.path().join("node"));
     crate::superblock::format(&path, OWNER).unwrap();
     let options = disk::DiskOptions { data_dir: Some(node), ..crate::testing::options(&path) };
-    let disk = std::sync::Arc::new(Disk::open(&options).unwrap());
+    let disk = Arc::new(Disk::open(&options).unwrap());
     let mut model = Model::new();
     put_random(&disk, &mut model, &mut random, 10).await;
     let extent = extent_files(&path).remove(0);
@@ -453,7 +454,7 @@ async fn a_failed_sync_fences_the_disk_until_its_records_were_verified() {
     }
     let verified = disk::unfence(&options).unwrap();
     assert!(verified.shards >= 10 && verified.damaged == 0, "{verified:?}");
-    let disk = std::sync::Arc::new(Disk::open(&options).unwrap());
+    let disk = Arc::new(Disk::open(&options).unwrap());
     assert!(disk.start().verified_starts > 0);
     for (name, bytes) in &model {
         assert_eq!(read_all(&disk, *name, bytes.len()).await, ReadOutcome::Bytes(bytes.clone()));
