@@ -8,12 +8,11 @@ use bytes::Bytes;
 use crate::locks::locked;
 use crate::record::BOUNDARY;
 
-/// What a pool lends: the shards of the usual stripes with their fronts. Of larger memory than is touched only the
-/// touched part is the machine's.
-const LENT_BYTES: usize = 2 * 1024 * 1024 + 64 * 1024;
+/// Buffers of this size are kept, for whoever asks for at least half of it: a shard of a full 4+2 stripe and its front.
+const KEPT_BYTES: usize = 1024 * 1024 + 64 * 1024;
 
-/// Buffers that a pool keeps for the next ones to ask.
-const KEPT_MAX: usize = 8;
+/// Buffers that a pool keeps.
+const KEPT_MAX: usize = 16;
 
 /// A buffer that begins on a boundary.
 pub(crate) struct Aligned {
@@ -48,9 +47,9 @@ pub(crate) struct Pool {
 impl Pool {
     /// A buffer of at least `length` bytes. What it holds is what its last user left in it.
     pub(crate) fn lend(self: &Arc<Self>, length: usize) -> Lent {
-        let pool = (length <= LENT_BYTES).then(|| Arc::clone(self));
+        let pool = (KEPT_BYTES / 2..=KEPT_BYTES).contains(&length).then(|| Arc::clone(self));
         let kept = pool.as_ref().and_then(|pool| locked(&pool.kept).pop());
-        let buffer = kept.unwrap_or_else(|| Aligned::new(if pool.is_some() { LENT_BYTES } else { length }));
+        let buffer = kept.unwrap_or_else(|| Aligned::new(if pool.is_some() { KEPT_BYTES } else { length }));
         Lent { buffer: Some(buffer), used: 0..0, pool }
     }
 }
@@ -99,7 +98,7 @@ mod tests {
     #[test]
     fn lent_memory_begins_on_a_boundary_and_comes_back_when_nobody_has_it() {
         let pool = Arc::new(Pool::default());
-        for length in [1, LENT_BYTES, LENT_BYTES + 1] {
+        for length in [KEPT_BYTES / 2, KEPT_BYTES, KEPT_BYTES + 1, 5] {
             let mut lent = pool.lend(length);
             let bytes = lent.bytes_mut();
             assert!(bytes.len() >= length && bytes.as_ptr().align_offset(BOUNDARY) == 0);
@@ -110,8 +109,12 @@ mod tests {
             assert_eq!(locked(&pool.kept).len(), known, "a part of it is in use");
             assert_eq!(part, b"cd".as_slice());
         }
-        assert_eq!(locked(&pool.kept).len(), 1, "the second one was the first, and the third too large");
-        let many: Vec<Lent> = (0..2 * KEPT_MAX).map(|_| pool.lend(1)).collect();
+        assert_eq!(
+            locked(&pool.kept).len(),
+            1,
+            "the second one was the first, the others are not of that size"
+        );
+        let many: Vec<Lent> = (0..2 * KEPT_MAX).map(|_| pool.lend(KEPT_BYTES)).collect();
         drop(many);
         assert_eq!(locked(&pool.kept).len(), KEPT_MAX);
     }

@@ -5,7 +5,7 @@
 //! - Records are gathered in one buffer that begins on a boundary and written from there, whole boundaries at a time:
 //!   many small ones by one write.
 //! - What the buffer holds is not written yet: [`Appender::flush`] comes before the sync.
-//! - A file system without direct writes gets buffered ones, by the same calls.
+//! - A file system without direct writes, or that takes them no more, gets buffered ones.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,10 +17,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::aligned::Aligned;
+use crate::extent;
 use crate::record::BOUNDARY;
 
-/// Written at once: a shard of the largest stripe and its front, or hundreds of small ones.
-const BUFFER_BYTES: usize = 2 * 1024 * 1024;
+/// Most that is written at once: a shard of a 4+2 stripe and its front, or hundreds of small ones.
+const BUFFER_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// What waits to be written.
 struct Buffer {
@@ -31,7 +32,7 @@ struct Buffer {
 impl Buffer {
     /// Takes as much of `bytes` as there is room for, and gives the rest.
     fn take<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let (now, later) = bytes.split_at(bytes.len().min(BUFFER_BYTES - self.filled));
+        let (now, later) = bytes.split_at(bytes.len().min(BUFFER_BYTES_MAX - self.filled));
         self.memory.bytes_mut()[self.filled..self.filled + now.len()].copy_from_slice(now);
         self.filled += now.len();
         later
@@ -60,21 +61,11 @@ impl Appender {
         direct: Option<Arc<File>>,
         first: &[u8; BOUNDARY],
     ) -> io::Result<Self> {
-        let buffer = Buffer { memory: Aligned::new(BUFFER_BYTES), filled: 0 };
+        let buffer = Buffer { memory: Aligned::new(BUFFER_BYTES_MAX), filled: 0 };
         let mut appender = Self { file: Arc::clone(file), direct, buffer, written: 0 };
-        match appender.write_first(first) {
-            Err(error) if appender.direct.is_some() && is_unfit(&error) => {
-                appender.direct = None;
-                appender.write_first(first)?;
-            }
-            written => written?,
-        }
+        appender.push(&[first])?;
+        appender.flush()?;
         Ok(appender)
-    }
-
-    fn write_first(&mut self, first: &[u8; BOUNDARY]) -> io::Result<()> {
-        self.push(&[first])?;
-        self.flush()
     }
 
     /// The file, for everything but appending.
@@ -113,36 +104,53 @@ impl Appender {
         outcome
     }
 
-    fn write_all(&self, done: &mut usize) -> io::Result<()> {
-        let file = self.direct.as_ref().unwrap_or(&self.file);
-        let bytes = self.buffer.bytes();
-        while *done < bytes.len() {
-            let at = self.written + *done as u64;
-            #[cfg(test)]
-            crate::faults::write(file, at, bytes.len() - *done)?;
-            match file.write_at(&bytes[*done..], at) {
+    fn write_all(&mut self, done: &mut usize) -> io::Result<()> {
+        let mut cut_short = false;
+        while *done < self.buffer.filled {
+            match self.write(*done) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 // What was cut short goes on from a boundary: only there direct writes begin.
                 Ok(count) if count >= BOUNDARY => *done = (*done + count) / BOUNDARY * BOUNDARY,
+                // Another try says what cut it.
+                Ok(_less) if !cut_short => cut_short = true,
                 Ok(_less) => return Err(io::ErrorKind::StorageFull.into()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_unfit(&error) => match self.direct.take() {
+                    Some(direct) => extent::sync(&direct)?,
+                    None => return Err(error),
+                },
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
-}
 
-/// Opens a file for reads and writes past the page cache; `None` if its file system has none.
-pub(crate) fn open_direct(path: &Path) -> io::Result<Option<File>> {
-    let flags = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
-    match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if is_unfit(&error) => Ok(None),
-        Err(error) => Err(error),
+    /// Writes some of what waits, from its byte `from` on.
+    fn write(&self, from: usize) -> io::Result<usize> {
+        let (bytes, at) = (&self.buffer.bytes()[from..], self.written + from as u64);
+        #[cfg(test)]
+        let bytes = &bytes[..crate::faults::write(self.handle(), at, bytes.len())?];
+        self.handle().write_at(bytes, at)
+    }
+
+    /// What is written by, and synced by.
+    fn handle(&self) -> &File {
+        self.direct.as_ref().unwrap_or(&self.file)
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        extent::sync(self.handle())
     }
 }
 
-/// Whether a file system says by `error` that it does not know direct reads or writes, or not such.
+/// Opens a file for reads and writes past the page cache; [`is_unfit`] if its file system has none.
+pub(crate) fn open_direct(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+}
+
+/// Whether `error` says that a file system has no direct reads or writes, or none at such places.
 pub(crate) fn is_unfit(error: &io::Error) -> bool {
     let unfit = [Errno::INVAL, Errno::NOTSUP];
     error.raw_os_error().is_some_and(|code| unfit.iter().any(|errno| errno.raw_os_error() == code))
@@ -151,14 +159,14 @@ pub(crate) fn is_unfit(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults;
+    use crate::faults::{self, Fault};
 
     const FIRST: [u8; BOUNDARY] = [1; BOUNDARY];
 
     fn begin(directory: &Path) -> Appender {
         let path = directory.join("extent");
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
-        let direct = open_direct(&path).unwrap().map(Arc::new);
+        let direct = open_direct(&path).ok().map(Arc::new);
         Appender::begin(&Arc::new(file), direct, &FIRST).unwrap()
     }
 
@@ -177,6 +185,8 @@ mod tests {
             let mut appender = begin(directory.path());
             if !direct {
                 appender.direct = None;
+            } else if !appender.is_direct() {
+                println!("skipped: no direct writes on this file system");
             }
             let records = [record(2, 1), record(3, 700), record(4, 2), record(5, 1300)];
             for whole in &records {
@@ -196,7 +206,7 @@ mod tests {
     fn after_a_failure_it_says_how_far_it_came() {
         let directory = tempfile::tempdir().unwrap();
         let mut appender = begin(directory.path());
-        let limit = (BOUNDARY + BUFFER_BYTES) as u64;
+        let limit = (BOUNDARY + BUFFER_BYTES_MAX) as u64;
         let path = directory.path().join("extent");
         faults::fill_up(&path, limit);
         appender.push(&[&record(2, 1)]).unwrap();
@@ -206,5 +216,27 @@ mod tests {
         appender.flush().unwrap();
         assert_eq!(appender.written(), limit, "what could not be written is forgotten");
         faults::heal(&path);
+    }
+
+    #[test]
+    fn writes_that_are_cut_short_or_refused_as_direct_ones_go_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("extent");
+        let mut appender = begin(directory.path());
+        let records = [record(2, 9), record(3, 700)];
+        for (whole, fault) in records.iter().zip([Fault::CutShort(3 * BOUNDARY + 512), Fault::Unfit]) {
+            faults::once(&path, fault);
+            appender.push(&[whole]).unwrap();
+            appender.flush().unwrap();
+        }
+        assert!(!appender.is_direct());
+        assert!(on_disk(directory.path()) == [FIRST.as_slice(), &records.concat()].concat());
+        faults::once(&path, Fault::CutShort(100));
+        appender.push(&[&record(4, 1)]).unwrap();
+        appender.flush().unwrap();
+        faults::once(&path, Fault::Unfit);
+        appender.push(&[&record(5, 1)]).unwrap();
+        assert!(is_unfit(&appender.flush().unwrap_err()), "a buffered write is never unfit");
+        appender.sync().unwrap();
     }
 }

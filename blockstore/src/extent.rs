@@ -36,10 +36,7 @@ pub(crate) const EXTENT_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of an extent's own header: one boundary.
 pub(crate) const EXTENT_HEADER_BYTES: u64 = BOUNDARY_BYTES;
 
-/// A range from this size on is read past the page cache.
-const DIRECT_BYTES_MIN: usize = 128 * 1024;
-
-/// Extent files kept open per disk.
+/// Files kept open per disk: of an extent up to two, one of them for direct reads and writes.
 const FILES_OPEN_MAX: usize = 128;
 
 const MAGIC: &[u8; 8] = b"KSEXTNT\n";
@@ -184,19 +181,24 @@ impl Extents {
         if let Some(file) = locked(&self.open).get(&(extent, true)) {
             return Ok(Some(Arc::clone(file)));
         }
-        let Some(file) = open_direct(&self.path(extent))? else {
-            self.go_buffered();
-            return Ok(None);
-        };
-        let file = Arc::new(file);
-        self.remember(extent, true, &file);
-        Ok(Some(file))
+        match open_direct(&self.path(extent)) {
+            Ok(file) => {
+                let file = Arc::new(file);
+                self.remember(extent, true, &file);
+                Ok(Some(file))
+            }
+            Err(error) if is_unfit(&error) => {
+                self.go_buffered(&error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    fn go_buffered(&self) {
+    fn go_buffered(&self, error: &dyn std::fmt::Display) {
         if !self.buffered.swap(true, Ordering::Relaxed) {
             let disk = self.owner.disk;
-            tracing::info!(%disk, "its file system has no direct reads and writes: they go through the page cache");
+            tracing::warn!(%disk, %error, "no direct reads and writes: they go through the page cache from now on");
         }
     }
 
@@ -209,19 +211,26 @@ impl Extents {
         open.insert((extent, direct), Arc::clone(file));
     }
 
-    /// Reads up to `length` bytes of an extent from `offset`: fewer only at the end of its file. Large ranges are read
-    /// past the page cache: what is asked for often is kept by who asks.
+    /// Reads up to `length` bytes of an extent from `offset`: fewer only at the end of its file.
     pub(crate) fn read(&self, extent: ExtentNumber, offset: u64, length: usize) -> io::Result<Bytes> {
-        if length >= DIRECT_BYTES_MIN
-            && let Some(file) = self.direct(extent)?
-        {
+        let file = self.file(extent)?;
+        Ok(read_vec(&file, length, offset)?.into())
+    }
+
+    /// The same, past the page cache where the file system can do so.
+    pub(crate) fn read_past_cache(
+        &self,
+        extent: ExtentNumber,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<Bytes> {
+        if let Some(file) = self.direct(extent)? {
             match read_direct(&file, &self.memory, offset, length) {
-                Err(error) if is_unfit(&error) => self.go_buffered(),
+                Err(error) if is_unfit(&error) => self.go_buffered(&error),
                 read => return read,
             }
         }
-        let file = self.file(extent)?;
-        Ok(read_vec(&file, length, offset)?.into())
+        self.read(extent, offset, length)
     }
 
     /// Makes an extent with its header. Not durable yet: the caller syncs the file and [`Self::sync_directory`].
@@ -234,7 +243,7 @@ impl Extents {
         let begun = self.direct(extent).and_then(|direct| {
             let appender = Appender::begin(&file, direct, &first)?;
             if !appender.is_direct() {
-                self.go_buffered();
+                self.go_buffered(&"a new extent does not take them");
             }
             Ok(appender)
         });
@@ -427,7 +436,7 @@ mod tests {
         let bytes: Vec<u8> = (0..100 * BOUNDARY).map(|at| u8::try_from(at / 7 % 251).unwrap()).collect();
         appender.push(&[&bytes]).unwrap();
         appender.flush().unwrap();
-        let min = DIRECT_BYTES_MIN;
+        let min = 128 * 1024;
         let ranges =
             [(4096, min), (4097, min), (5000, min + 1), (8191, 300_000), (200_000, 300_000), (500_000, min)];
         for buffered in [false, true] {
@@ -435,11 +444,11 @@ mod tests {
             for (offset, length) in ranges {
                 let begin = (offset - BOUNDARY).min(bytes.len());
                 let expected = &bytes[begin..(begin + length).min(bytes.len())];
-                let read = extents.read(extent, offset as u64, length).unwrap();
+                let read = extents.read_past_cache(extent, offset as u64, length).unwrap();
                 assert!(read == expected, "buffered={buffered} offset={offset} length={length}");
             }
         }
         extents.remove(extent).unwrap();
-        assert_eq!(extents.read(extent, 0, min).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(extents.read_past_cache(extent, 0, min).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use crate::locks::locked;
+use crate::record::BOUNDARY_BYTES;
 
 #[derive(Default)]
 struct Faults {
@@ -17,6 +18,16 @@ struct Faults {
     sync_fails: bool,
     /// Nothing can be written from here on.
     full_from: Option<u64>,
+    once: Option<Fault>,
+}
+
+/// What befalls one write.
+#[derive(Clone, Copy)]
+pub(crate) enum Fault {
+    /// No more than so many bytes of it are written.
+    CutShort(usize),
+    /// The file system says that it does not take such.
+    Unfit,
 }
 
 /// By device and inode: a test's files are its own.
@@ -46,6 +57,11 @@ pub(crate) fn fill_up(path: &Path, offset: u64) {
     change(path, |faults| faults.full_from = Some(offset));
 }
 
+/// Befalls the next write of `path`.
+pub(crate) fn once(path: &Path, fault: Fault) {
+    change(path, |faults| faults.once = Some(fault));
+}
+
 /// Everything works again.
 pub(crate) fn heal(path: &Path) {
     change(path, |faults| *faults = Faults::default());
@@ -61,10 +77,20 @@ fn check(file: &File, fails: impl FnOnce(&Faults) -> bool) -> io::Result<()> {
     if hit { Err(eio()) } else { Ok(()) }
 }
 
-pub(crate) fn write(file: &File, offset: u64, length: usize) -> io::Result<()> {
+/// How much of a write is to be tried.
+pub(crate) fn write(file: &File, offset: u64, length: usize) -> io::Result<usize> {
+    assert!(offset.is_multiple_of(BOUNDARY_BYTES), "a write begins at {offset}, on no boundary");
     let end = offset + length as u64;
     check(file, |faults| faults.full_from.is_some_and(|from| from < end))
-        .map_err(|_eio| io::ErrorKind::StorageFull.into())
+        .map_err(|_eio| io::Error::from(io::ErrorKind::StorageFull))?;
+    let metadata = file.metadata()?;
+    let once =
+        locked(&FAULTS).get_mut(&(metadata.dev(), metadata.ino())).and_then(|faults| faults.once.take());
+    match once {
+        None => Ok(length),
+        Some(Fault::CutShort(count)) => Ok(count.min(length)),
+        Some(Fault::Unfit) => Err(io::Error::from_raw_os_error(rustix::io::Errno::INVAL.raw_os_error())),
+    }
 }
 
 pub(crate) fn read(file: &File, offset: u64, length: usize) -> io::Result<()> {

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A range is returned only if every block it touches verifies against the checksums in the record's own front,
 //!   and the front against the place where it was found.
-//! - Buffers are at most one shard, or [`PIECE_BYTES`] while verifying.
+//! - Buffers are at most one shard and its front, or [`PIECE_BYTES`] while verifying.
 
 use std::fs::File;
 use std::io;
@@ -25,6 +25,9 @@ pub(crate) const PIECE_BYTES: usize = 1024 * 1024;
 
 /// A range that begins this early is read together with the record's front.
 const TOGETHER_BYTES: u64 = 256 * 1024;
+
+/// What is asked for from this size on is read past the page cache: smaller ranges find their neighbours there.
+const DIRECT_BYTES_MIN: u32 = 128 * 1024;
 
 /// Why a record does not give its shard.
 #[derive(Debug, thiserror::Error)]
@@ -121,11 +124,6 @@ fn fault(place: Place, error: io::Error) -> ReadFault {
     }
 }
 
-/// As [`Extents::read`]; an extent that is not there is damage.
-fn read_at(extents: &Extents, place: Place, behind: u64, length: u64) -> Result<Bytes, ReadFault> {
-    extents.read(place.extent, place.offset + behind, size(length)).map_err(|error| fault(place, error))
-}
-
 /// Reads `length` bytes of the shard from `offset`. The caller has checked that they lie within it.
 pub(crate) fn read_range(
     extents: &Extents,
@@ -141,14 +139,23 @@ pub(crate) fn read_range(
     let end = u64::from(offset) + u64::from(length);
     let blocks_end = end.next_multiple_of(u64::from(BLOCK_BYTES)).min(u64::from(row.payload_length));
 
+    let near = |behind: u64, length: u64| extents.read(place.extent, place.offset + behind, size(length));
+    let read = |behind: u64, bytes: u64| {
+        if length >= DIRECT_BYTES_MIN {
+            extents.read_past_cache(place.extent, place.offset + behind, size(bytes))
+        } else {
+            near(behind, bytes)
+        }
+    };
+    let fault = |error| fault(place, error);
     let (front, blocks) = if blocks_begin <= TOGETHER_BYTES {
-        let whole = read_at(extents, place, 0, start + blocks_end)?;
+        let whole = read(0, start + blocks_end).map_err(fault)?;
         let front = parse_front(owner, place, name, row.payload_length, &whole)?;
         (front, whole.slice(whole.len().min(size(start + blocks_begin))..))
     } else {
-        let head = read_at(extents, place, 0, start)?;
+        let head = near(0, start).map_err(fault)?;
         let front = parse_front(owner, place, name, row.payload_length, &head)?;
-        (front, read_at(extents, place, start + blocks_begin, blocks_end - blocks_begin)?)
+        (front, read(start + blocks_begin, blocks_end - blocks_begin).map_err(fault)?)
     };
     if (blocks.len() as u64) < blocks_end - blocks_begin {
         return Err(truncated());

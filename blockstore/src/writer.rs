@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::appender::Appender;
 use crate::disk_core::Core;
-use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, Seal, punch_hole, sync};
+use crate::extent::{EXTENT_BYTES_MAX, EXTENT_HEADER_BYTES, Seal, punch_hole};
 use crate::files::is_out_of_space;
 use crate::index::{ExtentFigures, IndexBatch, IndexError, Row, ScrubCursor, Totals};
 use crate::locks::locked;
@@ -350,6 +350,7 @@ impl Writer {
             }
             return;
         }
+        let sequence = self.totals.sequence;
         let mut written = Vec::new();
         let mut failed: Option<String> = None;
         for (put, replaced, answer) in admitted {
@@ -366,6 +367,8 @@ impl Writer {
             for put in self.cut_off(&mut written) {
                 drop(put.answer.send(PutOutcome::Refused(reason.clone())));
             }
+            // The cluster is told of no record that no scan could find.
+            self.totals.sequence = sequence + written.len() as u64;
         }
         if let Some(last) = written.last() {
             self.last = Some(last.row.place);
@@ -441,7 +444,6 @@ impl Writer {
     fn append(&mut self, put: &Put) -> Result<(), String> {
         let Some(active) = &mut self.active else { return Err("no extent to write to".to_owned()) };
         let place = Place { extent: active.extent, offset: active.end };
-        // A number is not given twice, whatever becomes of the record.
         self.totals.sequence += 1;
         let stamp = Stamp { sequence: self.totals.sequence, durable_bytes: active.durable_bytes };
         let front = encode_front(self.core.extents.owner(), place, stamp, &put.header, &put.payload);
@@ -489,7 +491,9 @@ impl Writer {
         if written.is_empty() {
             return Ok(());
         }
-        let synced = sync(active.appender.file())
+        let synced = active
+            .appender
+            .sync()
             .and_then(|()| if active.named { Ok(()) } else { self.core.extents.sync_directory() });
         if let Err(error) = synced {
             self.core.fence(&format!("a sync failed: {error}"));

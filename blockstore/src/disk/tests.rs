@@ -304,20 +304,26 @@ async fn of_a_batch_that_runs_out_of_space_what_is_whole_is_stored() {
     let disk = new_disk(&path);
     let mut model = Model::new();
     put_random(&disk, &mut model, &mut random, 1).await;
+    // Each is written at once, whatever it shares a batch with.
+    const RECORD_BYTES: u64 = 2 << 20;
+    let payloads = (0..12).map(|number| (name(5, number, 0), payload(&mut random, (2 << 20) - 4096)));
+    let shards: Model = payloads.collect();
     let extent = extent_files(&path).remove(0);
-    crate::faults::fill_up(&extent, random.random_range(3..9) << 20);
-    let shards: Model = (0..12).map(|number| (name(5, number, 0), payload(&mut random, 1_200_000))).collect();
+    let fitting = random.random_range(1..6);
+    let end = std::fs::metadata(&extent).unwrap().len() + RECORD_BYTES * fitting;
+    crate::faults::fill_up(&extent, end + random.random_range(0..RECORD_BYTES));
     let all = shards.iter().map(|(name, bytes)| put(&disk, *name, bytes));
     let outcomes = futures_util::future::join_all(all).await;
     let mut refused = Model::new();
-    for ((name, bytes), outcome) in shards.into_iter().zip(outcomes) {
+    for (number, ((name, bytes), outcome)) in (0..).zip(shards.into_iter().zip(outcomes)) {
         match outcome {
-            PutOutcome::Stored => drop(model.insert(name, bytes)),
-            PutOutcome::Refused(_) => drop(refused.insert(name, bytes)),
-            other => panic!("{other:?}"),
+            PutOutcome::Stored if number != fitting => drop(model.insert(name, bytes)),
+            PutOutcome::Refused(_) if number >= fitting => drop(refused.insert(name, bytes)),
+            other => panic!("{number}: {other:?}"),
         }
     }
-    assert!(!refused.is_empty(), "there was no space for all");
+    let told = disk.core.sequence.load(Ordering::Relaxed);
+    assert_eq!(told, model.len() as u64, "no more are told of than a scan would find");
     crate::faults::heal(&extent);
     assert_holds(&disk, &model).await;
     for (name, bytes) in refused {
