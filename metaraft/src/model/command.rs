@@ -23,10 +23,11 @@ use engine::manifest::{ContentList, ManifestEntry};
 use serde::{Deserialize, Serialize};
 
 use super::journal::Seen;
-use super::outcome::StepOutcome;
+use super::nursery::{SmallFile, TokenGuard};
 use super::request_key::{Payload, RequestKey};
 use super::row::{AccountRow, DeviceRow, EntryKind};
 
+pub use super::answer::CommandOutcome;
 pub use super::choice::{Base, OnExisting, OpenUploadsMax, VersionChoice};
 pub use super::root_step::{AttestedDisk, RootStep};
 pub use super::step_error::StepError;
@@ -522,27 +523,60 @@ pub enum DataStep {
         /// What they have seen of it.
         seen: Seen,
     },
-}
-
-/// The answer to a command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CommandOutcome {
-    /// One outcome per step.
-    Done(Vec<StepOutcome>),
-    /// Nothing was changed.
-    Failed {
-        /// Which step, counted from 0.
-        step: u32,
-        /// Why.
-        error: StepError,
+    /// Changes nothing: refuses the command ([`StepError::TokenRefused`]) unless the token is right and its device not
+    /// revoked. Slot: the account's.
+    TokenGuard(TokenGuard),
+    /// Makes a file, or a new version of one, with its bytes: they are kept in the nursery, unless the namespace has the
+    /// content already. Answers [`StepOutcome::Entry`]. Refused as [`StepError::NurseryFull`] if there is no room: then
+    /// the way over an upload session is taken.
+    FilePut {
+        /// Where.
+        namespace: NamespaceId,
+        /// The file.
+        file: Box<SmallFile>,
+        /// Bytes that the nursery may hold.
+        nursery_bytes_max: u64,
     },
-    /// The request id is older than requests are remembered, or further ahead than clocks may differ.
-    RequestOutOfTime {
-        /// The leader's time, milliseconds since 1970.
-        leader_ms: u64,
+    /// Makes `mover` the one who empties this group's nursery, for a time. [`StepError::Changed`] while another one is.
+    NurseryLease {
+        /// Who: random bits of its own.
+        mover: u64,
+        /// For how long.
+        life_ms: u64,
     },
-    /// The bytes are not a command that the leader's software knows; it has not been proposed.
-    NotUnderstood,
-    /// The disk of the leader is at its reserve, and this command does not only make room: it has not been proposed.
-    NoSpace,
+    /// Begins to move a content out of the nursery. Answers [`StepOutcome::NurseryTaken`] with the holder in force.
+    /// Idempotent.
+    NurseryTake {
+        /// Whose.
+        namespace: NamespaceId,
+        /// Which.
+        content: ContentId,
+        /// Of which use.
+        generation: u64,
+        /// Who refers to the chunks, if moving begins now: fresh random bits.
+        holder: HolderId,
+    },
+    /// Ends the move of a content whose chunks are stored and which has been retained elsewhere for the use: from now on
+    /// it counts as retained, and its bytes go. If the last use has gone meanwhile, nothing is done. Answers
+    /// [`StepOutcome::NurserySettled`]. Idempotent.
+    NurserySettle {
+        /// Whose.
+        namespace: NamespaceId,
+        /// Which.
+        content: ContentId,
+        /// Of which use.
+        generation: u64,
+        /// The content's holder, as [`StepOutcome::Retained`] said; `None` where the content's slot is of this very group:
+        /// it is read from there.
+        in_force: Option<HolderId>,
+    },
+    /// Forgets a content that is leaving, once the pins of its holder are gone. Idempotent.
+    NurseryForget {
+        /// Whose.
+        namespace: NamespaceId,
+        /// Which.
+        content: ContentId,
+        /// Of which use.
+        generation: u64,
+    },
 }

@@ -1,10 +1,12 @@
 //! What the metadata groups hold and how it is changed and read: rows, commands, queries, settings, and their
 //! encoding.
 
+mod answer;
 mod choice;
 pub mod codec;
 pub mod command;
 pub mod journal;
+pub mod nursery;
 pub mod outcome;
 pub mod query;
 pub mod request_key;

@@ -105,6 +105,18 @@ pub enum StepOutcome {
         /// Its latest run, if runs are recorded.
         run: Option<JournalRun>,
     },
+    /// [`super::command::DataStep::NurseryTake`].
+    NurseryTaken {
+        /// Who refers to the chunks of this move, or of the one that was begun before; `None` if it is not there to be
+        /// moved any more.
+        holder: Option<HolderId>,
+    },
+    /// [`super::command::DataStep::NurserySettle`].
+    NurserySettled {
+        /// Pins of the move's holder may be left: it is to be dismissed, its pins are to be removed unless it is in force,
+        /// and then it is to be forgotten ([`super::command::DataStep::NurseryForget`]).
+        leaving: bool,
+    },
 }
 
 /// A reference of a namespace to a content, to be released.

@@ -9,6 +9,7 @@ use engine::manifest::ManifestEntry;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{JournalRun, Seen};
+use super::nursery::{FileAt, FoundContent, NurseryFile, NurserySums, Opened, TokenGuard};
 use super::outcome::Release;
 use super::row::{
     AccountRow, AsideRelease, ChangeRow, ContentRow, DeviceRow, EntryRow, GroupCounters, NamespaceRow,
@@ -249,6 +250,36 @@ pub enum Query {
         /// At most so many.
         count_max: u32,
     },
+    /// Contents that the namespace's versions have, wherever they are by now. Answers [`Reply::ContentsIn`], in order, for
+    /// the first ones.
+    ContentsIn {
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        contents: Vec<ContentId>,
+        /// Whether the bytes of those in the nursery are wanted.
+        bytes: bool,
+    },
+    /// All that is needed to read the current version of a file, in one look. Answers [`Reply::Opened`].
+    OpenFile {
+        /// Whose token it must be; `None` if that has been checked.
+        guard: Option<TokenGuard>,
+        /// Where.
+        namespace: NamespaceId,
+        /// Which.
+        at: FileAt,
+    },
+    /// A page of the group's nursery. Answers [`Reply::Nursery`].
+    Nursery {
+        /// Begin after this one.
+        after: Option<(NamespaceId, ContentId, u64)>,
+        /// Only what is there since this or longer, and what is on its way.
+        since_ms_max: u64,
+        /// At most so many.
+        count_max: u32,
+    },
+    /// What the group's nursery holds. Answers [`Reply::NurserySums`].
+    NurserySums,
 }
 
 /// A query for more rows than this may take long.
@@ -269,8 +300,10 @@ impl Query {
             | Self::Version { .. }
             | Self::UploadPart { .. }
             | Self::Counters
+            | Self::OpenFile { .. }
+            | Self::NurserySums
             | Self::Secret { .. } => false,
-            Self::Devices { .. } | Self::Versions { .. } => true,
+            Self::Devices { .. } | Self::Versions { .. } | Self::Nursery { .. } => true,
             Self::Children { count_max, .. }
             | Self::Trash { count_max, .. }
             | Self::Releases { count_max, .. }
@@ -283,7 +316,9 @@ impl Query {
             Self::Resolve { paths, .. } => paths.len() > LONG_ROWS,
             Self::Paths { entries, .. } | Self::EntriesById { entries, .. } => entries.len() > LONG_ROWS,
             Self::Uploads { uploads, .. } => uploads.len() > LONG_ROWS,
-            Self::NamespaceHolds { contents, .. } | Self::Contents { contents } => contents.len() > LONG_ROWS,
+            Self::NamespaceHolds { contents, .. }
+            | Self::Contents { contents }
+            | Self::ContentsIn { contents, .. } => contents.len() > LONG_ROWS,
             Self::ChunksLocate { chunks } | Self::ChunksPinned { chunks, .. } => chunks.len() > LONG_ROWS,
             Self::Sequences { namespaces } => namespaces.len() > LONG_ROWS,
             Self::DevicesLive { devices } => devices.len() > LONG_ROWS,
@@ -426,6 +461,19 @@ pub enum Reply {
         /// Its runs up to that one.
         runs: Vec<JournalRun>,
     },
+    /// Where contents are.
+    ContentsIn(Vec<FoundContent>),
+    /// What was found.
+    Opened(Box<Opened>),
+    /// A page of the nursery.
+    Nursery {
+        /// In the order of namespaces and contents.
+        files: Vec<NurseryFile>,
+        /// Where the next page begins; `None`: that was all.
+        next: Option<(NamespaceId, ContentId, u64)>,
+    },
+    /// Its sums.
+    NurserySums(NurserySums),
 }
 
 /// A page of what is below a folder.

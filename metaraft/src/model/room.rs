@@ -32,6 +32,8 @@ fn step_makes_room(step: &DataStep) -> bool {
         | DataStep::UploadExpire { .. }
         | DataStep::UploadForget { .. }
         | DataStep::DeviceRevoke { .. }
+        | DataStep::NurseryForget { .. }
+        | DataStep::TokenGuard(_)
         | DataStep::JournalGuard { .. } => true,
         _ => false,
     }

@@ -9,6 +9,7 @@ use engine::location::ChunkLocation;
 use engine::manifest::ContentList;
 use serde::{Deserialize, Serialize};
 
+use super::nursery::NurserySums;
 use super::outcome::Release;
 
 /// The root folder of every namespace.
@@ -316,6 +317,8 @@ pub struct GroupCounters {
     pub releases_aside: u64,
     /// Some of them, those that are tried again soonest.
     pub releases_aside_some: Vec<AsideRelease>,
+    /// What the nursery holds.
+    pub nursery: NurserySums,
 }
 
 /// Bytes of the reason for which a release was set aside.

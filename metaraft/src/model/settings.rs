@@ -77,6 +77,12 @@ const ACCOUNT_UPLOADS_MAX: &str = "account-uploads-max";
 /// How many chunks their lists may have.
 const ACCOUNT_UPLOAD_CHUNKS_MAX: &str = "account-upload-chunks-max";
 
+/// How long small files lie in the nursery.
+const NURSERY_AGE: &str = "nursery-age";
+
+/// How many bytes of them.
+const NURSERY_BYTES_MAX: &str = "nursery-bytes-max";
+
 /// All settings, by name. Durations are written like `30d`, `90s` or `250ms`.
 pub const SETTINGS: &[SettingDefinition] = &[
     SettingDefinition {
@@ -108,6 +114,18 @@ pub const SETTINGS: &[SettingDefinition] = &[
         default_value: "4s",
         values: SettingValues::DurationMs(SECOND_MS, DAY_MS),
         description: "how long after its last heartbeat a storage node counts as up",
+    },
+    SettingDefinition {
+        name: NURSERY_AGE,
+        default_value: "10s",
+        values: SettingValues::DurationMs(0, DAY_MS),
+        description: "how long small files that were put alone stay with the metadata before they are packed into stripes",
+    },
+    SettingDefinition {
+        name: NURSERY_BYTES_MAX,
+        default_value: "67108864",
+        values: SettingValues::Count(0, 1 << 30),
+        description: "bytes of such files in each metadata group; beyond it small files go into stripes at once",
     },
     SettingDefinition {
         name: "read-hedge",
@@ -258,14 +276,29 @@ impl Settings {
         self.duration("session-life")
     }
 
+    fn count(&self, name: &str) -> u64 {
+        self.value(name).and_then(parse_count).unwrap_or(0)
+    }
+
     /// `account-uploads-max` and `account-upload-chunks-max`.
     #[must_use]
     pub fn open_uploads_max(&self) -> OpenUploadsMax {
-        let count = |name| self.value(name).and_then(parse_count).unwrap_or(0);
         OpenUploadsMax {
-            sessions: count(ACCOUNT_UPLOADS_MAX),
-            list_entries: count(ACCOUNT_UPLOAD_CHUNKS_MAX),
+            sessions: self.count(ACCOUNT_UPLOADS_MAX),
+            list_entries: self.count(ACCOUNT_UPLOAD_CHUNKS_MAX),
         }
+    }
+
+    /// `nursery-age`.
+    #[must_use]
+    pub fn nursery_age(&self) -> Duration {
+        self.duration(NURSERY_AGE)
+    }
+
+    /// `nursery-bytes-max`.
+    #[must_use]
+    pub fn nursery_bytes_max(&self) -> u64 {
+        self.count(NURSERY_BYTES_MAX)
     }
 
     /// `volume-nodes-min` and `volume-racks-min`.

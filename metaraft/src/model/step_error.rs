@@ -106,4 +106,10 @@ pub enum StepError {
     /// The request id has been used for something else: send a new one.
     #[error("the request id has been used for something else")]
     RequestReused,
+    /// The token is wrong, or its device was revoked.
+    #[error("the token is wrong or has been revoked")]
+    TokenRefused,
+    /// The nursery has no room for the file: it goes over stripes.
+    #[error("the nursery is full")]
+    NurseryFull,
 }

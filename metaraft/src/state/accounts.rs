@@ -14,6 +14,7 @@ use super::keys;
 use super::txn::{Group, decode_row, invalid, not_found};
 use crate::kv::KeyRange;
 use crate::model::command::StepError;
+use crate::model::nursery::TokenGuard;
 use crate::model::outcome::StepOutcome;
 use crate::model::row::{AccountRow, DeviceRow};
 
@@ -142,5 +143,15 @@ impl Group<'_, '_> {
             self.put(&key, &row);
         }
         Ok(StepOutcome::Done)
+    }
+
+    pub(super) fn token_guard(&self, guard: &TokenGuard) -> Result<StepOutcome, StepError> {
+        self.own(guard.account.slot())?;
+        let row: Option<DeviceRow> = self.get(&keys::device(guard.account, guard.device))?;
+        if row.is_some_and(|row| row.token_hash == guard.token_hash && row.revoked_ms.is_none()) {
+            Ok(StepOutcome::Done)
+        } else {
+            Err(StepError::TokenRefused)
+        }
     }
 }

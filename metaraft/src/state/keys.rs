@@ -84,6 +84,10 @@ pub(super) enum Table {
     JournalRun = 43,
     /// What is recorded of them, and the latest one.
     JournalRuns = 44,
+    /// Contents of the nursery.
+    Nursery = 45,
+    /// Their bytes.
+    NurseryBytes = 46,
 
     /// Contents.
     Content = 50,
@@ -151,6 +155,16 @@ pub(super) fn owned_slots() -> Vec<u8> {
 /// How long tombstones are kept, in milliseconds.
 pub(super) fn journal_horizon() -> Vec<u8> {
     Key::of(Table::Group).bytes(b"journal-horizon").0
+}
+
+/// What the nursery holds.
+pub(super) fn nursery_sums() -> Vec<u8> {
+    Key::of(Table::Group).bytes(b"nursery").0
+}
+
+/// Who empties the nursery.
+pub(super) fn nursery_lease() -> Vec<u8> {
+    Key::of(Table::Group).bytes(b"nursery-lease").0
 }
 
 pub(super) fn request(request: RequestId) -> Vec<u8> {
@@ -331,6 +345,23 @@ pub(super) fn journal_runs(namespace: NamespaceId) -> Vec<u8> {
 
 pub(super) fn content_use(namespace: NamespaceId, content: ContentId) -> Vec<u8> {
     in_namespace(Table::Use, namespace).bytes(content.as_bytes()).0
+}
+
+pub(super) fn nursery(namespace: NamespaceId, content: ContentId, generation: u64) -> Vec<u8> {
+    in_namespace(Table::Nursery, namespace).bytes(content.as_bytes()).number(generation).0
+}
+
+pub(super) fn nursery_bytes(namespace: NamespaceId, content: ContentId, generation: u64) -> Vec<u8> {
+    in_namespace(Table::NurseryBytes, namespace).bytes(content.as_bytes()).number(generation).0
+}
+
+/// Namespace, content and generation in the key of a content of the nursery.
+pub(super) fn nursery_parts(key: &[u8]) -> Option<(NamespaceId, ContentId, u64)> {
+    let parts = last(key, NamespaceId::LENGTH + ContentId::LENGTH + 8)?;
+    let (namespace, parts) = parts.split_at_checked(NamespaceId::LENGTH)?;
+    let (content, generation) = parts.split_at_checked(ContentId::LENGTH)?;
+    let generation = u64::from_be_bytes(generation.try_into().ok()?);
+    Some((NamespaceId::from_slice(namespace).ok()?, ContentId::from_slice(content).ok()?, generation))
 }
 
 pub(super) fn upload(namespace: NamespaceId, upload: UploadId) -> Vec<u8> {

@@ -330,5 +330,19 @@ fn data_step(group: &mut Group<'_, '_>, step: &DataStep) -> Result<StepOutcome, 
             group.release_set_aside(*namespace, Release { content: *content, generation: *generation }, why)
         }
         DataStep::JournalGuard { namespace, seen } => group.journal_guard(*namespace, seen),
+        DataStep::TokenGuard(guard) => group.token_guard(guard),
+        DataStep::FilePut { namespace, file, nursery_bytes_max } => {
+            group.small_file_put(*namespace, file, *nursery_bytes_max)
+        }
+        DataStep::NurseryLease { mover, life_ms } => group.nursery_lease(*mover, *life_ms),
+        DataStep::NurseryTake { namespace, content, generation, holder } => {
+            group.nursery_take(*namespace, *content, *generation, *holder)
+        }
+        DataStep::NurserySettle { namespace, content, generation, in_force } => {
+            group.nursery_settle(*namespace, *content, *generation, *in_force)
+        }
+        DataStep::NurseryForget { namespace, content, generation } => {
+            group.nursery_forget(*namespace, *content, *generation)
+        }
     }
 }

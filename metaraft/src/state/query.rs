@@ -31,7 +31,7 @@ use crate::warden::liveness::Liveness;
 pub(super) const ROW_BYTES: usize = 128;
 
 /// Bytes of an entry of a chunk list, about.
-const MANIFEST_ENTRY_BYTES: usize = 40;
+pub(super) const MANIFEST_ENTRY_BYTES: usize = 40;
 
 /// Rows of the cluster map's tables: more nodes, disks or volumes than any cluster of this design has.
 const MAP_ROWS_MAX: usize = 1_000_000;
@@ -284,6 +284,7 @@ impl<'a> Reader<'a> {
             stripes,
             releases_aside,
             releases_aside_some,
+            nursery: self.get(&keys::nursery_sums())?.unwrap_or_default(),
         })
     }
 

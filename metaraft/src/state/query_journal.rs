@@ -285,6 +285,11 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// An entry as it is now, if it is in the tree.
+    pub(super) fn live(&self, namespace: NamespaceId, entry: EntryId) -> Result<Option<EntryRow>, Refusal> {
+        self.live_row(namespace, entry, &mut Live::new())
+    }
+
     fn entries_by_id(&self, namespace: NamespaceId, entries: &[EntryId]) -> Result<Reply, Refusal> {
         self.namespace(namespace)?;
         let mut live = Live::new();

@@ -52,7 +52,7 @@ impl Reader<'_> {
             Query::UploadPart { namespace, upload, part } => self.upload_part(namespace, upload, part),
             Query::NamespaceHolds { namespace, contents } => self.namespace_holds(namespace, &contents),
             Query::Releases { namespace, count_max } => self.releases(namespace, page(count_max)),
-            query => self.answer_journal(query),
+            query => self.answer_files(query),
         }
     }
 
@@ -80,7 +80,7 @@ impl Reader<'_> {
         Ok(Reply::Resolved(resolved))
     }
 
-    fn resolve_one(
+    pub(super) fn resolve_one(
         &self,
         namespace: NamespaceId,
         root: &EntryRow,

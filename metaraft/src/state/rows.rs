@@ -141,6 +141,15 @@ pub(super) struct UseRow {
     pub retained: bool,
 }
 
+/// Who empties the nursery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NurseryLeaseRow {
+    /// Its random bits.
+    pub mover: u64,
+    /// Until when, by the log's time.
+    pub until_ms: u64,
+}
+
 /// A dead content, until the references to its chunks are gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DeadContentRow {

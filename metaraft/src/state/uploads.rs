@@ -175,7 +175,11 @@ impl Group<'_, '_> {
             UploadState::Held { .. } => self
                 .get(&keys::content_use(namespace, session.content))?
                 .ok_or_else(|| invalid("a held content has no use row"))?,
-            _ => self.use_add(namespace, &mut row, session.content)?,
+            _ => {
+                let used = self.use_add(namespace, &mut row, session.content)?;
+                self.nursery_share(namespace, session.content, used)?;
+                used
+            }
         };
         let held = UploadRow { state: UploadState::Held { generation: used.generation }, ..session };
         self.put(&keys::upload(namespace, upload), &held);
@@ -342,7 +346,7 @@ impl Group<'_, '_> {
 }
 
 /// Compares what is at the target with what the commit was made against; gives the current version's state.
-fn check_base(base: Base, existing: Option<&EntryRow>) -> Result<Option<FileState>, StepError> {
+pub(super) fn check_base(base: Base, existing: Option<&EntryRow>) -> Result<Option<FileState>, StepError> {
     let state = match existing.map(|entry| &entry.kind) {
         Some(EntryKind::File(state)) => Some(*state),
         Some(other) => return Err(StepError::WrongKind { is: other.word().to_owned() }),

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A content's use count is the number of the namespace's versions with it, and of its sessions that hold it.
 //! - A use row with `retained` means that the content's slot has the reference of that generation.
-//! - With the last use the row goes, and the reference is queued to be released; a later use has a new generation,
-//!   so a late release never hits it.
+//! - With the last use the row goes, and the reference is queued to be released, unless the content was in the nursery
+//!   alone; a later use has a new generation, so a late release never hits it.
 //! - Empty content has no rows.
 //! - A release is queued or set aside, never both, until it is done. One that is set aside has a row that says why and
 //!   when it is tried again, and one that finds it by that time.
@@ -76,13 +76,13 @@ impl Group<'_, '_> {
         match self.get::<UseRow>(&key)? {
             Some(used) if used.generation == generation => {
                 self.put(&key, &UseRow { retained: true, ..used });
-                Ok(())
+                if used.retained { Ok(()) } else { self.nursery_retained(namespace, content, generation) }
             }
             _ => Err(invalid("a held content has no use row of the session's generation")),
         }
     }
 
-    /// Counts one use less. With the last one the reference is queued to be released, and returned.
+    /// Counts one use less. With the last one the reference is queued to be released, and returned, if there may be one.
     pub(super) fn use_drop(
         &mut self,
         namespace: NamespaceId,
@@ -96,6 +96,9 @@ impl Group<'_, '_> {
         }
         let generation = used.generation;
         self.delete(&key);
+        if !self.nursery_let_go(namespace, content, used)? {
+            return Ok(None);
+        }
         // Whether it was ever retained is not known here: releasing what is not there changes nothing.
         self.put(&keys::release(namespace, content, generation), &());
         Ok(Some(Release { content, generation }))

@@ -6,10 +6,12 @@ use engine::cluster::StripeRecord;
 use engine::ids::{ChunkId, ContentId, EntryId, HolderId, NamespaceId};
 
 use super::super::keys::{self, Table};
+use super::super::nursery::NurseryBytesRow;
 use super::super::quota::{FILE_BYTES, VERSION_BYTES, entry_bytes};
 use super::super::rows::{DeadContentRow, JournalRow, PlaceRow, SumsRow, UseRow};
 use super::world::World;
 use crate::kv::Backing;
+use crate::model::nursery::{NurseryRow, NurseryState, NurserySums};
 use crate::model::outcome::Release;
 use crate::model::row::{
     AsideRelease, ChunkRow, ChunkState, ContentRow, EntryKind, EntryRow, NamespaceRow, OpenUploads,
@@ -34,6 +36,7 @@ struct All {
     uploads: Vec<(NamespaceId, UploadRow)>,
     contents: BTreeMap<ContentId, ContentRow>,
     content_refs: BTreeSet<(ContentId, NamespaceId, u64)>,
+    nursery: BTreeMap<(NamespaceId, ContentId, u64), NurseryRow>,
     chunks: BTreeMap<ChunkId, ChunkRow>,
     chunk_refs: BTreeSet<(ChunkId, HolderId)>,
 }
@@ -65,6 +68,11 @@ impl All {
             uploads: world.rows(Table::Upload).into_iter().map(|(key, row)| (of(&key), row)).collect(),
             contents: world.rows(Table::Content).into_iter().map(|(k, row)| (content(&k, ID), row)).collect(),
             content_refs: world.rows(Table::ContentRef).into_iter().map(reference).collect(),
+            nursery: world
+                .rows(Table::Nursery)
+                .into_iter()
+                .map(|(key, row)| (keys::nursery_parts(&key).unwrap(), row))
+                .collect(),
             chunks: world.rows(Table::Chunk).into_iter().map(|(key, row)| (chunk(&key), row)).collect(),
             chunk_refs: world.rows(Table::ChunkRef).into_iter().map(pin).collect(),
         }
@@ -80,6 +88,7 @@ impl All {
 pub(super) fn check(world: &World) {
     let all = All::read(world);
     check_uses(&all);
+    check_nursery(world, &all);
     check_aside(world);
     check_references(&all);
     check_bytes(world, &all);
@@ -112,7 +121,9 @@ fn check_uses(all: &All) {
     let mut counted: BTreeMap<(NamespaceId, ContentId), u64> = BTreeMap::new();
     for (namespace, _, version) in all.versions.iter().filter(|(_, _, version)| version.size > 0) {
         *counted.entry((*namespace, version.content)).or_default() += 1;
-        assert!(all.uses[&(*namespace, version.content)].retained, "a version that is not retained");
+        let used = all.uses[&(*namespace, version.content)];
+        let kept = all.nursery.get(&(*namespace, version.content, used.generation)).is_some_and(has_bytes);
+        assert!(used.retained || kept, "a version that is neither retained nor in the nursery");
     }
     for (namespace, upload) in &all.uploads {
         if let UploadState::Held { generation } = upload.state {
@@ -122,6 +133,42 @@ fn check_uses(all: &All) {
     }
     let kept: BTreeMap<_, _> = all.uses.iter().map(|(key, row)| (*key, row.count)).collect();
     assert_eq!(kept, counted, "uses are miscounted");
+}
+
+fn has_bytes(row: &NurseryRow) -> bool {
+    matches!(row.state, NurseryState::Kept | NurseryState::Moving { .. })
+}
+
+/// What has bytes is used, and nothing else is kept; what is kept by itself is nowhere else.
+fn check_nursery(world: &World, all: &All) {
+    let (mut with_bytes, mut sums) = (BTreeSet::new(), NurserySums::default());
+    for ((namespace, content, generation), row) in &all.nursery {
+        let used = all.uses.get(&(*namespace, *content)).filter(|used| used.generation == *generation);
+        if has_bytes(row) {
+            let key = keys::nursery_bytes(*namespace, *content, *generation);
+            let bytes: NurseryBytesRow = world.row(&key).expect("the bytes are lost");
+            assert_eq!(bytes.0.len() as u64, row.size());
+            with_bytes.insert(key);
+            sums.files += 1;
+            sums.bytes += row.size() + 256;
+            assert!(used.is_some_and(|used| !used.retained), "kept for nothing: {row:?}");
+        } else {
+            assert!(used.is_none_or(|used| used.retained), "leaving, but needed: {row:?}");
+        }
+        if row.state == NurseryState::Kept && !row.shared {
+            assert!(!all.content_refs.contains(&(*content, *namespace, *generation)), "referred to unseen");
+        }
+    }
+    let kept: BTreeSet<_> =
+        world.rows::<NurseryBytesRow>(Table::NurseryBytes).into_iter().map(|(key, _)| key).collect();
+    assert_eq!(kept, with_bytes, "bytes of nothing");
+    let mut counted = NurserySums::default();
+    for row in world.stores().filter_map(|store| store.get(&keys::nursery_sums()).unwrap()) {
+        let row: NurserySums = crate::model::codec::decode(&row).unwrap();
+        counted.files += row.files;
+        counted.bytes += row.bytes;
+    }
+    assert_eq!(counted, sums, "the nursery's sums");
 }
 
 /// Whatever is used leads to chunks that are there: version, reference, content, pins, chunks.
@@ -288,6 +335,7 @@ pub(super) fn check_quiet(world: &World, faults: bool) {
     assert!(world.rows::<AsideRelease>(Table::ReleaseAside).is_empty(), "releases are left aside");
     let dead = world.rows::<DeadContentRow>(Table::DeadContent);
     assert!(dead.is_empty(), "dead contents are left: {dead:?}");
+    assert!(world.rows::<NurseryRow>(Table::Nursery).is_empty(), "the nursery is not empty");
     if faults {
         return;
     }

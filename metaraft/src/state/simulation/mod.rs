@@ -2,6 +2,8 @@
 //! proceed one command at a time in the order of `docs/metadata.md`, and between any two commands they may crash,
 //! be continued by another gateway, wake up late beside it, or have a command delivered twice.
 //!
+//! Small files are put by one command each, and moved out of the nursery meanwhile ([`mover`]).
+//!
 //! Now and then somebody finds a chunk unreadable where it should lie, or says so late of where it lay before.
 //!
 //! After every command the invariants of the whole state are checked ([`invariants`]); followers of the journals are
@@ -15,6 +17,7 @@ mod deleter;
 mod editor;
 mod follower;
 mod invariants;
+mod mover;
 mod upload;
 mod world;
 
@@ -25,6 +28,7 @@ use rand::Rng;
 use self::abort::Abort;
 use self::cleaner::Cleaner;
 use self::follower::Follower;
+use self::mover::Mover;
 use self::upload::Upload;
 use self::world::{Progress, World};
 
@@ -55,6 +59,7 @@ enum Actor {
     Upload(Upload),
     Abort(Abort),
     Cleaner(Cleaner),
+    Mover(Mover),
 }
 
 impl Actor {
@@ -63,6 +68,7 @@ impl Actor {
             Self::Upload(actor) => actor.step(world),
             Self::Abort(actor) => actor.step(world),
             Self::Cleaner(actor) => actor.step(world),
+            Self::Mover(actor) => actor.step(world),
         }
     }
 }
@@ -72,7 +78,11 @@ impl Actor {
 struct Faults {
     crashes: bool,
     jumps: bool,
+    /// Whoever empties the nursery crashes between any two steps, and nobody else does: nothing may be left of it.
+    movers_crash: bool,
 }
+
+const NO_FAULTS: Faults = Faults { crashes: false, jumps: false, movers_crash: false };
 
 /// One run; tells how often a follower had to begin anew.
 fn run(seed: u64, groups: u16, faults: Faults) -> u64 {
@@ -81,7 +91,10 @@ fn run(seed: u64, groups: u16, faults: Faults) -> u64 {
     let mut followers = Follower::some(&world);
     for _ in 0..STEPS {
         if actors.len() < ACTORS_MAX && world.random.random_bool(0.25) {
-            actors.push(begin(&mut world));
+            let actor = begin(&mut world);
+            if !(faults.movers_crash && is_second_mover(&actor, &actors)) {
+                actors.push(actor);
+            }
         }
         if actors.is_empty() || world.random.random_bool(0.3) {
             editor::edit(&mut world);
@@ -97,6 +110,10 @@ fn run(seed: u64, groups: u16, faults: Faults) -> u64 {
             let pages =
                 if world.random.random_bool(0.5) { u32::MAX } else { world.random.random_range(1..4) };
             followers[some].follow(&mut world, pages);
+        }
+        if world.random.random_bool(0.15) {
+            mover::put_some(&mut world);
+            invariants::check(&world);
         }
         if world.random.random_bool(0.03) {
             world.lose_some_chunk();
@@ -115,7 +132,8 @@ fn run(seed: u64, groups: u16, faults: Faults) -> u64 {
 }
 
 fn begin(world: &mut World) -> Actor {
-    match world.random.random_range(0..10) {
+    match world.random.random_range(0..12) {
+        10..12 => Actor::Mover(Mover::new(world)),
         0..7 => Actor::Upload(Upload::new(world)),
         7 => match world.some_upload() {
             Some(upload) => Actor::Abort(Abort::new(world, &upload)),
@@ -125,9 +143,19 @@ fn begin(world: &mut World) -> Actor {
     }
 }
 
+/// Whether it would empty a nursery that somebody is emptying: those that can crash keep apart by a lease.
+fn is_second_mover(actor: &Actor, actors: &[Actor]) -> bool {
+    let Actor::Mover(second) = actor else { return false };
+    actors.iter().any(|actor| matches!(actor, Actor::Mover(mover) if mover.meets(second)))
+}
+
 /// One command of one actor, or a crash before it.
 fn advance(world: &mut World, actors: &mut Vec<Actor>, faults: Faults) {
     let index = world.random.random_range(0..actors.len());
+    if faults.movers_crash && matches!(actors[index], Actor::Mover(_)) && world.random.random_bool(0.2) {
+        actors.swap_remove(index);
+        return;
+    }
     if faults.crashes && world.random.random_bool(0.06) {
         match (&actors[index], world.random.random_range(0..4)) {
             // Nobody goes on with it.
@@ -136,6 +164,10 @@ fn advance(world: &mut World, actors: &mut Vec<Actor>, faults: Faults) {
             (Actor::Upload(upload), 1..=2) => actors.push(Actor::Upload(upload.taken_over(world))),
             // Somebody gives it up, while this one may wake up later.
             (Actor::Upload(upload), _) => actors.push(Actor::Abort(Abort::new(world, &upload.session()))),
+            (Actor::Mover(mover), _) => {
+                let other = mover.beside(world);
+                actors.push(Actor::Mover(other));
+            }
             // The very same commands, by two at once.
             (other, _) => actors.push(other.clone()),
         }
@@ -155,12 +187,13 @@ fn advance(world: &mut World, actors: &mut Vec<Actor>, faults: Faults) {
 fn settle(world: &mut World, mut actors: Vec<Actor>, faults: Faults) {
     for _ in 0..20_000 {
         if actors.is_empty() {
+            actors.extend(Mover::needed(world).into_iter().map(Actor::Mover));
             actors.extend(Cleaner::needed(world).map(Actor::Cleaner));
             if actors.is_empty() {
                 break;
             }
         }
-        advance(world, &mut actors, Faults { crashes: false, jumps: false });
+        advance(world, &mut actors, NO_FAULTS);
         invariants::check(world);
     }
     assert!(actors.is_empty(), "actors never end");
@@ -198,20 +231,27 @@ fn run_all(groups: u16, faults: Faults) {
 
 #[test]
 fn one_group_keeps_its_invariants_without_faults_and_leaves_no_garbage() {
-    run_all(1, Faults { crashes: false, jumps: false });
+    run_all(1, NO_FAULTS);
 }
 
 #[test]
 fn three_groups_keep_their_invariants_without_faults_and_leave_no_garbage() {
-    run_all(3, Faults { crashes: false, jumps: false });
+    run_all(3, NO_FAULTS);
+}
+
+#[test]
+fn whoever_empties_the_nursery_crashes_and_nothing_is_lost_or_left() {
+    for groups in [1, 3] {
+        run_all(groups, Faults { movers_crash: true, ..NO_FAULTS });
+    }
 }
 
 #[test]
 fn one_group_keeps_its_invariants_through_crashes_and_late_wakers() {
-    run_all(1, Faults { crashes: true, jumps: true });
+    run_all(1, Faults { crashes: true, jumps: true, ..NO_FAULTS });
 }
 
 #[test]
 fn three_groups_keep_their_invariants_through_crashes_and_late_wakers() {
-    run_all(3, Faults { crashes: true, jumps: true });
+    run_all(3, Faults { crashes: true, jumps: true, ..NO_FAULTS });
 }

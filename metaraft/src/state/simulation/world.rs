@@ -69,6 +69,9 @@ pub(super) struct World {
 /// When every run begins.
 const START_MS: u64 = 1_800_000_000_000;
 
+/// Small chunks: the first ones.
+const SMALL_CHUNKS: usize = 4;
+
 /// How long journals keep what is gone.
 const HORIZON_MS: u64 = 40 * 3_600_000;
 
@@ -79,15 +82,19 @@ impl World {
     pub(super) fn new(seed: u64, groups: u16) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let namespaces: Vec<NamespaceId> = (0..2).map(|_| NamespaceId::from_bytes(random.random())).collect();
-        let chunks: Vec<ManifestEntry> = (0..6)
-            .map(|_| {
+        // Some are so small that files of up to three of them may be put by one command.
+        let chunks: Vec<ManifestEntry> = (0..8)
+            .map(|number| {
+                let size_max = if number < SMALL_CHUNKS { 20_000 } else { CHUNK_BYTES_MAX as u64 };
                 let id = ChunkId::from_bytes(random.random());
-                ManifestEntry { id, size: random.random_range(1..=CHUNK_BYTES_MAX as u64) }
+                ManifestEntry { id, size: random.random_range(1..=size_max) }
             })
             .collect();
         // The empty content, and a few that share chunks.
-        let contents = (0..4)
-            .map(|count| {
+        let contents = (0..8)
+            .map(|number| {
+                let chunks = if number < 4 { &chunks[..] } else { &chunks[..SMALL_CHUNKS] };
+                let count = number % 4;
                 let chunks: Vec<ManifestEntry> =
                     (0..count).map(|_| chunks[random.random_range(0..chunks.len())]).collect();
                 let size = chunks.iter().map(|chunk| chunk.size).sum();

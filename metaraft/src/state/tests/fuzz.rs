@@ -3,6 +3,7 @@
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::nursery::{file, put_step};
 use super::{Harness, SPACE, begin_step, chunks, commit_step, retain_step};
 use crate::app::{App, LogTime};
 use crate::kv::{Txn, View};
@@ -25,6 +26,7 @@ fn damaged_commands_and_queries_are_answered_and_two_replicas_agree() {
         retain_step(upload, &chunks(2, 1000), None),
         commit_step(upload, ROOT_ENTRY, "b", Base::Any),
         DataStep::TrashPurge { namespace: SPACE, trash: 1, entries_max: 5 },
+        put_step(file(&["c"], &[5; 300])),
     ];
     let query = encode(&Query::Children { namespace: SPACE, parent: ROOT_ENTRY, after: None, count_max: 3 });
     for _ in 0..20_000 {

@@ -2,6 +2,7 @@
 
 mod fuzz;
 mod journal;
+mod nursery;
 mod queries;
 mod registry;
 mod releases;
