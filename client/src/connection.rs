@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -56,6 +57,8 @@ pub struct ApiClient {
     token: Option<Arc<ShownToken>>,
     retry_time_max: Duration,
     clock: Arc<ServerClock>,
+    /// Whether the gateway has said that it does not know how to put a file by one call.
+    lacks_put_file: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for ApiClient {
@@ -121,6 +124,7 @@ impl ApiClient {
             token,
             retry_time_max: RETRY_TIME_MAX,
             clock: Arc::default(),
+            lacks_put_file: Arc::default(),
         })
     }
 
@@ -132,7 +136,14 @@ impl ApiClient {
         let channel = build_endpoint(options)?.connect_lazy();
         let token = options.token.as_deref().map(ShownToken::new).transpose()?.map(Arc::new);
         let endpoint = normalize_endpoint(&options.endpoint).into();
-        Ok(Self { channel, endpoint, token, retry_time_max: RETRY_TIME_MAX, clock: Arc::default() })
+        Ok(Self {
+            channel,
+            endpoint,
+            token,
+            retry_time_max: RETRY_TIME_MAX,
+            clock: Arc::default(),
+            lacks_put_file: Arc::default(),
+        })
     }
 
     /// Over a channel that a test has made; nothing is repeated.
@@ -144,6 +155,7 @@ impl ApiClient {
             token: None,
             retry_time_max: Duration::ZERO,
             clock: Arc::default(),
+            lacks_put_file: Arc::default(),
         }
     }
 
@@ -219,6 +231,16 @@ impl ApiClient {
             wall_ms() / 1000
         );
         CallError::Refused { code, reason, message }
+    }
+
+    /// Whether the gateway is known to be older than the call that puts a file.
+    pub(crate) fn lacks_put_file(&self) -> bool {
+        self.lacks_put_file.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it is.
+    pub(crate) fn note_lack_of_put_file(&self) {
+        self.lacks_put_file.store(true, Ordering::Relaxed);
     }
 
     /// Makes a unary call, repeated while its failures are transient.

@@ -4,6 +4,8 @@
 //! server at its files' paths is looked up (`remote`); then its small files go together (`small`) and its large ones
 //! each by itself (`large`), several at once, all chunks through one stream (`chunk_stream`).
 //!
+//! One small file that is named alone, and that is not there yet, is put by one call (`single`).
+//!
 //! Invariants:
 //! - A file is committed whole, as it was at one moment, against the version that was there when it was looked up:
 //!   nothing half-written is ever under its name, and nobody's newer version is replaced unseen.
@@ -17,6 +19,7 @@ pub(crate) mod large;
 pub(crate) mod read;
 mod remote;
 pub(crate) mod session;
+pub(crate) mod single;
 mod small;
 mod unchanged;
 mod walk;
@@ -103,6 +106,11 @@ pub async fn upload(
     sources: Vec<UploadSource>,
     progress: Arc<dyn Progress>,
 ) -> UploadReport {
+    if let [source] = sources.as_slice()
+        && let Some(report) = single::put(api, source, &progress).await
+    {
+        return report;
+    }
     let (sender, found) = mpsc::channel(FOUND_QUEUED_MAX);
     let (chunks, chunk_task) = ChunkSender::start(api.clone());
     let walk_progress = progress.clone();

@@ -30,6 +30,9 @@ use crate::token::Token;
 /// Bytes of an email address, by RFC 5321.
 const EMAIL_BYTES_MAX: usize = 254;
 
+/// Names that are tried for a tree, until one is in its account's slot: that none is has a chance of e^-61.
+const NAMES_TRIED_MAX: u32 = 1_000_000;
+
 /// What an account is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct NewAccount {
@@ -79,12 +82,17 @@ fn id_of_request(request: RequestKey) -> AccountId {
     AccountId::from_bytes(bytes)
 }
 
-/// An account's tree is named after it, so that a creation that was broken off goes on with the same one.
+/// An account's tree is named after it, so that a creation that was broken off goes on with the same one, and is in the
+/// account's own slot, so that its tokens are judged where the work is done. One of some 16,384 names is.
 fn namespace_of(account: AccountId) -> NamespaceId {
-    let digest = sha256_parts(&[b"keepstone namespace\0", account.as_bytes()]);
-    let mut bytes = [0; NamespaceId::LENGTH];
-    bytes.copy_from_slice(&digest[..NamespaceId::LENGTH]);
-    NamespaceId::from_bytes(bytes)
+    let named = |number: u32| {
+        let digest = sha256_parts(&[b"keepstone namespace\0", account.as_bytes(), &number.to_be_bytes()]);
+        let mut bytes = [0; NamespaceId::LENGTH];
+        bytes.copy_from_slice(&digest[..NamespaceId::LENGTH]);
+        NamespaceId::from_bytes(bytes)
+    };
+    let in_slot = (0..NAMES_TRIED_MAX).map(named).find(|namespace| namespace.slot() == account.slot());
+    in_slot.unwrap_or_else(|| named(0))
 }
 
 async fn account_by_email(meta: &Meta, email: &str) -> Result<Option<AccountId>, MetaError> {

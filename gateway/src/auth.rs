@@ -3,17 +3,20 @@
 //! Invariants:
 //! - A token is checked by a linearizable read, once for each request, before anything of it is read; so a revoked one
 //!   stops with the next request. What is open already is ended by [`crate::live`].
+//! - Where one command or query does all the work, the token is checked in it, and nobody who has just been right is asked
+//!   for beforehand: a [`Claim`], which is no [`Caller`] to anything else.
 //! - All ways in which a token can be wrong look alike from outside.
 
 use engine::ids::{AccountId, DeviceId, NamespaceId};
 use http::{HeaderMap, HeaderValue};
+use metaraft::model::nursery::TokenGuard;
 use metaraft::model::query::{Query, Reply};
 use metaraft::model::row::{AccountRow, DeviceRow};
 use tonic::{Code, Request};
 
 use crate::failure::Failure;
 use crate::meta::{Meta, wrong_reply};
-use crate::token::Token;
+use crate::token::{Token, equal_in_constant_time};
 
 /// An authenticated caller.
 #[derive(Clone, Debug)]
@@ -51,14 +54,47 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, Failure> {
     caller.ok_or_else(|| Failure::internal("caller", &"a request came by the gate without one"))
 }
 
+/// Who calls, by a token that is to be checked where the work is done.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) caller: Caller,
+    /// The token; `None` if it has been checked for this request.
+    pub(crate) token: Option<TokenGuard>,
+}
+
+/// Who calls, for what checks tokens itself.
+pub(crate) fn claim<T>(request: &Request<T>) -> Result<Claim, Failure> {
+    let claim = request.extensions().get::<Claim>().cloned();
+    claim.ok_or_else(|| Failure::internal("caller", &"a request came by the gate without one"))
+}
+
+impl Claim {
+    /// Checks the token now, where several steps follow.
+    pub(crate) async fn check(&self, meta: &Meta) -> Result<(), Failure> {
+        let Some(TokenGuard { account, device, token_hash }) = self.token else { return Ok(()) };
+        let found = device_of(meta, account, device).await?;
+        let right = |row: &DeviceRow| {
+            row.revoked_ms.is_none() && equal_in_constant_time(&row.token_hash, &token_hash)
+        };
+        if found.is_some_and(|(_account, row)| right(&row)) { Ok(()) } else { Err(refused()) }
+    }
+}
+
+async fn device_of(
+    meta: &Meta,
+    account: AccountId,
+    device: DeviceId,
+) -> Result<Option<(AccountRow, DeviceRow)>, Failure> {
+    match meta.query(account.slot(), Query::Device { account, device }).await {
+        Ok(Reply::Device(found)) => Ok(found),
+        Ok(_) => Err(Failure::from_meta(&wrong_reply("device"), "sign-in")),
+        Err(error) => Err(Failure::from_meta(&error, "sign-in")),
+    }
+}
+
 /// Checks a token.
 pub(crate) async fn check(meta: &Meta, token: Token) -> Result<Caller, Failure> {
-    let query = Query::Device { account: token.account, device: token.device };
-    let found = match meta.query(token.account.slot(), query).await {
-        Ok(Reply::Device(found)) => found,
-        Ok(_) => return Err(Failure::from_meta(&wrong_reply("device"), "sign-in")),
-        Err(error) => return Err(Failure::from_meta(&error, "sign-in")),
-    };
+    let found = device_of(meta, token.account, token.device).await?;
     // Without a device the work is the same: a hash, and a comparison that fails.
     let kept = found.as_ref().map_or([0; 32], |(_account, device)| device.token_hash);
     let proven = token.proves(&kept);

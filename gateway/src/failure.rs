@@ -209,6 +209,10 @@ impl Failure {
                 Self::unavailable(format!("{subject}: the cluster is being rearranged; try again"))
             }
             StepError::RequestReused => Self::reused(subject),
+            StepError::TokenRefused => crate::auth::refused(),
+            StepError::NurseryFull => {
+                Self::unavailable(format!("{subject}: too many small files at once; try again in a moment"))
+            }
             StepError::WrongGroup => Self::internal("metadata", step),
             StepError::WrongCluster => {
                 tracing::debug!(error = %step, "asked before the cluster was made");

@@ -40,7 +40,7 @@ pub(crate) fn wrong_reply(what: &'static str) -> MetaError {
 
 /// Asks about all of `items`, as often as it takes: a question has as many as fit by their `bytes`, at least one, and
 /// its reply answers for the first of them, as many as fit again.
-async fn ask_all<T: Clone, R, F>(
+pub(crate) async fn ask_all<T: Clone, R, F>(
     what: &'static str,
     items: &[T],
     bytes: impl Fn(&T) -> usize,

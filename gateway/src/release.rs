@@ -340,6 +340,21 @@ pub(crate) async fn unpin_session(meta: &Meta, session: &Session, dismissed: boo
     Ok(pins.flush(meta).await?)
 }
 
+/// Removes the pins that a holder has of chunks, unless it is their content's.
+pub(crate) async fn unpin_holder(
+    meta: &Meta,
+    content: ContentId,
+    holder: HolderId,
+    chunks: impl Iterator<Item = ChunkId>,
+) -> Result<(), Failure> {
+    if !dismiss(meta, content, holder).await? {
+        return Ok(());
+    }
+    let mut pins = Pins::default();
+    pins.add(meta, holder, chunks).await?;
+    Ok(pins.flush(meta).await?)
+}
+
 /// Bars a holder from becoming the content's; false if it is already.
 async fn dismiss(meta: &Meta, content: ContentId, holder: HolderId) -> Result<bool, Failure> {
     let step = DataStep::HolderDismiss { content, holder };

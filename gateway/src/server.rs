@@ -261,6 +261,7 @@ fn refusals(limits: &Limits, stopping: CancellationToken) -> Refusals {
 /// Starts what follows the cluster for as long as the gateway runs.
 fn spawn_followers(core: &Arc<Core>) {
     core.tasks.spawn(follow_groups(Arc::clone(core)));
+    core.tasks.spawn(crate::nursery::run(Arc::clone(core)));
     let (meta, source) = (core.meta.clone(), core.source.clone());
     core.tasks.spawn(retry_set_aside(meta, source, core.stopping.clone()));
     core.tasks.spawn(Arc::clone(&core.live).follow(core.meta.clone(), core.stopping.clone()));

@@ -4,6 +4,7 @@
 mod batches;
 mod cluster;
 mod door;
+mod nursery;
 mod oracle;
 mod release;
 mod repeats;

@@ -11,12 +11,15 @@ use chaos::cluster::{Cluster, Options};
 use chaos::ledger::Ledger;
 use chaos::serial::serial;
 use chaos::size::{Size, seed};
+use chaos::wait::wait_for;
 use chaos::workload::Uploader;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 /// How soon a cluster must be back.
 const READY_MAX: Duration = Duration::from_secs(5);
+/// How soon whoever empties the nursery next has emptied it: once the lease of the one who was killed is over.
+const EMPTIED_MAX: Duration = Duration::from_secs(90);
 const UPLOADERS: usize = 3;
 const REMOTE: &str = "/crash";
 
@@ -35,6 +38,8 @@ fn crash_rounds(data_groups: &str, rounds: usize) -> Result<()> {
     let mut random = SmallRng::seed_from_u64(seed("crash"));
     let mut cluster = Cluster::start(&Options::with(&["--data-groups", data_groups]))?;
     cluster.client()?.ok(&["mkdir", REMOTE])?;
+    // Small files are moved into stripes while they are put, and while all is killed.
+    cluster.client()?.ok(&["admin", "settings", "set", "nursery-age", "0ms"])?;
     let ledger = Ledger::default();
     let mut slowest = Duration::ZERO;
     for round in 0..rounds {
@@ -44,6 +49,12 @@ fn crash_rounds(data_groups: &str, rounds: usize) -> Result<()> {
         ensure!(ready_after < READY_MAX, "round {round}: ready after {ready_after:?}");
     }
     eprintln!("{data_groups} data groups, {rounds} rounds: ready after {slowest:?} at worst");
+    let client = cluster.client()?;
+    wait_for("the nursery to be emptied", EMPTIED_MAX, || {
+        let status = client.json(&["admin", "status"])?;
+        Ok((status["nursery_files"] == 0).then_some(()))
+    })?;
+    judge(&client, &ledger, &cluster.scratch("emptied")?)?;
     cluster.finish()
 }
 

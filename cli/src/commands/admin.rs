@@ -127,6 +127,8 @@ fn json_status(status: &v1::StatusResponse) -> Value {
         "shards_damaged_found": status.shards_damaged_found,
         "bytes_logical": status.bytes_logical,
         "bytes_unique": status.bytes_unique,
+        "nursery_files": status.nursery_files,
+        "nursery_bytes": status.nursery_bytes,
         "bytes_on_disk": status.bytes_on_disk,
         "volumes": status.volumes,
         "code": status.code,
@@ -147,6 +149,10 @@ fn text_status(status: &v1::StatusResponse) -> String {
     row("damage", format!("{} found", format::count(status.shards_damaged_found, "shard")));
     row("logical", format::size(status.bytes_logical));
     row("unique", format::size(status.bytes_unique));
+    if status.nursery_files > 0 {
+        let bytes = format::size(status.nursery_bytes);
+        row("nursery", format!("{} small files, {bytes}, to be packed", status.nursery_files));
+    }
     row("on disk", format::size(status.bytes_on_disk));
     row("volumes", format!("{}, code {}", status.volumes, status.code));
     row("groups", format!("1 root, {} data", status.data_groups));

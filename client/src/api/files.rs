@@ -1,6 +1,7 @@
 //! Files and folders of the account's tree. For content see the modules `upload` and `download`.
 
 use bytes::Bytes;
+use engine::ids::ContentId;
 use proto::v1;
 
 use super::{files, present};
@@ -299,6 +300,31 @@ impl ApiClient {
         let reached =
             Reached { proof: answer.seen.to_vec(), sequence: answer.sequence, reign: answer.reign.to_vec() };
         Ok((item_results(answer.results, count)?, reached))
+    }
+
+    /// Puts one small file, in one round trip, against what `message` says is there; its request id is made here. It must
+    /// come to be the content that is named. Refused as UNIMPLEMENTED by gateways that are older than this call.
+    pub(crate) async fn put_file(
+        &self,
+        message: v1::PutFileRequest,
+        content: ContentId,
+    ) -> Result<(v1::Entry, Reached), CallError> {
+        let message = v1::PutFileRequest { request_id: self.new_request_id().await?, ..message };
+        let empty = message.data.is_empty();
+        let answer = self
+            .call(message, |channel, request| async move { files(channel).put_file(request).await })
+            .await;
+        if matches!(&answer, Err(error) if error.code() == Some(tonic::Code::Unimplemented)) {
+            self.note_lack_of_put_file();
+        }
+        let answer = answer?;
+        let entry = present(answer.entry, "entry")?;
+        if !empty && entry.content != content.as_bytes()[..] {
+            return Err(CallError::protocol("the file that was put is another one than was sent"));
+        }
+        let reached =
+            Reached { proof: answer.seen.to_vec(), sequence: answer.sequence, reign: answer.reign.to_vec() };
+        Ok((entry, reached))
     }
 
     /// Gives up a session. Tried once: a session that nobody ends expires by itself.

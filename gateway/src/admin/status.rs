@@ -231,6 +231,8 @@ pub(crate) fn status(gathered: &Gathered) -> v1::StatusResponse {
     }
     v1::StatusResponse {
         releases_aside,
+        nursery_files: counters.iter().map(|counters| counters.nursery.files).sum(),
+        nursery_bytes: counters.iter().map(|counters| counters.nursery.bytes).sum(),
         health: health.to_owned(),
         problems: problems.lines,
         nodes: nodes(gathered),

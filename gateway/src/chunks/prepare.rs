@@ -31,7 +31,11 @@ impl Preparer {
         }
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    /// Does a piece of work there.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
         let permit = Arc::clone(&self.at_once).acquire_owned().await;
         let permit = permit.map_err(|closed| Failure::internal("prepare", &closed))?;
         tokio::task::spawn_blocking(move || {

@@ -8,19 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::ids::{ChunkId, ContentId, StripeId};
+use engine::ids::{ChunkId, NamespaceId, StripeId};
 use engine::location::LocatedChunk;
-use engine::manifest::ContentList;
 use engine::presence::Verdict;
 use engine::reader::{ChunkReader, DamagedShard, ReadChunkError, ReadPatience};
 use engine::store::Processor;
 use futures_util::future::try_join_all;
 use metaraft::api::MetaError;
+use metaraft::model::nursery::SMALL_FILE_BYTES_MAX;
+use metaraft::model::row::FileState;
 use tonic::Code;
 
 use crate::chunks::lists::Lists;
 use crate::chunks::presence::mark;
 use crate::chunks::stripe::Store;
+use crate::contents::Content;
 use crate::core::content_gone;
 use crate::failure::Failure;
 use crate::meta::Meta;
@@ -116,16 +118,26 @@ impl ChunkSource {
         Ok(Self { meta, suspects, reader, lists: Arc::default() })
     }
 
-    /// The list of a content that a version names.
-    pub(crate) async fn list_of(&self, content: ContentId) -> Result<ContentList, Failure> {
-        if let Some(list) = self.lists.get(content) {
-            return Ok(list);
+    /// The content that a version in a tree names. What may be in the nursery is always asked for: a list that was read
+    /// earlier may be of chunks that have gone since.
+    pub(crate) async fn content_of(
+        &self,
+        namespace: NamespaceId,
+        state: &FileState,
+    ) -> Result<Content, Failure> {
+        let content = state.content;
+        if state.size > SMALL_FILE_BYTES_MAX as u64
+            && let Some(list) = self.lists.get(content)
+        {
+            return Ok(Content::Listed(list));
         }
-        let rows = self.meta.contents(&[content]).await;
-        let mut rows = rows.map_err(|error| Failure::from_meta(&error, "content"))?;
-        let list = rows.remove(&content).ok_or_else(content_gone)?.list;
-        self.lists.keep(content, &list);
-        Ok(list)
+        let found = self.meta.contents_in(namespace, &[content], true).await;
+        let mut found = found.map_err(|error| Failure::from_meta(&error, "content"))?;
+        let found = found.remove(&content).ok_or_else(content_gone)?;
+        if let Content::Listed(list) = &found {
+            self.lists.keep(content, list);
+        }
+        Ok(found)
     }
 
     /// Where chunks lie, in order; a chunk that lies nowhere is an error.

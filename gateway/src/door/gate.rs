@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use engine::ids::AccountId;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
+use metaraft::model::nursery::TokenGuard;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::auth::{self, Caller};
+use crate::auth::{self, Caller, Claim};
 use crate::config::Limits;
 use crate::core::Core;
 use crate::door::address::Address;
@@ -57,11 +58,15 @@ enum Kind {
     Put,
     /// Takes a file's bytes.
     Get,
+    /// Takes the bytes of one file, which is looked up with the token.
+    GetFile,
     /// Asks for a page of a list, which may be a large answer to a small question.
     List,
     /// Makes or changes something, if it is not refused: not read while too much was refused lately. Deleting is none: it
     /// may be what the refusals ask for.
     Change,
+    /// The same, of one file that is put with the token.
+    PutFile,
     /// The same, with long lists of chunks maybe: not read while too many were sent lately.
     Begin,
     /// Of an administrator.
@@ -77,9 +82,9 @@ impl Kind {
             "/keepstone.v1.Sync/Watch" | "/keepstone.v1.Sync/WaitForChange" => Self::Wait,
             "/keepstone.v1.Files/PutChunks" => Self::Put,
             "/keepstone.v1.Files/BeginUploads" => Self::Begin,
-            "/keepstone.v1.Files/Download"
-            | "/keepstone.v1.Files/DownloadMany"
-            | "/keepstone.v1.Sync/GetManifest" => Self::Get,
+            "/keepstone.v1.Files/PutFile" => Self::PutFile,
+            "/keepstone.v1.Files/Download" => Self::GetFile,
+            "/keepstone.v1.Files/DownloadMany" | "/keepstone.v1.Sync/GetManifest" => Self::Get,
             "/keepstone.v1.Files/ListFolder"
             | "/keepstone.v1.Files/ListVersions"
             | "/keepstone.v1.Files/ListTrash"
@@ -100,7 +105,20 @@ impl Kind {
             _ => Self::Other,
         }
     }
+
+    /// Whether the token is checked by what does the work, if it was right a moment ago.
+    fn checks_inside(self) -> bool {
+        matches!(self, Self::GetFile | Self::PutFile)
+    }
+
+    /// Whether it gives a file's bytes.
+    fn reads(self) -> bool {
+        matches!(self, Self::Get | Self::GetFile)
+    }
 }
+
+/// How long a token that was right is not checked before a request that checks it itself.
+const CLAIM_FRESH: Duration = Duration::from_secs(10);
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
@@ -121,8 +139,8 @@ struct Taken {
     open: Shares<Address>,
     tokens_waiting: Shares<Address>,
     tokens: Mutex<Meter<Address>>,
-    /// Hashes of tokens that were right lately.
-    proven: Mutex<Recent<[u8; 32]>>,
+    /// Hashes of tokens that were right lately, whose they are, and when.
+    proven: Mutex<Recent<[u8; 32], (Caller, Instant)>>,
 }
 
 /// What a request holds until it is answered.
@@ -142,7 +160,7 @@ struct Admitted {
     share: Option<Share>,
     held: Held,
     rules: Rules,
-    caller: Option<Caller>,
+    claim: Option<Claim>,
     /// For what stays open: it ends when its device may not go on.
     live: Option<LiveDevice>,
     counting: Option<Counting>,
@@ -188,11 +206,11 @@ impl Gate {
             Kind::SignIn | Kind::Open => self.admit_stranger(kind, &connection),
             _ => self.admit_caller(kind, request.headers(), &connection).await,
         };
-        let Admitted { share, held, rules, caller, live, counting, ending_after } = match admitted {
+        let Admitted { share, held, rules, claim, live, counting, ending_after } = match admitted {
             Ok(admitted) => admitted,
             Err(failure) => return unread(failure, stream),
         };
-        let account = caller.as_ref().map(|caller| caller.account);
+        let account = claim.as_ref().map(|claim| claim.caller.account);
         // What is waited for here is no time of the body's.
         let _turn = match self.turn(kind, account).await {
             Ok(turn) => turn,
@@ -202,13 +220,16 @@ impl Gate {
         request
             .extensions_mut()
             .insert(Origin { address: connection.address, connection: connection.number });
-        if let Some(caller) = caller {
-            request.extensions_mut().insert(caller);
+        let claimed = claim.as_ref().and_then(|claim| claim.token).map(|token| token.token_hash);
+        match claim {
+            Some(claim) if kind.checks_inside() => drop(request.extensions_mut().insert(claim)),
+            Some(claim) => drop(request.extensions_mut().insert(claim.caller)),
+            None => {}
         }
         let ended = live.as_ref().map(|live| live.ended.clone());
         let response = match (kind, &ended) {
             // Reading and waiting may be broken off at any moment; what changes something is not.
-            (Kind::Wait | Kind::Get | Kind::Put, Some(ended)) => tokio::select! {
+            (Kind::Wait | Kind::Get | Kind::GetFile | Kind::Put, Some(ended)) => tokio::select! {
                 response = self.routes.call(request) => response,
                 failure = ended.wait() => Ok(Status::from(failure).into_http()),
             },
@@ -218,6 +239,12 @@ impl Gate {
             Ok(response) => response,
             Err(never) => match never {},
         };
+        if let Some(token) = claimed
+            && Status::from_header_map(response.headers())
+                .is_some_and(|status| status.code() == Code::Unauthenticated)
+        {
+            self.proven().remove(&token);
+        }
         let beginning = response.extensions().get::<Beginning>().cloned();
         response.map(|body| {
             let body = ResponseBody::new(body, counting, (stream, share, held, live));
@@ -230,14 +257,19 @@ impl Gate {
         let Some(account) = account else { return Ok(None) };
         match kind {
             Kind::List => self.turn_to_list(account).await.map(Some),
-            Kind::Change => self.core.refusals.check(account).await.map(|()| None),
+            Kind::Change | Kind::PutFile => self.core.refusals.check(account).await.map(|()| None),
             Kind::Begin => {
                 self.core.refusals.check(account).await?;
                 self.core.chunk_lists.check(account).await.map(|()| None)
             }
-            Kind::SignIn | Kind::Open | Kind::Wait | Kind::Put | Kind::Get | Kind::Admin | Kind::Other => {
-                Ok(None)
-            }
+            Kind::SignIn
+            | Kind::Open
+            | Kind::Wait
+            | Kind::Put
+            | Kind::Get
+            | Kind::GetFile
+            | Kind::Admin
+            | Kind::Other => Ok(None),
         }
     }
 
@@ -265,7 +297,7 @@ impl Gate {
             share: Some(share),
             held: Held::default(),
             rules,
-            caller: None,
+            claim: None,
             live: None,
             counting: None,
             ending_after: (kind == Kind::Open).then_some(open_for),
@@ -279,9 +311,10 @@ impl Gate {
         connection: &Connection,
     ) -> Result<Admitted, Failure> {
         let token = auth::token_of(headers)?;
-        let stays_open = matches!(kind, Kind::Wait | Kind::Put | Kind::Get | Kind::Admin);
+        let stays_open = kind.reads() || matches!(kind, Kind::Wait | Kind::Put | Kind::Admin);
         let live = stays_open.then(|| self.core.live.enter(token.account, token.device));
-        let caller = self.caller(token, connection).await?;
+        let claim = self.claim(kind, token, connection).await?;
+        let caller = &claim.caller;
         if kind == Kind::Admin {
             caller.require_admin()?;
         }
@@ -313,27 +346,55 @@ impl Gate {
         let counting = Counting {
             account: caller.account,
             shares: Arc::clone(&self.taken.answer_bytes),
-            stream: kind == Kind::Get,
+            stream: kind.reads(),
         };
         Ok(Admitted {
             share,
             held,
             rules,
-            caller: Some(caller),
+            claim: Some(claim),
             live,
             counting: Some(counting),
             ending_after: None,
         })
     }
 
+    /// Who shows a token, which may be left to the request to check.
+    async fn claim(&self, kind: Kind, token: Token, connection: &Connection) -> Result<Claim, Failure> {
+        if kind.checks_inside()
+            && let Some(claim) = self.lately(&token)
+        {
+            return Ok(claim);
+        }
+        let caller = self.caller(token, connection).await?;
+        Ok(Claim { caller, token: None })
+    }
+
+    /// Who showed this very token a moment ago, if its account and its tree are one group's.
+    fn lately(&self, token: &Token) -> Option<Claim> {
+        let token_hash = token.hash();
+        let (caller, since) = self.proven().get(&token_hash).cloned()?;
+        let Caller { account, device, namespace, .. } = caller;
+        let same = account == token.account && device == token.device;
+        let together = self.core.meta.together(account.slot(), namespace.slot()).unwrap_or(false);
+        let usable = same && together && since.elapsed() < CLAIM_FRESH;
+        usable.then_some(Claim { caller, token: Some(TokenGuard { account, device, token_hash }) })
+    }
+
+    fn proven(&self) -> std::sync::MutexGuard<'_, Recent<[u8; 32], (Caller, Instant)>> {
+        // Held for a look-up.
+        self.taken.proven.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Who shows a token: checked against the cluster, as every request's is.
     async fn caller(&self, token: Token, connection: &Connection) -> Result<Caller, Failure> {
         let hash = token.hash();
-        let lock = || self.taken.proven.lock().unwrap_or_else(PoisonError::into_inner);
-        if lock().contains(&hash) {
+        if self.proven().contains(&hash) {
             let checked = auth::check(&self.core.meta, token).await;
-            if matches!(&checked, Err(failure) if failure.code == Code::Unauthenticated) {
-                lock().remove(&hash);
+            match &checked {
+                Ok(caller) => self.proven().insert(hash, (caller.clone(), Instant::now())),
+                Err(failure) if failure.code == Code::Unauthenticated => self.proven().remove(&hash),
+                Err(_) => {}
             }
             return checked;
         }
@@ -342,8 +403,8 @@ impl Gate {
         if !matches!(&checked, Err(failure) if failure.code == Code::Unauthenticated) {
             self.tokens().give_back(connection.address);
         }
-        if checked.is_ok() {
-            lock().insert(hash);
+        if let Ok(caller) = &checked {
+            self.proven().insert(hash, (caller.clone(), Instant::now()));
         }
         checked
     }
@@ -394,6 +455,7 @@ mod tests {
     fn whoever_owes_may_still_read_and_delete() {
         let of = |name: &str| Kind::of(&format!("/keepstone.v1.{name}"));
         assert_eq!(of("Files/BeginUploads"), Kind::Begin);
+        assert_eq!(of("Files/PutFile"), Kind::PutFile);
         let changes =
             ["CommitUploads", "CreateEntries", "SetAttributes", "MoveEntry", "CopyEntry", "RestoreVersion"];
         for name in changes {

@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::{Bytes, BytesMut};
-use engine::ids::{AccountId, ChunkId, ContentId, EntryId, StripeId};
+use engine::ids::{AccountId, ChunkId, ContentId, EntryId, NamespaceId, StripeId};
 use engine::location::LocatedChunk;
 use engine::manifest::{ContentList, ManifestEntry};
 use futures_util::{StreamExt, stream};
-use metaraft::model::row::ContentRow;
 use proto::v1;
 use tonic::Code;
 
 use crate::auth::Caller;
+use crate::contents::Content;
 use crate::convert;
 use crate::core::{BUDGET_UNIT_BYTES, Core, content_gone, found};
 use crate::door::shares::Share;
@@ -27,6 +27,7 @@ use crate::path::RemotePath;
 
 /// All files of a request, in order, each found or not.
 pub(crate) struct Many {
+    namespace: NamespaceId,
     files: Vec<Result<FileVersion, Failure>>,
 }
 
@@ -45,7 +46,10 @@ pub(crate) async fn find(
         _ => return Err(Failure::invalid("files are named by path or by id, not by both")),
     };
     let mut left = DOWNLOAD_MANY_BYTES_MAX;
-    Ok(Many { files: found.into_iter().map(|file| bounded(file?, &mut left)).collect() })
+    Ok(Many {
+        namespace: caller.namespace,
+        files: found.into_iter().map(|file| bounded(file?, &mut left)).collect(),
+    })
 }
 
 async fn by_path(
@@ -136,7 +140,7 @@ async fn send_from(
     sink: &Sink,
 ) -> Result<Waited, Ended> {
     let files = many.files.get(from.0..).unwrap_or_default();
-    let (lists, plain, _budget) = gather(core, account, files).await?;
+    let (lists, plain, _budget) = gather(core, account, many.namespace, files).await?;
     for (place, file) in (from.0..).zip(files) {
         let index = u32::try_from(place).unwrap_or(u32::MAX);
         let messages = match file {
@@ -166,12 +170,15 @@ fn error_message(index: u32, failure: Failure) -> v1::DownloadManyResponse {
     v1::DownloadManyResponse { index, end: true, error, ..v1::DownloadManyResponse::default() }
 }
 
-type Gathered = (HashMap<ContentId, ContentRow>, HashMap<ChunkId, Result<Bytes, Failure>>, Share);
+type Plain = HashMap<ChunkId, Result<Bytes, Failure>>;
+
+type Gathered = (HashMap<ContentId, ContentList>, Plain, Share);
 
 /// Reads all chunks of all files, each stripe once.
 async fn gather(
     core: &Core,
     account: AccountId,
+    namespace: NamespaceId,
     files: &[Result<FileVersion, Failure>],
 ) -> Result<Gathered, Failure> {
     let files = || files.iter().filter_map(|file| file.as_ref().ok());
@@ -181,17 +188,29 @@ async fn gather(
         files().filter(|file| file.state.size > 0).map(|file| file.state.content).collect();
     let contents: Vec<ContentId> = contents.into_iter().collect();
     let turn = core.lookups.take(account, 1).await;
-    let lists = core.meta.contents(&contents).await;
+    let found = core.meta.contents_in(namespace, &contents, true).await;
     drop(turn);
-    let lists = lists.map_err(|error| Failure::from_meta(&error, "download"))?;
-    let mut chunks: Vec<ChunkId> = lists
-        .values()
-        .filter(|row| row.list.depth == 0)
-        .flat_map(|row| row.list.entries.iter().map(|entry| entry.id))
-        .collect();
+    let found = found.map_err(|error| Failure::from_meta(&error, "download"))?;
+    let (mut lists, mut kept, mut chunks) = (HashMap::new(), Plain::new(), Vec::new());
+    for (content, found) in found {
+        let whole = match &found {
+            Content::Kept(whole) => Some(whole.verified()),
+            Content::Listed(_) => None,
+        };
+        let list = found.into_list();
+        let ids = list.entries.iter().map(|entry| entry.id);
+        match whole {
+            Some(Ok(plain)) => kept.extend(plain.into_iter().map(|(chunk, plain)| (chunk, Ok(plain)))),
+            Some(Err(failure)) => kept.extend(ids.map(|chunk| (chunk, Err(failure.clone())))),
+            None if list.depth == 0 => chunks.extend(ids),
+            None => {}
+        }
+        lists.insert(content, list);
+    }
     chunks.sort_unstable();
     chunks.dedup();
-    let plain = read(core, account, &chunks).await?;
+    let mut plain = read(core, account, &chunks).await?;
+    plain.extend(kept);
     Ok((lists, plain, budget))
 }
 
@@ -241,13 +260,13 @@ async fn read(
 fn file_messages(
     index: u32,
     file: &FileVersion,
-    lists: &HashMap<ContentId, ContentRow>,
+    lists: &HashMap<ContentId, ContentList>,
     plain: &HashMap<ChunkId, Result<Bytes, Failure>>,
 ) -> Result<Vec<v1::DownloadManyResponse>, Failure> {
     let no_chunks = ContentList::default();
     let list = match file.state.size {
         0 => &no_chunks,
-        _ => &lists.get(&file.state.content).ok_or_else(content_gone)?.list,
+        _ => lists.get(&file.state.content).ok_or_else(content_gone)?,
     };
     if list.depth > 0 {
         let message = "it is cut into too many chunks to be sent so; download it by itself";

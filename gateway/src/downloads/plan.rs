@@ -4,10 +4,11 @@
 //! - The cuts of all runs, put together, are exactly the range.
 //! - A run is of one stripe, and of at most [`RUN_BYTES_MAX`] plain bytes (or one chunk).
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use engine::ids::ChunkId;
-use engine::location::LocatedChunk;
+use engine::location::{ChunkLocation, LocatedChunk};
 use engine::manifest::{ContentList, ManifestEntry, ManifestError, TreeWalk, WalkStep};
 
 use crate::chunks::reader::ChunkSource;
@@ -69,6 +70,8 @@ pub(crate) struct Planner {
     walk: TreeWalk,
     range: Range<u64>,
     source: ChunkSource,
+    /// Where some of the chunks lie, as was told with the list.
+    places: HashMap<ChunkId, ChunkLocation>,
     done: bool,
 }
 
@@ -77,10 +80,15 @@ fn bad_list(error: &ManifestError) -> Failure {
 }
 
 impl Planner {
-    pub(crate) fn new(source: ChunkSource, list: ContentList, range: Range<u64>) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        source: ChunkSource,
+        list: ContentList,
+        places: HashMap<ChunkId, ChunkLocation>,
+        range: Range<u64>,
+    ) -> Result<Self, Failure> {
         let done = range.is_empty();
         let walk = TreeWalk::new(list, range.start).map_err(|error| bad_list(&error))?;
-        Ok(Self { walk, range, source, done })
+        Ok(Self { walk, range, source, places, done })
     }
 
     /// The next runs; `None` at the end of the range. A content that ends before its range does is an error.
@@ -103,8 +111,18 @@ impl Planner {
             return Ok(None);
         }
         let ids: Vec<ChunkId> = wanted.iter().map(|wanted| wanted.id).collect();
-        let located = self.source.locate(&ids).await?;
+        let located = match self.known(&ids) {
+            Some(located) => located,
+            None => self.source.locate(&ids).await?,
+        };
         Ok(Some(into_runs(&wanted, located)))
+    }
+
+    /// Where chunks lie, if that was told of all of them.
+    fn known(&self, chunks: &[ChunkId]) -> Option<Vec<LocatedChunk>> {
+        let located =
+            |chunk: &ChunkId| Some(LocatedChunk { chunk: *chunk, location: *self.places.get(chunk)? });
+        chunks.iter().map(located).collect()
     }
 }
 
@@ -112,7 +130,7 @@ impl Planner {
 mod tests {
     use engine::cluster::{StripeLayout, StripeShape};
     use engine::ids::{StripeId, VolumeId};
-    use engine::location::{ChunkKind, ChunkLocation, Codec};
+    use engine::location::{ChunkKind, Codec};
 
     use super::*;
 

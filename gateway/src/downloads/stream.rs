@@ -7,20 +7,24 @@
 //! and read again once it goes on, whenever that is. For one that does not even take the entry, which goes ahead of a file of
 //! some size, nothing is read.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use engine::ids::{AccountId, EntryId, VersionId};
+use engine::ids::{AccountId, ChunkId, EntryId, NamespaceId, VersionId};
+use engine::location::ChunkLocation;
 use futures_util::{Stream, StreamExt, TryStreamExt};
+use metaraft::model::nursery::{FileAt, FoundContent, Opened};
 use metaraft::model::row::{EntryKind, EntryRow, FileState, VersionRow};
 use proto::v1;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Claim, refused};
+use crate::contents::{Content, KeptContent};
 use crate::convert;
-use crate::core::{BUDGET_UNIT_BYTES, Core};
+use crate::core::{BUDGET_UNIT_BYTES, Core, content_gone};
 use crate::door::bodies::{Beginning, counted};
 use crate::door::shares::Share;
 use crate::downloads::outbox::{Gone, Outbox, Waited};
@@ -43,8 +47,17 @@ const KEPT_BYTES_MAX: u64 = 64 * 1024;
 
 /// What is to be sent.
 pub(crate) struct Download {
+    namespace: NamespaceId,
     file: FileVersion,
     range: Range<u64>,
+    /// What was found along with the version.
+    opening: Option<Opening>,
+}
+
+/// A content, and where its chunks lie, as far as that was told with it.
+struct Opening {
+    content: Content,
+    places: HashMap<ChunkId, ChunkLocation>,
 }
 
 impl Download {
@@ -118,13 +131,59 @@ pub(crate) async fn version_of(
     Ok(FileVersion { entry: convert::entry_to_wire(row, path), state, subject })
 }
 
+/// Opens the current version of a file, by path or, without one, by its id: in one look.
+async fn open(
+    core: &Core,
+    claim: &Claim,
+    path: &str,
+    entry: u64,
+) -> Result<(FileVersion, Option<Opening>), Failure> {
+    let (at, path) = if path.is_empty() && entry != 0 {
+        (FileAt::Entry(EntryId(entry)), None)
+    } else {
+        let path = RemotePath::parse(path)?;
+        (FileAt::Path(path.names().to_vec()), Some(path))
+    };
+    let subject = path.as_ref().map_or_else(|| format!("entry {entry}"), ToString::to_string);
+    let opened = core.meta.open_file(claim.token, claim.caller.namespace, at).await;
+    let (row, content, places) = match opened.map_err(|error| Failure::from_meta(&error, &subject))? {
+        Opened::TokenRefused => return Err(refused()),
+        Opened::NoEntry(_) => return Err(Failure::no_entry(&subject)),
+        Opened::Found { entry, content, places } => (entry, content, places),
+    };
+    let subject = path.as_ref().map_or_else(|| shown(&row.name), ToString::to_string);
+    let state = file_state(&row, &subject)?;
+    let content = match content {
+        Some(FoundContent::Absent) => return Err(content_gone()),
+        Some(content) => Content::found(content),
+        None => None,
+    };
+    let opening = content.map(|content| {
+        let places = match &content {
+            Content::Listed(list) => {
+                let chunks = list.entries.iter().map(|entry| entry.id);
+                chunks.zip(places).filter_map(|(chunk, place)| Some((chunk, place?))).collect()
+            }
+            Content::Kept(_) => HashMap::new(),
+        };
+        Opening { content, places }
+    });
+    Ok((FileVersion { entry: convert::entry_to_wire(row, path.as_ref()), state, subject }, opening))
+}
+
 /// Finds what a request asks for.
 pub(crate) async fn find(
     core: &Core,
-    caller: &Caller,
+    claim: &Claim,
     request: &v1::DownloadRequest,
 ) -> Result<Download, Failure> {
-    let file = find_version(core, caller, &request.path, request.entry_id, request.version).await?;
+    let caller = &claim.caller;
+    let (file, opening) = if request.version == 0 {
+        open(core, claim, &request.path, request.entry_id).await?
+    } else {
+        claim.check(&core.meta).await?;
+        (find_version(core, caller, &request.path, request.entry_id, request.version).await?, None)
+    };
     let (size, subject) = (file.state.size, &file.subject);
     if request.offset > size {
         let message = format!("{subject}: offset {} is beyond its end, {size} bytes", request.offset);
@@ -134,7 +193,7 @@ pub(crate) async fn find(
         0 => size,
         length => request.offset.saturating_add(length).min(size),
     };
-    Ok(Download { range: request.offset..end, file })
+    Ok(Download { namespace: caller.namespace, range: request.offset..end, file, opening })
 }
 
 /// A run's bytes, with its share of the bound on bytes.
@@ -242,13 +301,13 @@ fn still_counted(data: Bytes, budget: Option<&mut Share>) -> Bytes {
 /// Sends a download to the end, or ends it with an error.
 pub(crate) async fn serve(
     core: Arc<Core>,
-    caller: Caller,
+    account: AccountId,
     download: Download,
     sink: Sink,
     beginning: &Beginning,
 ) {
     let subject = download.file.subject.clone();
-    let sending = sink.while_heard(send_all(core, caller.account, download, &sink, beginning));
+    let sending = sink.while_heard(send_all(core, account, download, &sink, beginning));
     let ended = match sending.await {
         Ok(Ok(()) | Err(Ended::Unheard)) | Err(Gone) => Ok(()),
         Ok(Err(Ended::Failed(failure))) => {
@@ -261,7 +320,7 @@ pub(crate) async fn serve(
 async fn send_all(
     core: Arc<Core>,
     account: AccountId,
-    download: Download,
+    mut download: Download,
     sink: &Sink,
     beginning: &Beginning,
 ) -> Result<(), Ended> {
@@ -273,7 +332,9 @@ async fn send_all(
         beginning.taken().await;
     }
     let mut offset = download.range.start;
-    while send_from(&core, account, &download, &mut offset, sink).await? == Waited::Paused {
+    // What was found goes to the first attempt alone: later on it may be elsewhere.
+    let mut opening = download.opening.take();
+    while send_from(&core, account, &download, opening.take(), &mut offset, sink).await? == Waited::Paused {
         let unsent: usize = sink.take_back().iter().map(|message| message.data.len()).sum();
         offset -= unsent as u64;
         tracing::debug!(offset, "a download pauses");
@@ -288,13 +349,23 @@ async fn send_from(
     core: &Arc<Core>,
     account: AccountId,
     download: &Download,
+    opening: Option<Opening>,
     offset: &mut u64,
     sink: &Sink,
 ) -> Result<Waited, Ended> {
-    let turn = core.lookups.take(account, 1).await;
-    let list = core.source.list_of(download.file.state.content).await?;
-    drop(turn);
-    let planner = Planner::new(core.source.clone(), list, *offset..download.range.end)?;
+    let Opening { content, places } = match opening {
+        Some(opening) => opening,
+        None => {
+            let _turn = core.lookups.take(account, 1).await;
+            let content = core.source.content_of(download.namespace, &download.file.state).await?;
+            Opening { content, places: HashMap::new() }
+        }
+    };
+    let list = match content {
+        Content::Listed(list) => list,
+        Content::Kept(kept) => return send_kept(core, account, download, &kept, offset, sink).await,
+    };
+    let planner = Planner::new(core.source.clone(), list, places, *offset..download.range.end)?;
     let mut runs = std::pin::pin!(read_ahead(Arc::clone(core), account, planner));
     let mut messages = Messages::default();
     let mut budget = None;
@@ -326,6 +397,30 @@ async fn send_from(
         return Ok(Waited::Ready);
     }
     Ok(sink.last_taken(DOWNLOAD_PAUSE_AFTER).await?)
+}
+
+/// Sends a content of the nursery, in one message: from `offset` on, which counts along.
+async fn send_kept(
+    core: &Core,
+    account: AccountId,
+    download: &Download,
+    kept: &KeptContent,
+    offset: &mut u64,
+    sink: &Sink,
+) -> Result<Waited, Ended> {
+    let units = (download.range.end - *offset).div_ceil(BUDGET_UNIT_BYTES);
+    let mut budget = core.download_bytes.take(account, units).await;
+    let mut whole = BytesMut::new();
+    for (_chunk, plain) in kept.verified()? {
+        whole.extend_from_slice(&plain);
+    }
+    let place = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+    let (from, to) = (place(*offset), place(download.range.end));
+    if to > whole.len() {
+        return Err(Failure::internal("manifest", &"it ends before its file does").into());
+    }
+    let data = still_counted(whole.freeze().slice(from..to), Some(&mut budget));
+    send(download, offset, data, sink).await
 }
 
 async fn send(download: &Download, offset: &mut u64, data: Bytes, sink: &Sink) -> Result<Waited, Ended> {

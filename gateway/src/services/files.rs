@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::auth::{self, Caller};
+use crate::auth::{self, Caller, Claim};
 use crate::convert;
 use crate::core::Core;
 use crate::door::bodies::Beginning;
@@ -137,6 +137,27 @@ impl Files for FilesService {
         Ok(Response::new(v1::CommitUploadsResponse { results, seen, sequence, reign }))
     }
 
+    async fn put_file(
+        &self,
+        request: Request<v1::PutFileRequest>,
+    ) -> Result<Response<v1::PutFileResponse>, Status> {
+        let Claim { caller, token } = auth::claim(&request)?;
+        let message = request.into_inner();
+        let id = convert::request_of(&caller, &message.request_id, "put_file", &message)?;
+        let history = Guard::of(&self.core, &caller, &message.cursor).await?;
+        let request = uploads::small::Request {
+            core: &self.core,
+            caller: &caller,
+            token,
+            id,
+            history: history.as_ref(),
+        };
+        let put = uploads::small::put(request, message);
+        let entry = self.core.refusals.counted(caller.account, Asked::Uploads(0), put).await?;
+        let Reached { seen, sequence, reign } = Reached::of(history.as_ref(), &self.core, &caller).await?;
+        Ok(Response::new(v1::PutFileResponse { entry: Some(entry), seen, sequence, reign }))
+    }
+
     async fn abort_upload(
         &self,
         request: Request<v1::AbortUploadRequest>,
@@ -154,17 +175,18 @@ impl Files for FilesService {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
-        let caller = auth::caller(&request)?;
-        let slot = self.admit_download(&caller).await?;
-        let turn = self.core.lookups.take(caller.account, 1).await;
-        let download = downloads::stream::find(&self.core, &caller, &request.into_inner()).await?;
+        let claim = auth::claim(&request)?;
+        let slot = self.admit_download(&claim.caller).await?;
+        let turn = self.core.lookups.take(claim.caller.account, 1).await;
+        let download = downloads::stream::find(&self.core, &claim, &request.into_inner()).await?;
+        let account = claim.caller.account;
         drop(turn);
         let (sink, messages) = outbox(MESSAGES_MAX);
         let (core, beginning) = (Arc::clone(&self.core), Beginning::default());
         let mut response: Response<Self::DownloadStream> = Response::new(Box::pin(messages));
         response.extensions_mut().insert(beginning.clone());
         self.core.tasks.spawn(async move {
-            downloads::stream::serve(core, caller, download, sink, &beginning).await;
+            downloads::stream::serve(core, account, download, sink, &beginning).await;
             drop(slot);
         });
         Ok(response)

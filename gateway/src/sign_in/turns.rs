@@ -212,7 +212,7 @@ impl Turn {
             state.guesses.give_back(self.keys.account);
         }
         if was_right {
-            state.right_here.insert(self.keys.here);
+            state.right_here.insert(self.keys.here, ());
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use engine::ids::NamespaceId;
 use engine::manifest::{ManifestEntry, TreeWalk, WalkStep};
 use proto::v1;
 
@@ -18,6 +19,7 @@ pub(crate) type Sink = Outbox<v1::GetManifestResponse>;
 
 /// What is to be listed.
 pub(crate) struct Manifest {
+    namespace: NamespaceId,
     file: FileVersion,
 }
 
@@ -28,7 +30,7 @@ pub(crate) async fn find(
     request: &v1::GetManifestRequest,
 ) -> Result<Manifest, Failure> {
     let file = find_version(core, caller, "", request.entry_id, request.version).await?;
-    Ok(Manifest { file })
+    Ok(Manifest { namespace: caller.namespace, file })
 }
 
 /// Sends the list to the end, or ends the stream with an error.
@@ -63,7 +65,7 @@ async fn send_all(core: &Core, manifest: Manifest, sink: &Sink) -> Result<(), Fa
     let mut waiting: Vec<ManifestEntry> = Vec::new();
     if state.size > 0 {
         let bad = |error| Failure::internal("manifest", &error);
-        let list = core.source.list_of(state.content).await?;
+        let list = core.source.content_of(manifest.namespace, &state).await?.into_list();
         let mut walk = TreeWalk::new(list, 0).map_err(bad)?;
         loop {
             match walk.step() {

@@ -18,6 +18,7 @@ use metaraft::model::row::EntryKind;
 
 use crate::auth::Caller;
 use crate::chunks::presence::{Care, Unreadable, mark};
+use crate::contents::Content;
 use crate::core::Core;
 use crate::failure::Failure;
 use crate::limits::{LOOK_BATCH_ENTRIES_MAX, LOOK_ENTRIES_MAX};
@@ -176,13 +177,16 @@ async fn mark_current(
         }
     }
     let contents: Vec<ContentId> = interested.keys().copied().collect();
-    let rows = core.meta.contents(&contents).await.map_err(|error| failed(&error))?;
+    let found = core.meta.contents_in(caller.namespace, &contents, false).await;
+    let found = found.map_err(|error| failed(&error))?;
     let mut left = LOOK_BATCH_ENTRIES_MAX;
-    for (content, row) in rows {
+    for (content, found) in found {
+        // What is in the nursery has no chunks yet that could be pinned.
+        let Content::Listed(list) = found else { continue };
         let numbers = interested.remove(&content).unwrap_or_default();
         let looking: Vec<(usize, &Session)> =
             numbers.into_iter().map(|number| (number, begun[number].session.as_ref())).collect();
-        left -= mark_list(core, row.list, &looking, readable, left.min(LOOK_ENTRIES_MAX)).await?;
+        left -= mark_list(core, list, &looking, readable, left.min(LOOK_ENTRIES_MAX)).await?;
         if left == 0 {
             break;
         }

@@ -6,5 +6,6 @@ pub(crate) mod commit;
 pub(crate) mod forget;
 pub(crate) mod look;
 pub(crate) mod put;
+pub(crate) mod small;
 pub(crate) mod status;
 mod together;

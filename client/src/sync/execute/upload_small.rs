@@ -1,4 +1,4 @@
-//! Sends small files, many in one round trip: one begin, their chunks, one commit.
+//! Sends small files, many in one round trip: one begin, their chunks, one commit. One that is alone goes by one call.
 
 use std::collections::HashMap;
 
@@ -22,6 +22,7 @@ use crate::sync::task::{Again, End, Ended, UploadTask};
 use crate::upload::chunk_stream::{OutgoingChunk, PutOutcome, outcome};
 use crate::upload::read::{ReadFileError, cut_bytes};
 use crate::upload::session::Patience;
+use crate::upload::single::SINGLE_FILE_BYTES_MAX;
 use crate::wire;
 
 /// Files in one round trip.
@@ -42,6 +43,14 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<UploadTask>) -> Vec<Ended> {
     let mut ended = Vec::with_capacity(tasks.len());
     let mut outcomes = Vec::new();
     let read = read_all(shared, tasks, &mut ended, &mut outcomes).await;
+    let read = match put_alone(shared, read).await {
+        Ok(put) => {
+            let mut ended = record(shared, outcomes, ended).await;
+            ended.extend(put);
+            return ended;
+        }
+        Err(others) => others,
+    };
     let sent = send_all(shared, read, &mut ended).await;
     let mut failed = Vec::new();
     let unchanged = check_all(shared, sent, &mut ended, &mut failed).await;
@@ -51,6 +60,48 @@ pub(crate) async fn run(shared: &Shared, tasks: Vec<UploadTask>) -> Vec<Ended> {
     // Another try begins a session of its own.
     give_up(shared, failed).await;
     ended
+}
+
+/// Puts a file that is alone and so small that it goes by one call; gives back what does not.
+async fn put_alone(shared: &Shared, mut all: Vec<Read>) -> Result<Vec<Ended>, Vec<Read>> {
+    let small = all.len() == 1 && all.iter().all(|read| read.bytes.len() as u64 <= SINGLE_FILE_BYTES_MAX);
+    let Some(read) = all.pop_if(|_read| small && !shared.api.lacks_put_file()) else { return Err(all) };
+    let node = read.task.node;
+    let asked = match shared.known().await {
+        Ok(known) => known,
+        Err(end) => return Ok(vec![Ended::quietly(node, end)]),
+    };
+    let bytes = read.bytes.len() as u64;
+    tokio::select! {
+        () = shared.up.take(bytes) => {}
+        () = shared.stop.cancelled() => return Ok(vec![Ended::quietly(node, End::Stopped)]),
+    }
+    let message = v1::PutFileRequest {
+        cursor: asked.proof.clone().into(),
+        data: read.bytes.clone(),
+        ..put_file(&read.task)
+    };
+    match shared.api.put_file(message, read.task.content.content).await {
+        Ok((entry, told)) => {
+            shared.counters.up.wire(bytes);
+            let (outcome, done) = committed(shared, &read.task, entry);
+            Ok(record_answered(shared, (asked, told), vec![outcome], vec![done]).await)
+        }
+        Err(error) if error.code() == Some(tonic::Code::Unimplemented) => Err(vec![read]),
+        Err(error) => Ok(vec![Ended::call(node, &error)]),
+    }
+}
+
+fn put_file(task: &UploadTask) -> v1::PutFileRequest {
+    v1::PutFileRequest {
+        parent_id: task.parent,
+        name: task.name.clone(),
+        base: Some(base(task)),
+        mode: task.attributes.mode,
+        mtime_ns: task.attributes.mtime_ns,
+        cutter: wire::cutter_to_wire(task.content.cutter).into(),
+        ..v1::PutFileRequest::default()
+    }
 }
 
 /// What reading a file came to.
@@ -157,14 +208,19 @@ pub(super) fn begin(task: &UploadTask, upload_id: &Bytes, entries: &[ManifestEnt
     }
 }
 
-pub(super) fn commit(task: &UploadTask, upload_id: &Bytes) -> v1::CommitUpload {
+/// What must be there.
+fn base(task: &UploadTask) -> v1::Base {
     let base = match task.base {
         Some((_entry, version)) => v1::base::Base::Version(version),
         None => v1::base::Base::Absent(true),
     };
+    v1::Base { base: Some(base) }
+}
+
+pub(super) fn commit(task: &UploadTask, upload_id: &Bytes) -> v1::CommitUpload {
     v1::CommitUpload {
         upload_id: upload_id.clone(),
-        base: Some(v1::Base { base: Some(base) }),
+        base: Some(base(task)),
         mode: task.attributes.mode,
         mtime_ns: task.attributes.mtime_ns,
         parent_id: task.parent,
