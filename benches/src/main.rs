@@ -5,6 +5,7 @@
 //! neighbour hits them alike; a figure is the median of its rounds, with the range. Wall-clock figures of a shared
 //! machine are floors: compare ratios. The client is this build's, whatever it speaks to.
 
+mod commits;
 mod figure;
 mod raw;
 mod stack;

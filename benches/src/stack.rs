@@ -1,7 +1,7 @@
 //! Puts and gets through the whole stack: a client over TLS, the gateway, the metadata, the disks.
 //!
-//! A put is one file by the client library, as `keepstone put` does it: look up, begin, send, commit. A get reads one
-//! file's stream to its end, without writing it to a disk of the client.
+//! A put is one file by the client library, as `keepstone put` does it: a small one by one call, others by look up, begin,
+//! send, commit. A get reads one file's stream to its end, without writing it to a disk of the client.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ use rand::{RngCore as _, SeedableRng as _};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use crate::commits::Clients;
 use crate::figure::{Figure, Figures, megabytes_per_second, per_second};
 
 const KIB: usize = 1 << 10;
@@ -40,9 +41,9 @@ struct Load {
 const LOADS: [Load; 5] = [
     Load { bytes: 4 * MIB, count: 24, in_flight: 1 },
     Load { bytes: 4 * MIB, count: 64, in_flight: 16 },
-    Load { bytes: 4 * KIB, count: 150, in_flight: 1 },
-    Load { bytes: 4 * KIB, count: 800, in_flight: 16 },
-    Load { bytes: 4 * KIB, count: 1600, in_flight: 64 },
+    Load { bytes: 4 * KIB, count: 300, in_flight: 1 },
+    Load { bytes: 4 * KIB, count: 2000, in_flight: 16 },
+    Load { bytes: 4 * KIB, count: 4000, in_flight: 64 },
 ];
 
 const ROLES: [&str; 3] = ["gateway", "meta", "storage"];
@@ -52,6 +53,7 @@ pub(crate) struct Stack {
     api: ApiClient,
     files: FilesClient<Channel>,
     token: MetadataValue<Ascii>,
+    clients: Arc<Clients>,
     /// Each once, by role.
     processes: Vec<(&'static str, ProcessRef)>,
     folder: PathBuf,
@@ -64,20 +66,21 @@ impl Stack {
         let options = Profile::load(&path)?.connect_options(&path)?;
         let api = ApiClient::connect(&options).await?;
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&options.ca_pem));
-        let channel = Endpoint::from_shared(api.endpoint().to_owned())?
+        let endpoint = Endpoint::from_shared(api.endpoint().to_owned())?
             .tls_config(tls)?
             .tcp_nodelay(true)
             .initial_stream_window_size(4 * 1024 * 1024)
             .initial_connection_window_size(16 * 1024 * 1024)
-            .max_frame_size(1024 * 1024)
-            .connect()
-            .await?;
+            .max_frame_size(1024 * 1024);
+        let channel = endpoint.connect().await?;
         let files = FilesClient::new(channel).max_decoding_message_size(proto::MESSAGE_BYTES_MAX);
         let token = options.token.context("the profile has no token")?;
+        let token: MetadataValue<Ascii> = format!("Bearer {token}").parse()?;
         Ok(Self {
             api,
             files,
-            token: format!("Bearer {token}").parse()?,
+            clients: Arc::new(Clients::connect(cluster, &endpoint).await?),
+            token,
             processes: processes(cluster)?,
             folder: folder.to_owned(),
         })
@@ -100,7 +103,7 @@ impl Stack {
                 std::fs::remove_file(self.folder.join(name))?;
             }
         }
-        Ok(())
+        self.clients.measure(figures).await
     }
 
     async fn timed(&self, load: &Load, names: Arc<Vec<String>>, way: Direction) -> anyhow::Result<Run> {
