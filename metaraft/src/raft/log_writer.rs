@@ -179,7 +179,7 @@ impl LogWriter {
                 truncate_after(batch, group, *last)?;
                 ends.last = *last;
             }
-            LogRequest::Purge { upto } => match self.state.make_durable(group) {
+            LogRequest::Purge { upto } => match self.state.make_durable_upto(group, upto.index) {
                 Ok(durable) if durable.is_some_and(|durable| durable.index >= upto.index) => {
                     let last = ends.last.map_or(*upto, |last| last.max(*upto));
                     purge_upto(batch, group, upto, &last)?;

@@ -8,10 +8,14 @@
 //! - Only the generation that the meta row names is read. Another one is a snapshot being installed, or what one
 //!   replaced; it is deleted when the database is opened.
 //! - Nothing but [`StateDatabase::make_durable`] and the end of an installation waits for the disk.
+//! - It has no log of its own: the group's log is one, which keeps what is not durable here. So whatever is written is in
+//!   memory until it is flushed, and a crash leaves what was flushed: all writes up to some moment, and none after it, with
+//!   the applied index of that moment. What came after it is applied again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::ids::GroupId;
 use rocksdb::{DB, DBRawIterator, DBRecoveryMode, Options, ReadOptions, Snapshot, WriteBatch};
@@ -74,7 +78,6 @@ fn options() -> Options {
     options.set_memtable_whole_key_filtering(true);
     options.set_memtable_prefix_bloom_ratio(0.05);
     options.set_max_write_buffer_number(3);
-    options.set_max_total_wal_size(96 * MEBIBYTE as u64);
     options.set_max_background_jobs(2);
     options.set_max_open_files(256);
     options.set_keep_log_file_num(2);
@@ -97,6 +100,8 @@ const ROW_OVERHEAD_BYTES: usize = 16;
 /// The state database.
 pub(crate) struct StateDatabase {
     db: DB,
+    /// How far groups are known to be durable.
+    durable: Mutex<BTreeMap<GroupId, Option<LogId>>>,
 }
 
 impl StateDatabase {
@@ -104,7 +109,7 @@ impl StateDatabase {
     pub(crate) fn open(path: &Path, groups: impl Iterator<Item = GroupId>) -> io::Result<Self> {
         let db =
             DB::open(&options(), path).map_err(|error| database_error("open the state database", &error))?;
-        let database = Self { db };
+        let database = Self { db, durable: Mutex::default() };
         for group in groups {
             let generation = database.meta(group)?.generation;
             database.delete_generations(group, GENERATION_FIRST, generation)?;
@@ -147,19 +152,38 @@ impl StateDatabase {
             }
         }
         batch.put(meta_key(group), meta_row);
-        self.db.write(batch).map_err(|error| database_error("write the state database", &error))
+        self.write_unlogged(batch)
+    }
+
+    fn write_unlogged(&self, batch: WriteBatch) -> io::Result<()> {
+        let mut unlogged = rocksdb::WriteOptions::default();
+        unlogged.disable_wal(true);
+        self.db
+            .write_opt(batch, &unlogged)
+            .map_err(|error| database_error("write the state database", &error))
     }
 
     /// Makes everything written so far durable, and tells how far `group` had come by then.
     pub(crate) fn make_durable(&self, group: GroupId) -> io::Result<Option<LogId>> {
         let applied = self.meta(group)?.applied;
         self.sync()?;
+        // Held for an insertion.
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner).insert(group, applied);
         Ok(applied)
+    }
+
+    /// The same, unless the group is known to be durable up to an index.
+    pub(crate) fn make_durable_upto(&self, group: GroupId, index: u64) -> io::Result<Option<LogId>> {
+        let known = self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(&group).copied();
+        match known {
+            Some(durable) if durable.is_some_and(|durable| durable.index >= index) => Ok(durable),
+            _ => self.make_durable(group),
+        }
     }
 
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.db.flush_wal(true).map_err(|error| database_error("sync the state database", &error))
+        self.db.flush().map_err(|error| database_error("sync the state database", &error))
     }
 
     /// Writes rows into a generation that is not in force.
@@ -169,18 +193,15 @@ impl StateDatabase {
         for (key, value) in rows {
             batch.put([prefix.as_slice(), key].concat(), value);
         }
-        self.db.write(batch).map_err(|error| database_error("write the state database", &error))
+        self.write_unlogged(batch)
     }
 
     /// Puts the generation that `meta` names in force, durably with all its rows, and deletes the one before.
     pub(crate) fn switch(&self, group: GroupId, before: u32, meta: &StateMeta) -> io::Result<()> {
         let mut batch = WriteBatch::default();
         batch.put(meta_key(group), encode(meta)?);
-        let mut synced = rocksdb::WriteOptions::default();
-        synced.set_sync(true);
-        self.db
-            .write_opt(batch, &synced)
-            .map_err(|error| database_error("sync the state database", &error))?;
+        self.write_unlogged(batch)?;
+        self.make_durable(group)?;
         self.delete_generations(group, before, before.saturating_add(1))
     }
 
@@ -191,7 +212,7 @@ impl StateDatabase {
         }
         let mut batch = WriteBatch::default();
         batch.delete_range(prefix(group, from), prefix(group, to));
-        self.db.write(batch).map_err(|error| database_error("write the state database", &error))
+        self.write_unlogged(batch)
     }
 
     fn any_row(&self, group: GroupId, from: u32, to: u32) -> io::Result<bool> {
@@ -350,6 +371,9 @@ impl PinnedState {
 
 #[cfg(test)]
 mod tests {
+    use openraft::vote::RaftLeaderId as _;
+    use openraft::vote::leader_id_adv::LeaderId;
+
     use super::*;
 
     fn open(path: &Path) -> Arc<StateDatabase> {
@@ -382,6 +406,33 @@ mod tests {
         let live = database.live(GroupId(0), meta.generation);
         assert_eq!(live.get(b"\xff\xff").unwrap(), Some(b"zero".to_vec()));
         assert_eq!(live.get(b"").unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_flushed_is_durable_and_is_not_flushed_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = open(directory.path());
+        let at = |index| StateMeta {
+            applied: Some(LogId::new(LeaderId::new(1, 1), index)),
+            ..StateMeta::default()
+        };
+        database.write(GroupId(1), change(b"key", b"one"), &at(7)).unwrap();
+        let index = |durable: io::Result<Option<LogId>>| durable.unwrap().unwrap().index;
+        assert_eq!(index(database.make_durable_upto(GroupId(1), 5)), 7);
+        // As a crash leaves it: a copy of what is on the disk.
+        let crashed = tempfile::tempdir().unwrap();
+        let copy = || {
+            for file in std::fs::read_dir(directory.path()).unwrap() {
+                let file = file.unwrap();
+                std::fs::copy(file.path(), crashed.path().join(file.file_name())).unwrap();
+            }
+        };
+        database.write(GroupId(1), change(b"key", b"two"), &at(9)).unwrap();
+        assert_eq!(index(database.make_durable_upto(GroupId(1), 7)), 7, "flushed for nothing");
+        copy();
+        let database = open(crashed.path());
+        assert_eq!(rows(&database, GroupId(1)), [(b"key".to_vec(), b"one".to_vec())]);
+        assert_eq!(index(database.meta(GroupId(1)).map(|meta| meta.applied)), 7);
     }
 
     #[test]
