@@ -24,18 +24,18 @@ use tonic::{Code, Request};
 use crate::figure::{Figure, Figures, per_second};
 
 /// Clients at once.
-const COMMITS: [usize; 3] = [1, 64, 1000];
-const STATS: usize = 64;
+pub(crate) const COMMITS: [usize; 3] = [1, 64, 1000];
+pub(crate) const STATS: usize = 64;
 
-const CONNECTIONS_MAX: usize = 100;
+pub(crate) const CONNECTIONS_MAX: usize = 100;
 
 const ACCOUNTS: usize = 10;
 
 /// Bytes of a file.
-const FILE_BYTES: usize = 256;
+pub(crate) const FILE_BYTES: usize = 256;
 
 /// How long each load takes.
-const PERIOD: Duration = Duration::from_secs(3);
+pub(crate) const PERIOD: Duration = Duration::from_secs(3);
 
 /// Connections to a gateway, and what has been put over them.
 pub(crate) struct Clients {
@@ -50,11 +50,29 @@ struct Account {
 }
 
 /// What one client has done.
-struct Done {
-    count: usize,
-    latencies: Histogram<u64>,
+pub(crate) struct Done {
+    pub(crate) count: usize,
+    pub(crate) latencies: Histogram<u64>,
     /// The gateway does not know the call.
-    unknown: bool,
+    pub(crate) unknown: bool,
+}
+
+impl Done {
+    /// Nothing.
+    pub(crate) fn nothing() -> anyhow::Result<Self> {
+        Ok(Self { count: 0, latencies: Histogram::new(3)?, unknown: false })
+    }
+
+    pub(crate) fn add(&mut self, other: Self) -> anyhow::Result<()> {
+        self.count += other.count;
+        self.unknown |= other.unknown;
+        Ok(self.latencies.add(other.latencies)?)
+    }
+}
+
+/// So many clients, in words.
+pub(crate) fn clients(count: usize) -> String {
+    if count == 1 { "1 client".to_owned() } else { format!("{count} clients") }
 }
 
 fn request_id(random: &mut SmallRng) -> anyhow::Result<Vec<u8>> {
@@ -87,8 +105,7 @@ impl Clients {
             if done.unknown {
                 return Ok(());
             }
-            let clients = if count == 1 { "1 client".to_owned() } else { format!("{count} clients") };
-            record(&format!("commit 256 B, {clients}"), &done, elapsed, figures);
+            record(&format!("commit 256 B, {}", clients(count)), &done, elapsed, figures);
         }
         let (done, elapsed) = self.timed(STATS, false).await?;
         record(&format!("stat, {STATS} clients"), &done, elapsed, figures);
@@ -97,17 +114,14 @@ impl Clients {
 
     async fn timed(self: &Arc<Self>, count: usize, commits: bool) -> anyhow::Result<(Done, Duration)> {
         let (started, until) = (Instant::now(), Instant::now() + PERIOD);
-        let mut clients = tokio::task::JoinSet::new();
+        let mut running = tokio::task::JoinSet::new();
         for client in 0..count {
             let own = Arc::clone(self);
-            clients.spawn(async move { own.client(client, until, commits).await });
+            running.spawn(async move { own.client(client, until, commits).await });
         }
-        let mut all = Done { count: 0, latencies: Histogram::new(3)?, unknown: false };
-        while let Some(client) = clients.join_next().await {
-            let done = client??;
-            all.count += done.count;
-            all.latencies.add(done.latencies)?;
-            all.unknown |= done.unknown;
+        let mut all = Done::nothing()?;
+        while let Some(client) = running.join_next().await {
+            all.add(client??)?;
         }
         Ok((all, started.elapsed()))
     }
@@ -117,7 +131,7 @@ impl Clients {
         let account = &self.accounts[number % self.accounts.len()];
         let mut files = FilesClient::new(channel.clone());
         let mut random = SmallRng::from_os_rng();
-        let mut done = Done { count: 0, latencies: Histogram::new(3)?, unknown: false };
+        let mut done = Done::nothing()?;
         while Instant::now() < until {
             let started = Instant::now();
             let answer = if commits {
@@ -170,7 +184,7 @@ fn path(number: u64) -> String {
     format!("/commit-{number}")
 }
 
-fn record(name: &str, done: &Done, elapsed: Duration, figures: &mut Figures) {
+pub(crate) fn record(name: &str, done: &Done, elapsed: Duration, figures: &mut Figures) {
     figures.add(Figure::new(name, "1/s", per_second(done.count, elapsed)));
     for (label, quantile) in [("p50", 0.5), ("p99", 0.99)] {
         let micros = Duration::from_micros(done.latencies.value_at_quantile(quantile));

@@ -7,6 +7,7 @@
 
 mod commits;
 mod figure;
+mod peers;
 mod raw;
 mod stack;
 
@@ -18,6 +19,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::figure::{Figures, compared, short};
+use crate::peers::Etcd;
 use crate::stack::Stack;
 
 /// Measures puts and gets through a whole cluster on this machine.
@@ -41,6 +43,9 @@ struct Arguments {
     /// Measures a cluster in one process as well.
     #[arg(long)]
     one_process: bool,
+    /// Measures three etcd as well, if they are installed (Debian: etcd-server).
+    #[arg(long)]
+    peers: bool,
     /// Passed on to `keepstone up`, for example --up --data-groups --up 3.
     #[arg(long, allow_hyphen_values = true)]
     up: Vec<String>,
@@ -106,9 +111,14 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut contenders = runtime.block_on(start_all(scratch.path(), &arguments))?;
     let mut raw = Figures::default();
+    let etcd = if arguments.peers { runtime.block_on(Etcd::start(scratch.path()))? } else { None };
+    let mut others = Figures::default();
     for round in 0..arguments.rounds {
         eprintln!("round {} of {} ...", round + 1, arguments.rounds);
         raw::measure(scratch.path())?.into_iter().for_each(|figure| raw.add(figure));
+        if let Some(etcd) = &etcd {
+            runtime.block_on(etcd.measure(&mut others))?;
+        }
         for contender in &mut contenders {
             let Contender { stack, figures, .. } = contender;
             runtime.block_on(stack.measure(round, arguments.reads, figures))?;
@@ -118,7 +128,7 @@ fn main() -> anyhow::Result<()> {
     if !arguments.rounds.is_multiple_of(2) {
         contenders.reverse();
     }
-    report(&raw, &contenders, &arguments)?;
+    report(&raw, &others, &contenders, &arguments)?;
     for contender in contenders {
         drop(contender.stack);
         contender.cluster.finish()?;
@@ -126,9 +136,15 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(raw: &Figures, contenders: &[Contender], arguments: &Arguments) -> anyhow::Result<()> {
+fn report(
+    raw: &Figures,
+    others: &Figures,
+    contenders: &[Contender],
+    arguments: &Arguments,
+) -> anyhow::Result<()> {
     let columns: Vec<_> = contenders.iter().map(|one| (one.name, &one.figures)).collect();
     let mut text = raw.table();
+    text.push_str(&others.table());
     text.push('\n');
     text.push_str(&compared(&columns));
     let mut ratios = Vec::new();
@@ -143,8 +159,7 @@ fn report(raw: &Figures, contenders: &[Contender], arguments: &Arguments) -> any
     }
     let builds: serde_json::Map<_, _> =
         columns.iter().map(|(name, figures)| ((*name).to_owned(), figures.json())).collect();
-    let document =
-        json!({ "rounds": arguments.rounds, "raw": raw.json(), "clusters": builds, "ratios": ratios });
+    let document = json!({ "rounds": arguments.rounds, "raw": raw.json(), "others": others.json(), "clusters": builds, "ratios": ratios });
     write(&arguments.out, &serde_json::to_vec_pretty(&document)?)?;
     text.push_str(&format!("\nall measurements: {}\n", arguments.out.display()));
     print(&text)
