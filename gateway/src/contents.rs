@@ -118,14 +118,16 @@ impl Meta {
         Ok(there)
     }
 
-    /// All that is needed to read a file's current version, in one look.
-    pub(crate) async fn open_file(
+    /// An entry and, with `content`, all that is needed to read a file's current version, in one look.
+    pub(crate) async fn open(
         &self,
         guard: Option<TokenGuard>,
         namespace: NamespaceId,
         at: FileAt,
+        content: bool,
     ) -> Result<Opened, MetaError> {
-        match self.query(namespace.slot(), Query::OpenFile { guard, namespace, at }).await? {
+        let query = Query::OpenFile { guard, namespace, at, content };
+        match self.query(namespace.slot(), query).await? {
             Reply::Opened(opened) => Ok(*opened),
             _ => Err(wrong_reply("file")),
         }

@@ -79,7 +79,7 @@ impl Transport for Local {
         Ok(self.apply(group, &command).into())
     }
 
-    async fn query(&self, group: GroupId, query: Bytes) -> Result<Bytes, MetaError> {
+    async fn query(&self, group: GroupId, query: Bytes, _little: bool) -> Result<Bytes, MetaError> {
         Ok(self.answer(group, &query).into())
     }
 

@@ -8,8 +8,8 @@ use engine::store::{PutShardError, ShardPut, ShardStore};
 use proto::internal::metadata_server::{Metadata, MetadataServer};
 use proto::internal::{
     AttestRequest, AttestResponse, DiskState, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest,
-    NodeStatusResponse, NotLeader, ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, VolumeEpoch,
-    WatchRequest, WatchResponse,
+    NodeStatusResponse, NotLeader, ProposeRequest, ProposeResponse, QueryManyRequest, QueryManyResponse,
+    QueryRequest, QueryResponse, VolumeEpoch, WatchRequest, WatchResponse,
 };
 use proto::peer::Role;
 use tokio::net::TcpListener;
@@ -35,6 +35,13 @@ impl Metadata for Listener {
     }
 
     async fn query(&self, _request: Request<QueryRequest>) -> Result<Response<QueryResponse>, Status> {
+        Err(Status::unimplemented("only heartbeats are heard here"))
+    }
+
+    async fn query_many(
+        &self,
+        _request: Request<QueryManyRequest>,
+    ) -> Result<Response<QueryManyResponse>, Status> {
         Err(Status::unimplemented("only heartbeats are heard here"))
     }
 

@@ -71,6 +71,8 @@ enum Kind {
     Begin,
     /// Of an administrator.
     Admin,
+    /// Looks at one entry, with the token.
+    Look,
     /// Anything else of an account.
     Other,
 }
@@ -84,6 +86,7 @@ impl Kind {
             "/keepstone.v1.Files/BeginUploads" => Self::Begin,
             "/keepstone.v1.Files/PutFile" => Self::PutFile,
             "/keepstone.v1.Files/Download" => Self::GetFile,
+            "/keepstone.v1.Files/GetEntry" => Self::Look,
             "/keepstone.v1.Files/DownloadMany" | "/keepstone.v1.Sync/GetManifest" => Self::Get,
             "/keepstone.v1.Files/ListFolder"
             | "/keepstone.v1.Files/ListVersions"
@@ -108,7 +111,7 @@ impl Kind {
 
     /// Whether the token is checked by what does the work, if it was right a moment ago.
     fn checks_inside(self) -> bool {
-        matches!(self, Self::GetFile | Self::PutFile)
+        matches!(self, Self::GetFile | Self::PutFile | Self::Look)
     }
 
     /// Whether it gives a file's bytes.
@@ -268,6 +271,7 @@ impl Gate {
             | Kind::Put
             | Kind::Get
             | Kind::GetFile
+            | Kind::Look
             | Kind::Admin
             | Kind::Other => Ok(None),
         }
@@ -462,7 +466,8 @@ mod tests {
             assert_eq!(of(&format!("Files/{name}")), Kind::Change, "{name}");
         }
         assert_eq!(of("Sync/Apply"), Kind::Change);
-        for name in ["DeleteEntry", "RemoveVersions", "PurgeTrash", "AbortUpload", "GetEntry"] {
+        assert_eq!(of("Files/GetEntry"), Kind::Look);
+        for name in ["DeleteEntry", "RemoveVersions", "PurgeTrash", "AbortUpload"] {
             assert_eq!(of(&format!("Files/{name}")), Kind::Other, "{name}");
         }
     }

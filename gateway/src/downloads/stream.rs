@@ -145,7 +145,7 @@ async fn open(
         (FileAt::Path(path.names().to_vec()), Some(path))
     };
     let subject = path.as_ref().map_or_else(|| format!("entry {entry}"), ToString::to_string);
-    let opened = core.meta.open_file(claim.token, claim.caller.namespace, at).await;
+    let opened = core.meta.open(claim.token, claim.caller.namespace, at, true).await;
     let (row, content, places) = match opened.map_err(|error| Failure::from_meta(&error, &subject))? {
         Opened::TokenRefused => return Err(refused()),
         Opened::NoEntry(_) => return Err(Failure::no_entry(&subject)),

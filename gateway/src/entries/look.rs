@@ -2,11 +2,12 @@
 
 use engine::ids::{EntryId, VersionId};
 use metaraft::api::MetaError;
+use metaraft::model::nursery::{FileAt, Opened};
 use metaraft::model::query::{Query, Reply};
 use metaraft::model::row::EntryKind;
 use proto::v1;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Claim, refused};
 use crate::convert;
 use crate::core::Core;
 use crate::downloads::stream::file_state;
@@ -26,10 +27,15 @@ fn page_size(count_max: u32) -> u32 {
     }
 }
 
-pub(crate) async fn get(core: &Core, caller: &Caller, path: &str) -> Result<v1::Entry, Failure> {
+pub(crate) async fn get(core: &Core, claim: &Claim, path: &str) -> Result<v1::Entry, Failure> {
     let path = RemotePath::parse(path)?;
-    let row = core.entry_at(caller.namespace, &path).await?;
-    Ok(convert::entry_to_wire(row, Some(&path)))
+    let at = FileAt::Path(path.names().to_vec());
+    let opened = core.meta.open(claim.token, claim.caller.namespace, at, false).await;
+    match opened.map_err(|error| Failure::from_meta(&error, &path.to_string()))? {
+        Opened::TokenRefused => Err(refused()),
+        Opened::NoEntry(_) => Err(Failure::no_entry(&path.to_string())),
+        Opened::Found { entry, .. } => Ok(convert::entry_to_wire(entry, Some(&path))),
+    }
 }
 
 pub(crate) async fn list(

@@ -216,8 +216,8 @@ impl Files for FilesService {
         &self,
         request: Request<v1::GetEntryRequest>,
     ) -> Result<Response<v1::GetEntryResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let entry = entries::look::get(&self.core, &caller, &request.into_inner().path).await?;
+        let claim = auth::claim(&request)?;
+        let entry = entries::look::get(&self.core, &claim, &request.into_inner().path).await?;
         Ok(Response::new(v1::GetEntryResponse { entry: Some(entry) }))
     }
 

@@ -26,7 +26,7 @@ use crate::client::WatchedChanges;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, StepError};
 use crate::model::outcome::StepOutcome;
-use crate::model::query::{Query, Reply};
+use crate::model::query::{LONG_QUERY_BYTES, Query, Reply};
 use crate::model::settings::Settings;
 
 /// How old the map at hand may get.
@@ -201,8 +201,8 @@ impl MetaApi {
     /// # Errors
     /// See [`MetaError`]; [`StepError::NotFound`] if the query's namespace is not there.
     pub async fn query(&self, group: GroupId, query: Query) -> Result<Reply, MetaError> {
-        let bytes = Bytes::from(codec::encode(&query));
-        self.follow(group, |group| self.shared.ask(group, bytes.clone())).await
+        let (bytes, little) = encoded(&query);
+        self.follow(group, |group| self.shared.ask(group, bytes.clone(), little)).await
     }
 
     /// One attempt at watching which namespaces of `group` change. The stream begins with a gap; when it ends, or at
@@ -237,14 +237,21 @@ impl MetaApi {
     }
 }
 
+/// A query's bytes, and whether it travels with others.
+fn encoded(query: &Query) -> (Bytes, bool) {
+    let bytes = Bytes::from(codec::encode(query));
+    let little = query.answers_little() && bytes.len() <= LONG_QUERY_BYTES;
+    (bytes, little)
+}
+
 impl Shared {
     fn at_hand(&self) -> AtHand {
         // Held only to clone or replace.
         self.at_hand.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn ask(&self, group: GroupId, query: Bytes) -> Result<Reply, MetaError> {
-        let reply = self.transport.query(group, query).await?;
+    async fn ask(&self, group: GroupId, query: Bytes, little: bool) -> Result<Reply, MetaError> {
+        let reply = self.transport.query(group, query, little).await?;
         match codec::decode(&reply)? {
             Reply::NoNamespace => Err(StepError::NotFound { what: "namespace".to_owned() }.into()),
             Reply::NotOwner(slot) => Err(StepError::NotOwner { slot }.into()),
@@ -259,11 +266,11 @@ impl Shared {
     /// Fetches map and settings. The caller holds `refreshing`.
     async fn refresh(&self) -> Result<(), MetaError> {
         let unexpected = || MetaError::Protocol { what: "unexpected answer of the root group".to_owned() };
-        let query = |query: &Query| Bytes::from(codec::encode(query));
-        let (map, settings) = tokio::join!(
-            self.ask(ROOT_GROUP, query(&Query::ClusterMap)),
-            self.ask(ROOT_GROUP, query(&Query::Settings)),
-        );
+        let ask = |query: Query| {
+            let (bytes, little) = encoded(&query);
+            self.ask(ROOT_GROUP, bytes, little)
+        };
+        let (map, settings) = tokio::join!(ask(Query::ClusterMap), ask(Query::Settings));
         let (Reply::ClusterMap(map), Reply::Settings(settings)) = (map?, settings?) else {
             return Err(unexpected());
         };

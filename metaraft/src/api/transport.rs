@@ -18,11 +18,11 @@ pub trait Transport: Send + Sync + 'static {
     /// If no leader answered in time (the command may have been applied), or it refuses the caller.
     async fn propose(&self, group: GroupId, command: Bytes) -> Result<Bytes, MetaError>;
 
-    /// Answers an encoded query.
+    /// Answers an encoded query; `little`: together with others, for its reply is small and comes soon.
     ///
     /// # Errors
     /// If no leader answered in time, or it refuses the caller.
-    async fn query(&self, group: GroupId, query: Bytes) -> Result<Bytes, MetaError>;
+    async fn query(&self, group: GroupId, query: Bytes, little: bool) -> Result<Bytes, MetaError>;
 
     /// One attempt at watching which namespaces of a group change; see [`MetaClient::watch_once`].
     ///
@@ -38,8 +38,10 @@ impl Transport for MetaClient {
         outcomes.into_iter().next().ok_or_else(|| MetaError::Protocol { what: "no outcome".to_owned() })
     }
 
-    async fn query(&self, group: GroupId, query: Bytes) -> Result<Bytes, MetaError> {
-        Ok(self.query_raw(group, query).await?)
+    async fn query(&self, group: GroupId, query: Bytes, little: bool) -> Result<Bytes, MetaError> {
+        let reply =
+            if little { self.query_little(group, query).await } else { self.query_raw(group, query).await };
+        Ok(reply?)
     }
 
     async fn watch(&self, group: GroupId) -> Result<BoxStream<'static, WatchedChanges>, MetaError> {

@@ -15,9 +15,10 @@ use proto::peer::TlsIdentity;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
+use super::asker::{self, QUESTIONS_WAITING_MAX, Question};
 use super::config::ClientConfig;
 use super::errors::{ProposeError, QueryError};
-use super::leaders::{Attempt, GaveUp, Leaders};
+use super::leaders::{Attempt, Leaders};
 use super::proposer::{self, PROPOSALS_WAITING_MAX, Proposal};
 use crate::api::cluster_clock::learn;
 use crate::app::LogTime;
@@ -53,6 +54,7 @@ fn watched(message: &WatchResponse) -> WatchedChanges {
 pub struct MetaClient {
     leaders: Arc<Leaders>,
     proposers: Arc<Mutex<BTreeMap<GroupId, mpsc::Sender<Proposal>>>>,
+    askers: Arc<Mutex<BTreeMap<GroupId, mpsc::Sender<Question>>>>,
     tasks: TaskTracker,
 }
 
@@ -77,6 +79,7 @@ impl MetaClient {
         Ok(Self {
             leaders: Arc::new(Leaders::new(addresses, identity, config)?),
             proposers: Arc::default(),
+            askers: Arc::default(),
             tasks: TaskTracker::new(),
         })
     }
@@ -92,6 +95,40 @@ impl MetaClient {
                 queue
             })
             .clone()
+    }
+
+    fn asker(&self, group: GroupId) -> mpsc::Sender<Question> {
+        // Held only for a look-up or an insertion.
+        let mut askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
+        askers
+            .entry(group)
+            .or_insert_with(|| {
+                let (queue, waiting) = mpsc::channel(QUESTIONS_WAITING_MAX);
+                self.tasks.spawn(asker::run(Arc::clone(&self.leaders), group, waiting));
+                queue
+            })
+            .clone()
+    }
+
+    /// Answers an encoded query whose reply is small and comes soon, as [`Self::query_raw`] does; those of concurrent callers
+    /// travel together. Cancel safe.
+    ///
+    /// # Errors
+    /// See [`QueryError`].
+    pub async fn query_little(&self, group: GroupId, query: Bytes) -> Result<Bytes, QueryError> {
+        let unavailable = |why: &str| QueryError::Unavailable { last_failure: why.to_owned() };
+        let deadline = self.leaders.deadline();
+        let (reply, replied) = oneshot::channel();
+        let answered = async {
+            let question = Question { query, deadline, reply };
+            let gone = || unavailable("the client has stopped");
+            self.asker(group).send(question).await.map_err(|_gone| gone())?;
+            replied.await.unwrap_or_else(|_gone| Err(gone()))
+        };
+        // As for commands: each caller at its own deadline.
+        tokio::time::timeout_at((deadline + DEADLINE_GRACE).into(), answered)
+            .await
+            .unwrap_or_else(|_elapsed| Err(unavailable("the call was still under way")))
     }
 
     /// Commits encoded commands in `group`, in order but not as one, and returns the encoded outcome of each.
@@ -200,14 +237,6 @@ impl MetaClient {
                 }
             }
         });
-        match called.await {
-            Ok(reply) => Ok(reply),
-            Err(GaveUp::Deadline { last_failure }) => Err(QueryError::Unavailable { last_failure }),
-            Err(GaveUp::Refused { reason }) => Err(QueryError::Refused { reason }),
-            // Reading takes no space: no leader says so.
-            Err(GaveUp::NoSpace) => {
-                Err(QueryError::Refused { reason: "a query was refused for lack of space".to_owned() })
-            }
-        }
+        called.await.map_err(QueryError::from)
     }
 }

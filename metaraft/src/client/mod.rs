@@ -1,5 +1,6 @@
 //! The client of the metadata cluster: finds leaders, tries again, and puts waiting commands into one call.
 
+pub(crate) mod asker;
 pub mod config;
 pub mod errors;
 pub(crate) mod leaders;

@@ -268,6 +268,8 @@ pub enum Query {
         namespace: NamespaceId,
         /// Which.
         at: FileAt,
+        /// Whether its content is wanted, or only the entry.
+        content: bool,
     },
     /// A page of the group's nursery. Answers [`Reply::Nursery`].
     Nursery {
@@ -281,6 +283,9 @@ pub enum Query {
     /// What the group's nursery holds. Answers [`Reply::NurserySums`].
     NurserySums,
 }
+
+/// A query of more bytes asks for so much that it may take long, whatever it asks for.
+pub(crate) const LONG_QUERY_BYTES: usize = 32 * 1024;
 
 /// A query for more rows than this may take long.
 const LONG_ROWS: usize = 256;
@@ -322,6 +327,33 @@ impl Query {
             Self::ChunksLocate { chunks } | Self::ChunksPinned { chunks, .. } => chunks.len() > LONG_ROWS,
             Self::Sequences { namespaces } => namespaces.len() > LONG_ROWS,
             Self::DevicesLive { devices } => devices.len() > LONG_ROWS,
+        }
+    }
+}
+
+/// What [`Query::answers_little`] may be asked about by name.
+const LITTLE_ITEMS: usize = 64;
+
+impl Query {
+    /// Whether its reply has some 64 KiB at most, and comes soon: such queries travel together.
+    #[must_use]
+    pub fn answers_little(&self) -> bool {
+        match self {
+            Self::AccountByEmail { .. }
+            | Self::Account { .. }
+            | Self::Device { .. }
+            | Self::Namespace { .. }
+            | Self::Version { .. }
+            | Self::OpenFile { .. }
+            | Self::NurserySums => true,
+            Self::Resolve { paths, .. } => paths.len() <= LITTLE_ITEMS / 4,
+            Self::EntriesById { entries, .. } => entries.len() <= LITTLE_ITEMS / 4,
+            Self::Uploads { uploads, .. } => uploads.len() <= LITTLE_ITEMS,
+            Self::NamespaceHolds { contents, .. } => contents.len() <= LITTLE_ITEMS,
+            Self::ChunksLocate { chunks } | Self::ChunksPinned { chunks, .. } => chunks.len() <= LONG_ROWS,
+            Self::Sequences { namespaces } => namespaces.len() <= LITTLE_ITEMS,
+            Self::DevicesLive { devices } => devices.len() <= LITTLE_ITEMS,
+            _ => false,
         }
     }
 }

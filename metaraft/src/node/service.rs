@@ -6,11 +6,12 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use engine::ids::{ClusterId, GroupId, NodeId, ROOT_GROUP};
+use futures_util::future::join_all;
 use futures_util::{Stream, stream};
 use proto::internal::{
     AttestRequest, AttestResponse, GroupStatus, HeartbeatRequest, HeartbeatResponse, NodeStatusRequest,
-    NodeStatusResponse, NotLeader, ProposeRequest, ProposeResponse, QueryRequest, QueryResponse, WatchNotice,
-    WatchRequest, WatchResponse,
+    NodeStatusResponse, NotLeader, ProposeRequest, ProposeResponse, QueryManyRequest, QueryManyResponse,
+    QueryRequest, QueryResponse, WatchNotice, WatchRequest, WatchResponse,
 };
 use proto::peer::{Peer, Role};
 use tokio::sync::watch;
@@ -28,6 +29,9 @@ use crate::watchers::Watcher;
 
 /// Commands in one call.
 const COMMANDS_MAX: usize = 4096;
+/// Queries in one call, and bytes of replies in one answer: what has no room is asked for again.
+const QUERIES_MAX: usize = 256;
+const REPLIES_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of outcomes that one answer carries: with their lengths, and what is beside them, they fit a message.
 const OUTCOMES_BYTES_MAX: usize = proto::MESSAGE_BYTES_MAX - 64 * 1024;
 
@@ -69,6 +73,17 @@ impl MetadataService {
             }
         }
     }
+}
+
+/// The first of some replies, as many as have at most so many bytes together, but at least one.
+fn first_that_fit(replies: Vec<Vec<u8>>, bytes_max: usize) -> Vec<Bytes> {
+    let mut bytes = 0;
+    let fits = |reply: &Vec<u8>| {
+        let first = bytes == 0;
+        bytes += reply.len().max(1);
+        first || bytes <= bytes_max
+    };
+    replies.into_iter().take_while(fits).map(Bytes::from).collect()
 }
 
 /// How far a stream of notices is.
@@ -169,6 +184,31 @@ impl proto::internal::metadata_server::Metadata for MetadataService {
         Ok(Response::new(match self.answer(result)? {
             Ok(reply) => QueryResponse { reply: reply.into(), not_leader: None, wall_ms, log_ms },
             Err(not_leader) => QueryResponse { not_leader: Some(not_leader), ..QueryResponse::default() },
+        }))
+    }
+
+    async fn query_many(
+        &self,
+        request: Request<QueryManyRequest>,
+    ) -> Result<Response<QueryManyResponse>, Status> {
+        self.authorize(&request, &[Role::Gateway, Role::Meta])?;
+        let request = request.into_inner();
+        if request.queries.is_empty() || request.queries.len() > QUERIES_MAX {
+            return Err(Status::invalid_argument(format!("1 to {QUERIES_MAX} queries go in a call")));
+        }
+        let group = self.group(request.group)?;
+        // Each is confirmed and answered with whatever else waits.
+        let answers = join_all(request.queries.into_iter().map(|query| group.query(query.into()))).await;
+        let LogTime { time_ms: log_ms, wall_ms } = group.time();
+        let result = answers.into_iter().collect::<Result<Vec<_>, _>>();
+        Ok(Response::new(match self.answer(result)? {
+            Ok(replies) => {
+                let replies = first_that_fit(replies, REPLIES_BYTES_MAX);
+                QueryManyResponse { replies, not_leader: None, wall_ms, log_ms }
+            }
+            Err(not_leader) => {
+                QueryManyResponse { not_leader: Some(not_leader), ..QueryManyResponse::default() }
+            }
         }))
     }
 

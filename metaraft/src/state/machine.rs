@@ -25,15 +25,12 @@ use crate::model::STEPS_MAX;
 use crate::model::codec;
 use crate::model::command::{Command, CommandOutcome, DataStep, RootStep, StepError, Steps};
 use crate::model::outcome::{Release, StepOutcome};
-use crate::model::query::Query;
+use crate::model::query::{LONG_QUERY_BYTES, Query};
 use crate::model::request_key::Payload;
 use crate::model::room::makes_room;
 use crate::model::row::ContentRow;
 use crate::raft::group::COMMAND_BYTES_MAX;
 use crate::warden::liveness::Liveness;
-
-/// A query of more bytes asks for so much that it may take long, whatever it asks for.
-const LONG_QUERY_BYTES: usize = 32 * 1024;
 
 /// The state machine of the root group and of the data groups.
 pub struct StateMachine {

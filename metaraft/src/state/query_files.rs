@@ -33,8 +33,8 @@ impl Reader<'_> {
     pub(super) fn answer_files(&self, query: Query) -> Result<Reply, Refusal> {
         match query {
             Query::ContentsIn { namespace, contents, bytes } => self.contents_in(namespace, &contents, bytes),
-            Query::OpenFile { guard, namespace, at } => {
-                Ok(Reply::Opened(Box::new(self.open_file(guard.as_ref(), namespace, at)?)))
+            Query::OpenFile { guard, namespace, at, content } => {
+                Ok(Reply::Opened(Box::new(self.open_file(guard.as_ref(), namespace, at, content)?)))
             }
             Query::Nursery { after, since_ms_max, count_max } => {
                 self.nursery(after, since_ms_max, page(count_max).max(1))
@@ -100,6 +100,7 @@ impl Reader<'_> {
         guard: Option<&TokenGuard>,
         namespace: NamespaceId,
         at: FileAt,
+        content: bool,
     ) -> Result<Opened, Refusal> {
         self.namespace(namespace)?;
         if let Some(guard) = guard
@@ -122,6 +123,7 @@ impl Reader<'_> {
             }
         };
         let content = match &entry.kind {
+            _ if !content => None,
             EntryKind::File(state) if state.size > OPEN_BYTES_MAX => Some(FoundContent::Elsewhere),
             EntryKind::File(state) if state.size > 0 => {
                 Some(self.find_content(namespace, state.content, true)?)

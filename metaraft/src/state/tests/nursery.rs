@@ -59,7 +59,7 @@ impl Harness {
     }
 
     fn open(&self, guard: Option<TokenGuard>, at: FileAt) -> Opened {
-        match self.ask(&Query::OpenFile { guard, namespace: SPACE, at }) {
+        match self.ask(&Query::OpenFile { guard, namespace: SPACE, at, content: true }) {
             Reply::Opened(opened) => *opened,
             other => panic!("{other:?}"),
         }
