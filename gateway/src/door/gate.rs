@@ -3,6 +3,8 @@
 //!
 //! Invariants:
 //! - Only [`Kind::SignIn`] and [`Kind::Open`] are served without a right token, within the bounds for strangers.
+//! - What checks the token itself ([`Kind::checks_inside`]) is let in by one that was right within [`CLAIM_FRESH`], and is
+//!   given no [`Caller`] but in a [`Claim`].
 //! - What a request takes is counted to its account (to its address, for strangers) first, and to all second.
 //! - Who owes too much waits, and is refused, before a byte of what it wants changed is read.
 //! - A wrong token costs its address some of its tries; a token that was right before costs none, so nobody is hindered
