@@ -210,7 +210,7 @@ impl Failure {
             }
             StepError::RequestReused => Self::reused(subject),
             StepError::TokenRefused => crate::auth::refused(),
-            StepError::NurseryFull => {
+            StepError::NurseryFull | StepError::ContentHeld => {
                 Self::unavailable(format!("{subject}: too many small files at once; try again in a moment"))
             }
             StepError::WrongGroup => Self::internal("metadata", step),

@@ -43,7 +43,7 @@ const FULL_BYTES: u64 = 8 * 1024 * 1024;
 const TOGETHER_MAX: u32 = 512;
 
 /// How long the lease of a group is good for. It is taken anew with every look.
-const LEASE_MS: u64 = 30_000;
+const LEASE_MS: u64 = 60_000;
 
 fn failed(error: &MetaError) -> Failure {
     Failure::from_meta(error, "nursery")
@@ -61,6 +61,9 @@ struct Commands<'a> {
     request: RequestKey,
     made: u32,
 }
+
+/// A file that is on its way, and its content's holder, if it is known.
+type Retained = (Moving, Option<HolderId>);
 
 type Results = Vec<Result<Vec<StepOutcome>, StepError>>;
 
@@ -104,7 +107,7 @@ async fn empty(core: &Arc<Core>, mover: u64, group: GroupId) -> Result<(), Failu
         Err(error) => return Err(failed(&error)),
     };
     let since_ms_max = move_until(sums, core.meta.api().settings().nursery_age(), random::log_ms());
-    let mut after = None;
+    let (mut after, mut moved) = (None, Ok(()));
     loop {
         let query = Query::Nursery { after, since_ms_max, count_max: TOGETHER_MAX };
         let (files, next) = match core.meta.api().query(group, query).await {
@@ -120,11 +123,12 @@ async fn empty(core: &Arc<Core>, mover: u64, group: GroupId) -> Result<(), Failu
                 Err(MetaError::Step(StepError::Changed { .. })) => return Ok(()),
                 Err(error) => return Err(failed(&error)),
             }
-            move_some(core, group, files).await?;
+            // What could not be moved does not keep the others there.
+            moved = move_some(core, group, files).await.and(moved);
         }
         match next {
             Some(last) => after = Some(last),
-            None => return Ok(()),
+            None => return moved,
         }
     }
 }
@@ -150,17 +154,18 @@ async fn move_some(core: &Arc<Core>, group: GroupId, files: Vec<NurseryFile>) ->
     }
     let moving = take(&mut commands, group, kept).await?;
     let count = moving.len();
-    let (stored, failure) = store(core, moving).await?;
-    let retained = retain(&mut commands, group, stored).await?;
-    leaving.extend(settle(&mut commands, group, retained).await?);
+    let (stored, not_stored) = store(core, moving).await?;
+    let (retained, not_retained) = retain(&mut commands, group, stored, &mut leaving).await?;
+    settle(&mut commands, group, retained, &mut leaving).await?;
+    let leaving_count = leaving.len();
     tracing::debug!(
         group = group.0,
         files = count,
-        leaving = leaving.len(),
+        leaving = leaving_count,
         "small files moved into stripes"
     );
-    clean_up(&mut commands, group, leaving).await?;
-    failure.map_or(Ok(()), Err)
+    let cleaned = clean_up(&mut commands, group, leaving).await;
+    not_stored.or(not_retained).map_or(cleaned, Err)
 }
 
 /// Marks files as moving; gives those that are.
@@ -252,13 +257,15 @@ fn settle_step(moving: &Moving, in_force: Option<HolderId>) -> DataStep {
 }
 
 /// Retains contents whose slots are other groups'. Gives each with the holder in force; `None` for those that are to be
-/// retained in the nursery's own group. One that is refused has been let go meanwhile: it is found leaving by the next look.
+/// retained in the nursery's own group; and why others could not be. One that is refused has been let go meanwhile: what was
+/// pinned for it since is to go, so it is leaving.
 async fn retain(
     commands: &mut Commands<'_>,
     group: GroupId,
     stored: Vec<Moving>,
-) -> Result<Vec<(Moving, Option<HolderId>)>, Failure> {
-    let mut retained = Vec::with_capacity(stored.len());
+    leaving: &mut Vec<Moving>,
+) -> Result<(Vec<Retained>, Option<Failure>), Failure> {
+    let (mut retained, mut failure) = (Vec::with_capacity(stored.len()), None);
     let mut elsewhere: HashMap<GroupId, Vec<Moving>> = HashMap::new();
     for moving in stored {
         let of_content = commands.core.meta.group_of(moving.file.content.slot());
@@ -269,54 +276,70 @@ async fn retain(
     }
     for (other, moving) in elsewhere {
         let items = moving.iter().map(|moving| vec![retain_step(moving)]).collect();
-        let outcomes = commands.each(other, items).await?;
+        let outcomes = match commands.each(other, items).await {
+            Ok(outcomes) => outcomes,
+            Err(unavailable) => {
+                failure = Some(unavailable);
+                continue;
+            }
+        };
         for (moving, outcome) in moving.into_iter().zip(outcomes) {
             match outcome.as_deref() {
                 Ok([StepOutcome::Retained { holder }]) => retained.push((moving, Some(*holder))),
                 Ok(_) => return Err(failed(&wrong_reply("retain"))),
-                Err(error) => tracing::debug!(error = %error, "a small file was let go while it was moved"),
+                Err(error) => {
+                    tracing::debug!(error = %error, "a small file was let go while it was moved");
+                    leaving.push(moving);
+                }
             }
         }
     }
-    Ok(retained)
+    Ok((retained, failure))
 }
 
-/// Settles what is retained, or retains and settles it at once; gives what is leaving.
+/// Settles what is retained, or retains and settles it at once; adds what is leaving then.
 async fn settle(
     commands: &mut Commands<'_>,
     group: GroupId,
-    retained: Vec<(Moving, Option<HolderId>)>,
-) -> Result<Vec<Moving>, Failure> {
-    let item = |(moving, in_force): &(Moving, Option<HolderId>)| match in_force {
+    retained: Vec<Retained>,
+    leaving: &mut Vec<Moving>,
+) -> Result<(), Failure> {
+    let item = |(moving, in_force): &Retained| match in_force {
         Some(holder) => vec![settle_step(moving, Some(*holder))],
         None => vec![retain_step(moving), settle_step(moving, None)],
     };
     let outcomes = commands.each(group, retained.iter().map(item).collect()).await?;
-    let mut leaving = Vec::new();
     for ((moving, _in_force), outcome) in retained.into_iter().zip(outcomes) {
         match outcome.as_deref() {
             Ok([.., StepOutcome::NurserySettled { leaving: true }]) => leaving.push(moving),
             Ok([.., StepOutcome::NurserySettled { leaving: false }]) => {}
             Ok(_) => return Err(failed(&wrong_reply("settle"))),
-            Err(error) => tracing::debug!(error = %error, "a small file was let go while it was moved"),
+            Err(error) => {
+                tracing::debug!(error = %error, "a small file was let go while it was moved");
+                leaving.push(moving);
+            }
         }
     }
-    Ok(leaving)
+    Ok(())
 }
 
 /// Removes the pins of what is leaving, then forgets it.
 async fn clean_up(commands: &mut Commands<'_>, group: GroupId, leaving: Vec<Moving>) -> Result<(), Failure> {
-    let mut items = Vec::with_capacity(leaving.len());
+    let (mut items, mut cleaned) = (Vec::with_capacity(leaving.len()), Ok(()));
     for Moving { file, holder } in leaving {
         let NurseryFile { namespace, content, generation, row, .. } = file;
         let chunks = row.chunks.iter().map(|chunk| chunk.id);
-        release::unpin_holder(&commands.core.meta, content, holder, chunks).await?;
-        items.push(vec![DataStep::NurseryForget { namespace, content, generation }]);
+        match release::unpin_holder(&commands.core.meta, content, holder, chunks).await {
+            Ok(()) => items.push(vec![DataStep::NurseryForget { namespace, content, generation }]),
+            Err(failure) => cleaned = Err(failure),
+        }
     }
     for forgotten in commands.each(group, items).await? {
-        forgotten.map_err(|error| Failure::from_step(&error, "nursery"))?;
+        if let Err(error) = forgotten {
+            tracing::debug!(error = %error, "a small file is forgotten later");
+        }
     }
-    Ok(())
+    cleaned
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Puts one small file by one command: its bytes stay in the nursery of the tree's group until they are packed into
 //! stripes (`crate::nursery`).
 //!
-//! Where the nursery is full the file goes the long way, by a session that is named after the request: begun, its chunks
+//! Where the nursery is full, or the tree has the content in stripes already, which may not be readable any more, the file goes the long way, by a session that is named after the request: begun, its chunks
 //! stored, committed. A repetition of the request finds the refusal that the first command was remembered with, and goes
 //! the same way: session and commit have the names that they had the first time.
 
@@ -22,17 +22,20 @@ use metaraft::model::row::ROOT_ENTRY;
 use proto::v1;
 use tonic::Code;
 
-use crate::auth::Caller;
+use crate::auth::{Caller, Claim};
 use crate::convert;
 use crate::core::Core;
 use crate::failure::Failure;
 use crate::meta::entry_of;
 use crate::path::{RemotePath, name_fault, shown};
 use crate::sync::history::Guard;
-use crate::uploads::{begin, commit};
+use crate::uploads::{begin, commit, status};
 
 /// The step of a request that puts the file; those of commits are below.
 const PUT_STEP: u32 = 2_000_000;
+
+/// The one that gives its session up.
+const ABORT_STEP: u32 = 3_000_000;
 
 /// Files up to so many bytes are hashed where they arrive: that takes a few microseconds, another thread more.
 const HASHED_HERE_BYTES_MAX: usize = 16 * 1024;
@@ -134,8 +137,11 @@ pub(crate) async fn put(request: Request<'_>, message: v1::PutFileRequest) -> Re
             let entry = entry_of(outcomes).map_err(|error| Failure::from_meta(&error, &wanted.subject))?;
             Ok(convert::entry_to_wire(entry, wanted.path.as_ref()))
         }
-        // The token was judged before.
-        Err(MetaError::Step(StepError::NurseryFull)) => over_stripes(request, message, &chunks).await,
+        Err(MetaError::Step(StepError::NurseryFull | StepError::ContentHeld)) => {
+            // The answer may be the remembered one, of a time when the token was right.
+            Claim { caller: caller.clone(), token }.check(&core.meta).await?;
+            over_stripes(request, message, &chunks).await
+        }
         Err(MetaError::Step(StepError::NotFound { what })) if what == "folder" => {
             let subject = &wanted.subject;
             let folder =
@@ -192,7 +198,15 @@ async fn over_stripes(
     };
     let request = commit::Request { core, caller, id, guard: history };
     let committed = commit::commit(request, &[commit]).await?.pop();
-    committed.unwrap_or_else(|| Err(Failure::internal("commit", &"no answer")))
+    let committed = committed.unwrap_or_else(|| Err(Failure::internal("commit", &"no answer")));
+    if matches!(&committed, Err(failure) if failure.code != Code::Unavailable) {
+        // Nobody else knows of the session; a repetition finds the refusal remembered.
+        let aborted = status::abort(core, caller, id.step(ABORT_STEP), upload.as_bytes()).await;
+        if let Err(error) = aborted {
+            tracing::debug!(error = %error, "the session of a small file is left to expire");
+        }
+    }
+    committed
 }
 
 /// Stores what a session lacks.

@@ -526,9 +526,9 @@ pub enum DataStep {
     /// Changes nothing: refuses the command ([`StepError::TokenRefused`]) unless the token is right and its device not
     /// revoked. Slot: the account's.
     TokenGuard(TokenGuard),
-    /// Makes a file, or a new version of one, with its bytes: they are kept in the nursery, unless the namespace has the
-    /// content already. Answers [`StepOutcome::Entry`]. Refused as [`StepError::NurseryFull`] if there is no room: then
-    /// the way over an upload session is taken.
+    /// Makes a file, or a new version of one, with its bytes, which are kept in the nursery. Answers
+    /// [`StepOutcome::Entry`]. Refused as [`StepError::NurseryFull`] if there is no room, and as [`StepError::ContentHeld`]
+    /// if the namespace has the content in stripes: then the way over an upload session is taken.
     FilePut {
         /// Where.
         namespace: NamespaceId,

@@ -33,6 +33,8 @@ fn step_makes_room(step: &DataStep) -> bool {
         | DataStep::UploadForget { .. }
         | DataStep::DeviceRevoke { .. }
         | DataStep::NurseryForget { .. }
+        | DataStep::NurseryLease { .. }
+        | DataStep::NurserySettle { .. }
         | DataStep::TokenGuard(_)
         | DataStep::JournalGuard { .. } => true,
         _ => false,

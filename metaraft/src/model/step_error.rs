@@ -112,4 +112,8 @@ pub enum StepError {
     /// The nursery has no room for the file: it goes over stripes.
     #[error("the nursery is full")]
     NurseryFull,
+    /// The namespace has the content in stripes, of which nobody knows here whether they can be read: it goes over stripes,
+    /// where that is seen to.
+    #[error("the content is in stripes already")]
+    ContentHeld,
 }

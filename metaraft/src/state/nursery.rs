@@ -133,7 +133,8 @@ impl Group<'_, '_> {
         Ok((parent, depth))
     }
 
-    /// Counts a new version's use of a content, and keeps the bytes if the namespace has it nowhere else.
+    /// Counts a new version's use of a content, and keeps the bytes. Refused if the content is in stripes: bytes that come
+    /// again heal what cannot be read there, and that is for the other way to find out.
     fn nursery_keep(
         &mut self,
         namespace: NamespaceId,
@@ -143,7 +144,13 @@ impl Group<'_, '_> {
     ) -> Result<(), StepError> {
         let used = self.use_add(namespace, row, content)?;
         let key = keys::nursery(namespace, content, used.generation);
-        if used.retained || self.contains(&key) {
+        if used.retained {
+            return Err(StepError::ContentHeld);
+        }
+        let bytes = NurseryBytesRow(file.bytes.clone());
+        if self.contains(&key) {
+            // Whatever has become of those that were there.
+            self.put(&keys::nursery_bytes(namespace, content, used.generation), &bytes);
             return Ok(());
         }
         let mut sums = self.nursery_sums()?;
@@ -156,7 +163,6 @@ impl Group<'_, '_> {
         // Another use of a content that is not retained is a session's.
         let shared = used.count > 1;
         self.put(&key, &NurseryRow { chunks, since_ms, shared, state: NurseryState::Kept });
-        let bytes = NurseryBytesRow(file.bytes.clone());
         self.put(&keys::nursery_bytes(namespace, content, used.generation), &bytes);
         self.put(&keys::nursery_sums(), &sums);
         Ok(())

@@ -76,6 +76,12 @@ async fn put_alone(shared: &Shared, mut all: Vec<Read>) -> Result<Vec<Ended>, Ve
         () = shared.up.take(bytes) => {}
         () = shared.stop.cancelled() => return Ok(vec![Ended::quietly(node, End::Stopped)]),
     }
+    // It may have waited for long.
+    let (root, task) = (shared.root.clone(), read.task.clone());
+    let checked = tokio::task::spawn_blocking(move || unchanged(&root, &task)).await;
+    if let Err(end) = checked.unwrap_or(Err(End::Stopped)) {
+        return Ok(vec![Ended::quietly(node, end)]);
+    }
     let message = v1::PutFileRequest {
         cursor: asked.proof.clone().into(),
         data: read.bytes.clone(),

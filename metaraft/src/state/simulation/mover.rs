@@ -48,7 +48,8 @@ pub(super) fn put_some(world: &mut World) {
             | StepError::WrongKind { .. }
             | StepError::Conflict { .. }
             | StepError::Quota { .. }
-            | StepError::NurseryFull,
+            | StepError::NurseryFull
+            | StepError::ContentHeld,
         ) => {}
         Err(error) => panic!("put: {error}"),
     }

@@ -146,13 +146,13 @@ fn the_nursery_is_bounded_and_what_the_namespace_has_takes_no_room() {
         (harness.used_bytes(), harness.names(ROOT_ENTRY)),
         (used, vec!["a".into(), "b".into(), "empty".into()])
     );
-    // A file that a session has committed is retained: its bytes are nowhere else.
+    // What a session has committed is in stripes: whether it can be read there is for the other way to find out.
     let row = harness.file(1, "session");
     let EntryKind::File(state) = row.kind else { panic!("{row:?}") };
     let chunks = super::chunks(1, 1000);
     assert_eq!(state.content, ContentId::of(&chunks));
-    harness.put_small(SmallFile { chunks, ..file(&["again"], &[0; 1000]) }).unwrap();
-    assert_eq!(harness.sums().files, 1);
+    let again = harness.put_small(SmallFile { chunks, ..file(&["again"], &[0; 1000]) });
+    assert_eq!((again, harness.sums().files), (Err(StepError::ContentHeld), 1));
 }
 
 /// An account with a device, and what its right token shows.
