@@ -41,6 +41,9 @@ const PINNED_WITHIN_MIN: Duration = Duration::from_millis(5);
 /// More than a thread's sleep is ever late by itself, in microseconds: beyond that the machine is busy.
 const LATE_US_MAX: u32 = 500;
 
+/// A commit that took longer says nothing about the next one, in microseconds.
+const COMMIT_US_MAX: u32 = 20_000;
+
 /// Told when a chunk is durable and pinned, or why not.
 pub(crate) type Done = oneshot::Sender<Result<(), Failure>>;
 
@@ -63,6 +66,17 @@ pub(crate) struct Depositor {
     times: Arc<Mutex<WriteTimes>>,
     /// How late waits end beyond what was asked for, in microseconds.
     late_us: Arc<AtomicU32>,
+    /// How long a registration takes behind a write, and a pin behind a wait, in microseconds.
+    register_us: Arc<AtomicU32>,
+    pin_us: Arc<AtomicU32>,
+}
+
+/// Takes one more time into a mean of the last few.
+fn learn(mean_us: &AtomicU32, took: Duration) {
+    let took = u32::try_from(took.as_micros()).unwrap_or(COMMIT_US_MAX).min(COMMIT_US_MAX);
+    let before = mean_us.load(Ordering::Relaxed);
+    let mean = if before == 0 { took } else { (before * 15 + took) / 16 };
+    mean_us.store(mean, Ordering::Relaxed);
 }
 
 type Results = HashMap<ChunkId, Result<(), Failure>>;
@@ -73,7 +87,9 @@ fn all(chunks: impl IntoIterator<Item = ChunkId>, result: &Result<(), Failure>) 
 
 impl Depositor {
     pub(crate) fn new(meta: Meta, suspects: Arc<Suspects>, sink: StripeSink, presence: Presence) -> Self {
-        Self { meta, suspects, sink, presence, times: Arc::default(), late_us: Arc::default() }
+        let times = Arc::default();
+        let (late_us, register_us, pin_us) = (Arc::default(), Arc::default(), Arc::default());
+        Self { meta, suspects, sink, presence, times, late_us, register_us, pin_us }
     }
 
     fn times(&self) -> MutexGuard<'_, WriteTimes> {
@@ -136,7 +152,7 @@ impl Depositor {
         let cluster = self.cluster();
         let stored = self.sink.store(sealed, holders).await;
         self.note(sealed, cluster, stored.as_ref().ok().copied());
-        stored.map(drop)
+        stored.map(|took| learn(&self.register_us, took.whole.saturating_sub(took.durable)))
     }
 
     /// Notes how long a stripe took; `None` if it did not get there.
@@ -185,8 +201,12 @@ impl Depositor {
             let pin = async { self.pin_as_if_registered(self.unreadable(known).await, known, holders).await };
             join(pin, self.wait_until(began + took.whole)).await.0
         } else {
-            let (unreadable, ()) = join(self.unreadable(known), self.wait_until(began + took.durable)).await;
-            self.pin_as_if_registered(unreadable, known, holders).await
+            let durable = began + self.before_pin(took.durable);
+            let (unreadable, ()) = join(self.unreadable(known), self.wait_until(durable)).await;
+            let waited = Instant::now();
+            let pinned = self.pin_as_if_registered(unreadable, known, holders).await;
+            learn(&self.pin_us, waited.elapsed());
+            pinned
         };
         (self.finish(sealed, known, holders, pinned).await, None)
     }
@@ -294,6 +314,14 @@ impl Depositor {
             }
         }
         Ok(pinned)
+    }
+
+    /// How long to wait before a pin, so that it ends when a registration would that follows a write of this duration: a
+    /// commit behind a wait takes longer than one behind a write, or less, for it has fewer rows.
+    fn before_pin(&self, durable: Duration) -> Duration {
+        let mean = |mean_us: &AtomicU32| Duration::from_micros(mean_us.load(Ordering::Relaxed).into());
+        let (register, pin) = (mean(&self.register_us), mean(&self.pin_us));
+        if pin.is_zero() { durable } else { (durable + register).saturating_sub(pin) }
     }
 
     /// Waits until then as exactly as a thread can, and learns by how much it is late.
