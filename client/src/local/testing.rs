@@ -30,15 +30,25 @@ pub(super) fn as_another_user(test: &str) -> bool {
     let program = dir.path().join("tests");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-    let output = std::process::Command::new(&program)
-        .args(["--exact", test])
-        .env(CHILD, "1")
-        .env("TMPDIR", dir.path())
-        .current_dir(dir.path())
-        .uid(65_534)
-        .gid(65_534)
-        .output()
-        .unwrap();
+    let run = || {
+        std::process::Command::new(&program)
+            .args(["--exact", test])
+            .env(CHILD, "1")
+            .env("TMPDIR", dir.path())
+            .current_dir(dir.path())
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+    };
+    // A child of another test that was forked meanwhile holds the copy open for writing until it runs its own program.
+    let is_busy = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ExecutableFileBusy;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let mut output = run();
+    while output.as_ref().is_err_and(is_busy) && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        output = run();
+    }
+    let output = output.unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
     false
